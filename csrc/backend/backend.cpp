@@ -1,0 +1,51 @@
+#include "backend/backend.h"
+
+#include "backend/decorators.h"
+#include "backend/host.h"
+#include "backend/memfd.h"
+#include "backend/null.h"
+#include "base/error.h"
+
+namespace vramkit {
+namespace {
+
+std::unique_ptr<Backend> make_base(const std::string& name) {
+  if (name == "host") return std::make_unique<HostBackend>();
+  if (name == "memfd") return std::make_unique<MemfdBackend>();
+  if (name == "null") return std::make_unique<NullBackend>();
+  fail(Status::kInvalidArgument, "unknown backend '%s'; known are host, memfd, null", name.c_str());
+}
+
+std::unique_ptr<Backend> decorate(std::unique_ptr<Backend> inner, const std::string& name) {
+  if (name == "faults") return std::make_unique<FaultBackend>(std::move(inner));
+  if (name == "late_events") return std::make_unique<LateEventsBackend>(std::move(inner));
+  if (name.starts_with("limit=")) {
+    return std::make_unique<LimitBackend>(std::move(inner), std::stoull(name.substr(6)));
+  }
+  fail(Status::kInvalidArgument,
+       "unknown backend decorator '%s'; known are faults, late_events, limit=BYTES", name.c_str());
+}
+
+}  // namespace
+
+void Backend::inject_fault(const std::string& call, uint64_t) {
+  fail(Status::kInvalidArgument, "no '+faults' in the backend: cannot make '%s' fail",
+       call.c_str());
+}
+
+void Backend::complete_events(uint64_t) {
+  fail(Status::kInvalidArgument, "no '+late_events' in the backend: no event is late");
+}
+
+std::unique_ptr<Backend> make_backend(const std::string& spec) {
+  size_t end = spec.find('+');
+  std::unique_ptr<Backend> backend = make_base(spec.substr(0, end));
+  while (end != std::string::npos) {
+    const size_t start = end + 1;
+    end = spec.find('+', start);
+    backend = decorate(std::move(backend), spec.substr(start, end - start));
+  }
+  return backend;
+}
+
+}  // namespace vramkit

@@ -1,0 +1,87 @@
+// What the pool asks of memory: address space, pages behind it, a second address for pages, events.
+//
+// A backend owns one address range. Its lower part is *home*: page i lives at base + i *
+// page_bytes. The upper part is for *aliases*: contiguous addresses for pages that are scattered at
+// home.
+//
+// Rules for callers:
+//  - one thread at a time (the pool holds its lock);
+//  - no page is taken from data: `unback`, `map` and `unmap` only touch pages without live data;
+//  - a call that throws has changed nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace vramkit {
+
+struct PageRun {
+  uint64_t first;  // home index
+  uint64_t count;
+};
+
+/// A point in a stream's work. 0 is a point that has always been passed.
+using Event = uint64_t;
+
+struct Layout {
+  uint64_t page_bytes;
+  uint64_t home_pages;   // addresses for this many pages are reserved at home
+  uint64_t alias_pages;  // and for this many aliases behind them
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// No pool can have more than this: the memory of the machine, or what its limits leave of it.
+  virtual uint64_t memory_limit() const = 0;
+
+  /// Reserves the address range. Called once, first. Memory comes with `back`.
+  virtual void reserve(const Layout& layout) = 0;
+  /// First address of the range, a multiple of the page size.
+  virtual uint64_t base() const = 0;
+
+  /// Puts physical memory behind home pages that have none.
+  virtual void back(PageRun run) = 0;
+  /// Gives physical memory back. Afterwards the pages have none.
+  virtual void unback(PageRun run) = 0;
+
+  /// True where an unbacked page can be backed again at its old address, and an alias address used
+  /// for other pages. Where false, both are retired for ever: on CUDA, what registered an address
+  /// (NCCL's graphs) must never find other memory there.
+  virtual bool rebindable() const = 0;
+  /// True where a page can stand at two addresses at once; where false, `map` moves it.
+  virtual bool aliasing() const = 0;
+  /// How many pages may be mapped at alias addresses at a time.
+  virtual uint64_t max_alias_pages() const = 0;
+
+  /// Makes the backed pages of `run` readable and writable at `address` too (moves them there).
+  virtual void map(uint64_t address, PageRun run) = 0;
+  /// Undoes `map` (moves them home).
+  virtual void unmap(uint64_t address, PageRun run) = 0;
+
+  /// False while a graph capture forbids to record, query or wait for events.
+  virtual bool events_allowed() const = 0;
+  virtual Event record_event(uint64_t stream) = 0;
+  virtual bool event_done(Event event) = 0;
+  /// Work queued on `stream` from now on runs after `event`. Does not block the host.
+  virtual void stream_wait(uint64_t stream, Event event) = 0;
+  /// Blocks the host until `event` is done.
+  virtual void synchronize(Event event) = 0;
+  /// Every event is released once, done or not.
+  virtual void release_event(Event event) = 0;
+
+  /// In a forked child: lets go of memory that nobody will use there. Must not allocate.
+  virtual void discard_in_child(uint64_t address, uint64_t bytes) = 0;
+
+  /// Test controls; a backend without them refuses.
+  virtual void inject_fault(const std::string& call, uint64_t nth);
+  virtual void complete_events(uint64_t count);
+};
+
+/// `spec` is "host", "memfd" or "null", then decorators: "+limit=64MiB-in-bytes", "+faults",
+/// "+late_events". The last one named is the outermost.
+std::unique_ptr<Backend> make_backend(const std::string& spec);
+
+}  // namespace vramkit

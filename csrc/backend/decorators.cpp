@@ -1,0 +1,72 @@
+#include "backend/decorators.h"
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+namespace vramkit {
+
+void LimitBackend::back(PageRun run) {
+  const uint64_t bytes = run.count * page_bytes_;
+  if (backed_bytes_ + bytes > limit_bytes_) {
+    fail(Status::kOutOfMemory, "the device has no memory for %s more: %s of %s are in use",
+         mib(bytes).c_str(), mib(backed_bytes_).c_str(), mib(limit_bytes_).c_str());
+  }
+  Decorator::back(run);
+  backed_bytes_ += bytes;
+}
+
+void LimitBackend::unback(PageRun run) {
+  Decorator::unback(run);
+  backed_bytes_ -= run.count * page_bytes_;
+}
+
+void FaultBackend::inject_fault(const std::string& call, uint64_t nth) { countdown_[call] = nth; }
+
+void FaultBackend::strike(const char* call) {
+  const auto found = countdown_.find(call);
+  if (found == countdown_.end() || found->second == 0 || --found->second > 0) return;
+  fail(Status::kSystem, "injected failure of %s", call);
+}
+
+void FaultBackend::reserve(const Layout& layout) {
+  strike("reserve");
+  Decorator::reserve(layout);
+}
+void FaultBackend::back(PageRun run) {
+  strike("back");
+  Decorator::back(run);
+}
+void FaultBackend::unback(PageRun run) {
+  strike("unback");
+  Decorator::unback(run);
+}
+void FaultBackend::map(uint64_t address, PageRun run) {
+  strike("map_alias");
+  Decorator::map(address, run);
+}
+void FaultBackend::unmap(uint64_t address, PageRun run) {
+  strike("unmap_alias");
+  Decorator::unmap(address, run);
+}
+Event FaultBackend::record_event(uint64_t stream) {
+  strike("record_event");
+  return Decorator::record_event(stream);
+}
+void FaultBackend::stream_wait(uint64_t stream, Event event) {
+  strike("wait_event");
+  Decorator::stream_wait(stream, event);
+}
+
+Event LateEventsBackend::record_event(uint64_t) {
+  open_.insert(++last_event_);
+  return last_event_;
+}
+bool LateEventsBackend::event_done(Event event) { return !open_.contains(event); }
+void LateEventsBackend::stream_wait(uint64_t, Event) {}
+void LateEventsBackend::synchronize(Event event) { open_.erase(event); }
+void LateEventsBackend::release_event(Event event) { open_.erase(event); }
+void LateEventsBackend::complete_events(uint64_t count) {
+  while (count-- > 0 && !open_.empty()) open_.erase(open_.begin());
+}
+
+}  // namespace vramkit

@@ -1,0 +1,99 @@
+// Backends around backends: limits, injected failures, late events.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "backend/backend.h"
+
+namespace vramkit {
+
+/// Forwards everything.
+class Decorator : public Backend {
+ public:
+  explicit Decorator(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
+
+  uint64_t memory_limit() const override { return inner_->memory_limit(); }
+  void reserve(const Layout& layout) override {
+    page_bytes_ = layout.page_bytes;
+    inner_->reserve(layout);
+  }
+  uint64_t base() const override { return inner_->base(); }
+  void back(PageRun run) override { inner_->back(run); }
+  void unback(PageRun run) override { inner_->unback(run); }
+  bool rebindable() const override { return inner_->rebindable(); }
+  bool aliasing() const override { return inner_->aliasing(); }
+  uint64_t max_alias_pages() const override { return inner_->max_alias_pages(); }
+  void map(uint64_t address, PageRun run) override { inner_->map(address, run); }
+  void unmap(uint64_t address, PageRun run) override { inner_->unmap(address, run); }
+  bool events_allowed() const override { return inner_->events_allowed(); }
+  Event record_event(uint64_t stream) override { return inner_->record_event(stream); }
+  bool event_done(Event event) override { return inner_->event_done(event); }
+  void stream_wait(uint64_t stream, Event event) override { inner_->stream_wait(stream, event); }
+  void synchronize(Event event) override { inner_->synchronize(event); }
+  void release_event(Event event) override { inner_->release_event(event); }
+  void discard_in_child(uint64_t address, uint64_t bytes) override {
+    inner_->discard_in_child(address, bytes);
+  }
+  void inject_fault(const std::string& call, uint64_t nth) override {
+    inner_->inject_fault(call, nth);
+  }
+  void complete_events(uint64_t count) override { inner_->complete_events(count); }
+
+ protected:
+  uint64_t page_bytes_ = 0;
+
+ private:
+  std::unique_ptr<Backend> inner_;
+};
+
+/// Backs at most `limit_bytes`, as a device shared with others does.
+class LimitBackend : public Decorator {
+ public:
+  LimitBackend(std::unique_ptr<Backend> inner, uint64_t limit_bytes)
+      : Decorator(std::move(inner)), limit_bytes_(limit_bytes) {}
+  void back(PageRun run) override;
+  void unback(PageRun run) override;
+
+ private:
+  uint64_t limit_bytes_;
+  uint64_t backed_bytes_ = 0;
+};
+
+/// Makes a chosen call fail.
+class FaultBackend : public Decorator {
+ public:
+  using Decorator::Decorator;
+  void reserve(const Layout& layout) override;
+  void back(PageRun run) override;
+  void unback(PageRun run) override;
+  void map(uint64_t address, PageRun run) override;
+  void unmap(uint64_t address, PageRun run) override;
+  Event record_event(uint64_t stream) override;
+  void stream_wait(uint64_t stream, Event event) override;
+  void inject_fault(const std::string& call, uint64_t nth) override;
+
+ private:
+  void strike(const char* call);
+  std::map<std::string, uint64_t> countdown_;
+};
+
+/// Events stay open until `complete_events` or a host wait, as on a busy device.
+class LateEventsBackend : public Decorator {
+ public:
+  using Decorator::Decorator;
+  Event record_event(uint64_t stream) override;
+  bool event_done(Event event) override;
+  void stream_wait(uint64_t stream, Event event) override;
+  void synchronize(Event event) override;
+  void release_event(Event event) override;
+  void complete_events(uint64_t count) override;
+
+ private:
+  Event last_event_ = 0;
+  std::set<Event> open_;
+};
+
+}  // namespace vramkit

@@ -1,0 +1,87 @@
+#include "backend/host.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+namespace vramkit {
+namespace {
+
+constexpr uint64_t kHugePage = 2 * kMiB;
+
+/// Fresh readable and writable memory at a place inside the reserved range.
+void make_accessible(uint64_t address, uint64_t bytes) {
+  void* got = ::mmap(pointer(address), bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (got == MAP_FAILED) fail_errno("cannot map %s", mib(bytes).c_str());
+  ::madvise(got, bytes, MADV_HUGEPAGE);
+}
+
+}  // namespace
+
+void HostBackend::reserve(const Layout& layout) {
+  page_bytes_ = layout.page_bytes;
+  AddressRange range((layout.home_pages + layout.alias_pages) * page_bytes_,
+                     std::max(page_bytes_, kHugePage));
+  make_accessible(range.base(), layout.home_pages * page_bytes_);
+  // The kernel ties an area to its address at its first fault: only then do pages that went away
+  // and came back merge with their neighbours again.
+  *static_cast<volatile char*>(pointer(range.base())) = 0;
+  range_ = std::move(range);
+}
+
+void HostBackend::back(PageRun) {}  // the first touch does it
+
+void HostBackend::unback(PageRun run) {
+  if (::madvise(pointer(home(run.first)), run.count * page_bytes_, MADV_DONTNEED) != 0) {
+    fail_errno("cannot give %s back", mib(run.count * page_bytes_).c_str());
+  }
+}
+
+void HostBackend::map(uint64_t address, PageRun run) {
+  if (move(home(run.first), address, run)) return;
+  make_accessible(address, run.count * page_bytes_);
+  ::madvise(pointer(home(run.first)), run.count * page_bytes_, MADV_DONTNEED);
+}
+
+void HostBackend::unmap(uint64_t address, PageRun run) {
+  const uint64_t bytes = run.count * page_bytes_;
+  // The home addresses are still mapped: without a move they fault fresh memory in.
+  if (!move(address, home(run.first), run)) ::madvise(pointer(address), bytes, MADV_DONTNEED);
+  // One inaccessible area again, so that what the moves split merges.
+  void* got = ::mmap(pointer(address), bytes, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (got == MAP_FAILED) report("cannot close %p after its pages went home", pointer(address));
+}
+
+bool HostBackend::move(uint64_t from, uint64_t to, PageRun run) {
+  if (!can_move_) return false;
+  if (move_bytes(from, to, run.count * page_bytes_)) return true;
+  // Moved before, these pages may be areas of their own: mremap takes one area at a time.
+  for (uint64_t offset = 0; offset < run.count * page_bytes_; offset += page_bytes_) {
+    if (!move_bytes(from + offset, to + offset, page_bytes_)) return false;
+  }
+  return true;
+}
+
+bool HostBackend::move_bytes(uint64_t from, uint64_t to, uint64_t bytes) {
+  void* got = ::mremap(pointer(from), bytes, bytes,
+                       MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, pointer(to));
+  if (got == MAP_FAILED && errno == EINVAL) can_move_ = false;  // a kernel before 5.7
+  return got != MAP_FAILED;
+}
+
+void HostBackend::discard_in_child(uint64_t address, uint64_t bytes) {
+  ::madvise(pointer(address), bytes, MADV_DONTNEED);
+}
+
+}  // namespace vramkit
