@@ -1,0 +1,112 @@
+// Stitched blocks: pages that are free here and there, at one contiguous address of their own.
+//
+// An address stays mapped after its block is freed and serves again once the pages under it are
+// wholly free: a training step that needs stitching needs the same one in every repetition. The
+// address is bound to its pages for ever; one that is given up is not used for other pages (see
+// `Backend::rebindable`).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "pool/pages.h"
+#include "pool/range.h"
+
+namespace vramkit {
+
+using AliasId = uint32_t;  // 0 is none
+
+struct Alias {
+  uint64_t first = 0;  // alias page
+  uint64_t pages = 0;
+  std::vector<PageRun> runs;  // home pages in the order of the alias addresses
+  uint64_t last_use = 0;
+  // Of the live block, when there is one:
+  uint64_t live_pages = 0;
+  uint64_t requested = 0;
+  uint32_t stack_id = 0;
+  uint32_t uses = 0;
+  StreamIndex stream = kAnyStream;
+  std::vector<BlockId> lent;  // the home blocks that it occupies
+
+  bool live() const { return live_pages > 0; }
+};
+
+class Aliases {
+ public:
+  Aliases(Backend& backend, Pages& pages, Range& range, const Layout& layout);
+  Aliases(const Aliases&) = delete;
+  Aliases& operator=(const Aliases&) = delete;
+  ~Aliases();
+
+  /// A mapped alias whose first `pages` pages satisfy usable(run), the tightest one; or 0.
+  template <typename Usable>
+  AliasId find(uint64_t pages, Usable usable) const;
+  /// Gives the pages of `runs` an address. All of them must be free.
+  AliasId create(std::vector<PageRun> runs);
+  /// True if `pages` more fit under the cap, after giving up idle aliases, least recently used
+  /// first.
+  bool make_room(uint64_t pages);
+
+  /// Occupies the home pages under the first `pages` pages.
+  void occupy(AliasId id, uint64_t pages);
+  /// Frees them with the tag, whose uses each freed block holds.
+  void release(AliasId id, const Tag& tag, Streams& streams);
+
+  /// Unmaps aliases without a live block. Work on them must be done.
+  void drop_idle();
+
+  Alias& operator[](AliasId id) { return aliases_[id]; }
+  const Alias& operator[](AliasId id) const { return aliases_[id]; }
+  /// The alias, mapped, that contains the alias page; or 0.
+  AliasId at(uint64_t alias_page) const;
+  uint64_t mapped_pages() const { return mapped_pages_; }
+
+  template <typename Visit>
+  void each(Visit visit) const {
+    for (const auto& [first, id] : by_address_) visit(id, aliases_[id]);
+  }
+  uint64_t metadata_bytes() const;
+
+ private:
+  void map(const Alias& alias);
+  void drop(AliasId id);
+  uint64_t take_address(uint64_t pages);
+
+  Backend& backend_;
+  Pages& pages_;
+  Range& range_;
+  const Layout layout_;
+  std::vector<Alias> aliases_{1};
+  std::vector<AliasId> free_ids_;
+  std::multimap<uint64_t, AliasId> by_pages_;
+  std::map<uint64_t, AliasId> by_address_;
+  std::multimap<uint64_t, uint64_t> free_addresses_;  // where they may be bound again: pages, first
+  uint64_t next_address_ = 0;
+  uint64_t mapped_pages_ = 0;
+  uint64_t clock_ = 0;
+};
+
+/// Calls visit(run) for the runs, the last one cut, that make up the first `pages` pages.
+template <typename Visit>
+bool each_prefix_run(const std::vector<PageRun>& runs, uint64_t pages, Visit visit) {
+  for (const PageRun& run : runs) {
+    if (pages == 0) break;
+    const PageRun part{run.first, run.count < pages ? run.count : pages};
+    if (!visit(part)) return false;
+    pages -= part.count;
+  }
+  return true;
+}
+
+template <typename Usable>
+AliasId Aliases::find(uint64_t pages, Usable usable) const {
+  for (auto it = by_pages_.lower_bound(pages); it != by_pages_.end(); ++it) {
+    const Alias& alias = aliases_[it->second];
+    if (!alias.live() && each_prefix_run(alias.runs, pages, usable)) return it->second;
+  }
+  return 0;
+}
+
+}  // namespace vramkit

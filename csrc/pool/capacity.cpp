@@ -1,0 +1,129 @@
+// The engine's capacity: growing, shrinking, giving memory back.
+#include <algorithm>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "pool/engine.h"
+
+namespace vramkit {
+
+std::vector<PageRun> Engine::free_pages() const {
+  std::vector<PageRun> runs;
+  range_.each_free_stretch([&](uint64_t offset, uint64_t size) {
+    const uint64_t first = ceil_div(offset, page_bytes());
+    const uint64_t end = (offset + size) / page_bytes();
+    if (end > first) runs.push_back({first, end - first});
+    return true;
+  });
+  return runs;
+}
+
+uint64_t Engine::free_page_bytes() const {
+  uint64_t pages = 0;
+  for (const PageRun& run : free_pages()) pages += run.count;
+  return pages * page_bytes();
+}
+
+void Engine::resize(uint64_t capacity_bytes) {
+  const uint64_t pages = capacity_bytes / page_bytes();
+  check_capacity(label_, capacity_bytes, page_bytes(), *backend_);
+  if (pages > capacity_pages_) grow(pages - capacity_pages_);
+  if (pages < capacity_pages_) shrink(capacity_pages_ - pages);
+}
+
+void Engine::grow(uint64_t pages) {
+  const uint64_t revived = backend_->rebindable() ? revive(pages) : 0;
+  capacity_pages_ += revived;
+  pages -= revived;
+  if (pages == 0) return;
+  const uint64_t spare = layout_.home_pages - pages_.count();
+  if (pages > spare) {
+    fail(Status::kInvalidArgument,
+         "%s: cannot grow by %s: the pool has addresses for %s more; make a new pool",
+         label_.c_str(), mib(pages * page_bytes()).c_str(), mib(spare * page_bytes()).c_str());
+  }
+  pages_.extend(pages);
+  range_.extend(pages * page_bytes());
+  capacity_pages_ += pages;
+}
+
+/// Takes retired pages into use again, at most `pages`; returns how many.
+uint64_t Engine::revive(uint64_t pages) {
+  uint64_t revived = 0;
+  for (BlockId id = range_.first(); id != 0 && revived < pages;) {
+    const BlockId next = range_[id].next;
+    if (range_[id].state == BlockState::kRetired) {
+      const uint64_t offset = range_[id].offset;
+      const uint64_t size = range_[id].size;
+      const uint64_t part = std::min(size / page_bytes(), pages - revived);
+      range_.release(id, Tag{});
+      if (part * page_bytes() < size) {
+        range_.take(offset + part * page_bytes(), size - part * page_bytes(), BlockState::kRetired);
+      }
+      revived += part;
+    }
+    id = next;
+  }
+  return revived;
+}
+
+void Engine::shrink(uint64_t pages) {
+  streams_.drain();
+  spans_.give_back_chunks();
+  aliases_.drop_idle();
+  std::vector<PageRun> runs = free_pages();
+  uint64_t found = 0;
+  for (const PageRun& run : runs) found += run.count;
+  if (found < pages) {
+    fail(Status::kBusy,
+         "%s: cannot shrink by %s: only %s of whole pages are free, the rest holds live blocks; "
+         "free "
+         "tensors first or shrink less",
+         label_.c_str(), mib(pages * page_bytes()).c_str(), mib(found * page_bytes()).c_str());
+  }
+  // From the end, where memory was used least.
+  for (auto run = runs.rbegin(); pages > 0; ++run) {
+    const uint64_t count = std::min(run->count, pages);
+    retire({run->first + run->count - count, count});
+    pages -= count;
+    capacity_pages_ -= count;
+  }
+}
+
+void Engine::retire(PageRun run) {
+  pages_.drop(run);
+  range_.take(run.first * page_bytes(), run.count * page_bytes(), BlockState::kRetired);
+}
+
+uint64_t Engine::trim() {
+  streams_.drain();
+  spans_.give_back_chunks();
+  aliases_.drop_idle();
+  uint64_t released = 0;
+  for (const PageRun& run : free_pages()) released += give_back(run);
+  return released * page_bytes();
+}
+
+/// Gives the memory of free pages back, and their addresses up where those cannot be backed again.
+uint64_t Engine::give_back(PageRun run) {
+  if (backend_->rebindable()) return pages_.drop(run);
+  uint64_t dropped = 0;
+  for (uint64_t page = run.first; page < run.first + run.count;) {
+    uint64_t end = page;
+    while (end < run.first + run.count && pages_.backed(end)) ++end;
+    if (end == page) {
+      ++page;
+      continue;
+    }
+    const uint64_t count = end - page;
+    if (count > layout_.home_pages - pages_.count()) return dropped;  // no fresh addresses left
+    retire({page, count});
+    pages_.extend(count);
+    range_.extend(count * page_bytes());
+    dropped += count;
+    page = end;
+  }
+  return dropped;
+}
+
+}  // namespace vramkit

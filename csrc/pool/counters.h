@@ -1,0 +1,73 @@
+// What the pool counts, in bytes and in numbers of events.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+
+#include "base/bytes.h"
+
+namespace vramkit {
+
+/// One row for each power of two of requested bytes; the first takes all up to 512.
+struct SizeClass {
+  uint64_t live_blocks = 0;
+  uint64_t live_bytes = 0;
+  uint64_t allocations = 0;
+  uint64_t frees = 0;
+};
+inline constexpr size_t kSizeClasses = 40;
+
+struct Counters {
+  uint64_t live_bytes = 0;  // as requested
+  uint64_t peak_live_bytes = 0;
+  uint64_t allocated_bytes = 0;  // with rounding
+  uint64_t peak_allocated_bytes = 0;
+  uint64_t live_blocks = 0;
+  uint64_t allocations = 0;
+  uint64_t frees = 0;
+  uint64_t failures = 0;
+  uint64_t stitched_requests = 0;
+  uint64_t stitched_pages = 0;
+  uint64_t alias_hits = 0;
+  uint64_t overflow_allocations = 0;
+  uint64_t overflow_bytes = 0;
+  std::array<SizeClass, kSizeClasses> classes{};
+
+  void on_allocate(uint64_t requested, uint64_t size) {
+    live_bytes += requested;
+    peak_live_bytes = std::max(peak_live_bytes, live_bytes);
+    allocated_bytes += size;
+    peak_allocated_bytes = std::max(peak_allocated_bytes, allocated_bytes);
+    ++live_blocks;
+    ++allocations;
+    SizeClass& row = classes[class_of(requested)];
+    ++row.live_blocks;
+    ++row.allocations;
+    row.live_bytes += requested;
+  }
+
+  void on_free(uint64_t requested, uint64_t size) {
+    live_bytes -= requested;
+    allocated_bytes -= size;
+    --live_blocks;
+    ++frees;
+    SizeClass& row = classes[class_of(requested)];
+    --row.live_blocks;
+    ++row.frees;
+    row.live_bytes -= requested;
+  }
+
+  void reset_peaks() {
+    peak_live_bytes = live_bytes;
+    peak_allocated_bytes = allocated_bytes;
+  }
+
+  static size_t class_of(uint64_t requested) {
+    const auto row = static_cast<size_t>(std::bit_width((requested - 1) / kAlignment));
+    return std::min(row, kSizeClasses - 1);
+  }
+};
+
+}  // namespace vramkit

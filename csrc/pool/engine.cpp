@@ -1,0 +1,348 @@
+#include "pool/engine.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+namespace vramkit {
+namespace {
+
+void check_page_size(const EngineConfig& config) {
+  if (std::has_single_bit(config.page_bytes) && config.page_bytes >= 64 * kKiB &&
+      config.page_bytes <= kGiB) {
+    return;
+  }
+  fail(Status::kInvalidArgument,
+       "%s: a page of %llu bytes is not possible; take a power of two from 64 KiB to 1 GiB",
+       config.label.c_str(), static_cast<unsigned long long>(config.page_bytes));
+}
+
+/// Address space costs nothing: room to grow, and for addresses that are retired.
+Layout layout_for(const EngineConfig& config) {
+  check_page_size(config);
+  const uint64_t pages = config.capacity_bytes / config.page_bytes;
+  const uint64_t spare = 32 * kGiB / config.page_bytes;
+  return {config.page_bytes, pages * 4 + spare, pages * 16 + spare};
+}
+
+std::unique_ptr<Backend> reserve(const EngineConfig& config, const Layout& layout) {
+  auto backend = make_backend(config.backend);
+  check_capacity(config.label, config.capacity_bytes, layout.page_bytes, *backend);
+  backend->reserve(layout);
+  return backend;
+}
+
+}  // namespace
+
+void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t page_bytes,
+                    const Backend& backend) {
+  if (capacity_bytes < page_bytes) {
+    fail(Status::kInvalidArgument, "%s: a capacity of %llu bytes is less than one page of %s",
+         label.c_str(), static_cast<unsigned long long>(capacity_bytes), mib(page_bytes).c_str());
+  }
+  if (capacity_bytes > backend.memory_limit()) {
+    fail(Status::kInvalidArgument,
+         "%s: a capacity of %s is more than the %s that the machine has; ask for less",
+         label.c_str(), mib(capacity_bytes).c_str(), mib(backend.memory_limit()).c_str());
+  }
+}
+
+Engine::Engine(const EngineConfig& config)
+    : label_(config.label),
+      layout_(layout_for(config)),
+      backend_(reserve(config, layout_)),
+      streams_(*backend_),
+      range_(layout_.home_pages * layout_.page_bytes, streams_),
+      spans_(range_, streams_, config.capacity_bytes),
+      pages_(*backend_, layout_),
+      aliases_(*backend_, pages_, range_, layout_) {
+  grow(config.capacity_bytes / config.page_bytes);
+}
+
+uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
+  if (size == 0)
+    fail(Status::kInvalidArgument, "%s: a block needs at least one byte", label_.c_str());
+  const StreamIndex stream = enter(handle);
+  std::optional<Place> place;
+  if (size <= capacity_bytes()) {
+    if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
+    if (!place) place = place_large(std::max(size, kGranule), size, stream, stack_id);
+  }
+  if (!place) {
+    ++counters_.failures;
+    return 0;
+  }
+  counters_.on_allocate(size, place->size);
+  return base() + place->address;
+}
+
+StreamIndex Engine::enter(uint64_t handle) {
+  const StreamIndex stream = streams_.index_of(handle);
+  if (stream > 0) range_.keep_streams_apart();
+  return stream;
+}
+
+std::optional<Engine::Place> Engine::place_small(uint64_t size, StreamIndex stream,
+                                                 uint32_t stack_id) {
+  if (spans_.has_pending() && settle()) spans_.settle();
+  uint64_t offset = spans_.allocate(size, stream, stack_id);
+  if (offset == Spans::kNoOffset && add_chunk(stream)) {
+    offset = spans_.allocate(size, stream, stack_id);
+  }
+  if (offset == Spans::kNoOffset) return std::nullopt;
+  return Place{offset, spans_.find(range_.entry_at(offset), offset).size};
+}
+
+bool Engine::add_chunk(StreamIndex stream) {
+  const uint64_t bytes = spans_.chunk_bytes();
+  const BlockId hole = range_.find_aligned(bytes, bytes, stream);
+  if (hole == 0) return false;
+  const BlockId block =
+      range_.take(align_up(range_[hole].offset, bytes), bytes, BlockState::kChunk);
+  const uint64_t first = range_[block].offset / page_bytes();
+  try {
+    pages_.need_home({first, ceil_div(range_[block].end(), page_bytes()) - first});
+  } catch (...) {
+    range_.release(block, streams_.tag_freed(stream, 0));
+    throw;
+  }
+  spans_.add_chunk(block, stream);
+  return true;
+}
+
+std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t requested,
+                                                 StreamIndex stream, uint32_t stack_id) {
+  size = align_up(size, kAlignment);
+  BlockId id = find_hole(size, stream);
+  if (id != 0) {
+    streams_.wait_for(stream, range_[id].tag());
+    id = range_.carve(id, size, BlockState::kLive);
+  } else if (range_.streams_apart()) {
+    id = take_stretch(size, stream);
+  }
+  if (id != 0) return finish_large(id, requested, stream, stack_id);
+  return place_stitched(requested, stream, stack_id);
+}
+
+BlockId Engine::find_hole(uint64_t size, StreamIndex stream) {
+  BlockId id = range_.find(size, stream);
+  if (id != 0) return id;
+  if (spans_.give_back_chunks()) id = range_.find(size, stream);
+  if (id != 0 || !range_.streams_apart()) return id;
+  if (settle()) id = range_.find(size, stream);
+  return id != 0 ? id : find_foreign_hole(size, stream);
+}
+
+BlockId Engine::find_foreign_hole(uint64_t size, StreamIndex stream) {
+  const bool may_wait = streams_.events_allowed();
+  return range_.find_any(
+      size, [&](BlockId id) { return may_wait || streams_.ready(stream, range_[id].tag()); });
+}
+
+/// The smallest stretch of neighbouring holes, whoever freed them, that is large enough.
+BlockId Engine::take_stretch(uint64_t size, StreamIndex stream) {
+  uint64_t best_offset = 0;
+  uint64_t best_size = ~uint64_t{0};
+  range_.each_free_stretch([&](uint64_t offset, uint64_t bytes) {
+    if (bytes >= size && bytes < best_size) {
+      best_offset = offset;
+      best_size = bytes;
+    }
+    return true;
+  });
+  if (best_size == ~uint64_t{0}) return 0;
+  if (!can_take(best_offset, size, stream)) return 0;
+  wait_for_stretch(best_offset, size, stream);
+  return range_.take(best_offset, size, BlockState::kLive);
+}
+
+Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex stream,
+                                   uint32_t stack_id) {
+  Block& block = range_[id];
+  block.stream = stream;
+  const uint64_t first = block.offset / page_bytes();
+  try {
+    pages_.need_home({first, ceil_div(block.end(), page_bytes()) - first});
+  } catch (...) {
+    range_.release(id, streams_.tag_freed(stream, 0));
+    throw;
+  }
+  block.requested = requested;
+  block.stack_id = stack_id;
+  return {block.offset, block.size};
+}
+
+std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIndex stream,
+                                                    uint32_t stack_id) {
+  const uint64_t pages = ceil_div(requested, page_bytes());
+  AliasId id = aliases_.find(pages, [&](PageRun run) { return pages_free(run, stream); });
+  if (id != 0) {
+    ++counters_.alias_hits;
+  } else {
+    std::vector<PageRun> runs = choose_pages(pages, stream);
+    if (runs.empty() || !room_for_alias(pages)) return std::nullopt;
+    id = aliases_.create(std::move(runs));
+    ++counters_.stitched_requests;
+    counters_.stitched_pages += pages;
+  }
+  Alias& alias = aliases_[id];
+  each_prefix_run(alias.runs, pages, [&](PageRun run) {
+    wait_for_stretch(run.first * page_bytes(), run.count * page_bytes(), stream);
+    return true;
+  });
+  aliases_.occupy(id, pages);
+  alias.requested = requested;
+  alias.stream = stream;
+  alias.stack_id = stack_id;
+  return Place{pages_.alias_address(alias.first) - base(), pages * page_bytes()};
+}
+
+/// Wholly free pages from the smallest stretches first, so that large holes stay; empty if there
+/// are too few.
+std::vector<PageRun> Engine::choose_pages(uint64_t pages, StreamIndex stream) const {
+  std::vector<PageRun> runs = free_pages();
+  std::stable_sort(runs.begin(), runs.end(),
+                   [](const PageRun& a, const PageRun& b) { return a.count < b.count; });
+  const bool may_wait = streams_.events_allowed();
+  std::vector<PageRun> chosen;
+  for (const PageRun& run : runs) {
+    if (!may_wait && !pages_free(run, stream)) continue;
+    chosen.push_back({run.first, std::min(run.count, pages)});
+    pages -= chosen.back().count;
+    if (pages == 0) return chosen;
+  }
+  return {};
+}
+
+bool Engine::pages_free(PageRun run, StreamIndex stream) const {
+  return can_take(run.first * page_bytes(), run.count * page_bytes(), stream);
+}
+
+/// All of it is free, and the stream may wait for it or need not.
+bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const {
+  const bool may_wait = streams_.events_allowed();
+  for (BlockId id = range_.block_at(offset);; id = range_[id].next) {
+    const Block& block = range_[id];
+    if (!block.is_free() || (!may_wait && !streams_.ready(stream, block.tag()))) return false;
+    if (block.end() >= offset + size) return true;
+  }
+}
+
+void Engine::wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream) {
+  for (BlockId id = range_.block_at(offset); id != 0 && range_[id].offset < offset + size;
+       id = range_[id].next) {
+    streams_.wait_for(stream, range_[id].tag());
+  }
+}
+
+bool Engine::room_for_alias(uint64_t pages) {
+  if (aliases_.mapped_pages() + pages <= backend_->max_alias_pages()) return true;
+  // Idle aliases must go, and unmapping needs the work on them done.
+  if (!streams_.events_allowed()) return false;
+  streams_.drain();
+  return aliases_.make_room(pages);
+}
+
+/// Learns which events are done, and lets holes whose recorded uses are over merge again.
+bool Engine::settle() {
+  if (!streams_.poll()) return false;
+  std::vector<BlockId> done;
+  range_.mixed().each_from(0, [&](BlockId id) {
+    if (streams_.uses_done(range_[id].tag())) done.push_back(id);
+    return true;
+  });
+  for (const BlockId id : done) range_.forget_uses(id);
+  spans_.settle();
+  return true;
+}
+
+uint64_t Engine::release(uint64_t address) {
+  const Target target = locate(address);
+  uint64_t requested = 0;
+  uint64_t size = 0;
+  if (target.alias != 0) {
+    const Alias& alias = aliases_[target.alias];
+    requested = alias.requested;
+    size = alias.live_pages * page_bytes();
+    aliases_.release(target.alias, streams_.tag_freed(alias.stream, alias.uses), streams_);
+  } else if (target.block != 0) {
+    const Block& block = range_[target.block];
+    requested = block.requested;
+    size = block.size;
+    range_.release(target.block, streams_.tag_freed(block.stream, block.uses));
+  } else {
+    requested = target.slot.requested;
+    size = target.slot.size;
+    spans_.release(target.entry, target.slot);
+  }
+  counters_.on_free(requested, size);
+  return requested;
+}
+
+void Engine::record_stream(uint64_t address, uint64_t handle) {
+  const Target target = locate(address);
+  const StreamIndex user = enter(handle);
+  if (target.alias != 0) {
+    Alias& alias = aliases_[target.alias];
+    if (user != alias.stream) alias.uses = streams_.add_use(alias.uses, user);
+  } else if (target.block != 0) {
+    Block& block = range_[target.block];
+    if (user != block.stream) block.uses = streams_.add_use(block.uses, user);
+  } else {
+    spans_.record_use(target.slot, user);
+  }
+}
+
+Engine::Target Engine::locate(uint64_t address) const {
+  if (address < base() || address >= base() + address_bytes()) refuse_address(address);
+  const uint64_t offset = address - base();
+  const uint64_t home_bytes = layout_.home_pages * page_bytes();
+  Target target;
+  if (offset >= home_bytes) {
+    const uint64_t page = (offset - home_bytes) / page_bytes();
+    target.alias = aliases_.at(page);
+    if (target.alias == 0 || !aliases_[target.alias].live() ||
+        pages_.alias_address(aliases_[target.alias].first) != address) {
+      refuse_address(address);
+    }
+    return target;
+  }
+  target.entry = range_.entry_at(offset);
+  if ((target.entry & kSpanEntry) != 0) {
+    target.slot = spans_.find(target.entry, offset);
+    const Spans::Slot& slot = target.slot;
+    if (slot.size == 0 || slot.pending || slot.offset != offset) refuse_address(address);
+    return target;
+  }
+  target.block = target.entry;
+  if (target.block == 0 || range_[target.block].offset != offset ||
+      range_[target.block].state != BlockState::kLive) {
+    refuse_address(address);
+  }
+  return target;
+}
+
+void Engine::refuse_address(uint64_t address) const {
+  const auto* pointer = reinterpret_cast<const void*>(address);
+  if (address < base() || address >= base() + address_bytes()) {
+    fail(Status::kForeignPointer,
+         "%s: %p was not allocated by this pool (its addresses are %p to %p); free it where it was "
+         "allocated",
+         label_.c_str(), pointer, reinterpret_cast<const void*>(base()),
+         reinterpret_cast<const void*>(base() + address_bytes()));
+  }
+  const std::optional<BlockInfo> inside = find(address);
+  if (inside) {
+    fail(Status::kDoubleFree,
+         "%s: %p lies inside the live block of %s that starts at %p; free that", label_.c_str(),
+         pointer, mib(inside->size).c_str(), reinterpret_cast<const void*>(inside->address));
+  }
+  fail(Status::kDoubleFree,
+       "%s: no live block starts at %p: it was freed before, or never allocated", label_.c_str(),
+       pointer);
+}
+
+}  // namespace vramkit

@@ -1,0 +1,155 @@
+// The pool without its lock: how a request is served.
+//
+// In this order: the tightest hole that the stream can take at once; chunks of small blocks that
+// have become empty; a hole that another stream freed, after an event; neighbouring holes of
+// several streams; a stitched address that is still mapped; a new stitched address. Then it has
+// failed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "pool/aliases.h"
+#include "pool/counters.h"
+#include "pool/pages.h"
+#include "pool/range.h"
+#include "pool/spans.h"
+#include "pool/streams.h"
+
+namespace vramkit {
+
+struct EngineConfig {
+  std::string backend;
+  std::string label;
+  uint64_t capacity_bytes;
+  uint64_t page_bytes;
+};
+
+enum class BlockKind : uint8_t { kLarge, kSmall, kStitched };
+
+/// A block as others see it.
+struct BlockInfo {
+  uint64_t address = 0;
+  uint64_t size = 0;
+  uint64_t requested = 0;
+  uint64_t stream = 0;
+  uint32_t stack_id = 0;
+  BlockState state = BlockState::kFree;
+  BlockKind kind = BlockKind::kLarge;
+  bool pending = false;
+};
+
+/// Throws for less than a page and for more than the machine has.
+void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t page_bytes,
+                    const Backend& backend);
+
+class Engine {
+ public:
+  explicit Engine(const EngineConfig& config);
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// The address, or 0 when the pool cannot serve the request.
+  uint64_t allocate(uint64_t size, uint64_t stream, uint32_t stack_id);
+  /// Returns the size that was requested.
+  uint64_t release(uint64_t address);
+  void record_stream(uint64_t address, uint64_t stream);
+  void declare_short_lived(uint64_t stream) { streams_.declare_short_lived(stream); }
+  /// The live block that contains the address.
+  std::optional<BlockInfo> find(uint64_t address) const;
+
+  void resize(uint64_t capacity_bytes);
+  uint64_t trim();
+  /// Waits for all work on freed memory.
+  void drain() { streams_.drain(); }
+  void reset_peaks();
+
+  uint64_t base() const { return backend_->base(); }
+  uint64_t address_bytes() const {
+    return (layout_.home_pages + layout_.alias_pages) * page_bytes();
+  }
+  uint64_t page_bytes() const { return layout_.page_bytes; }
+  uint64_t capacity_bytes() const { return capacity_pages_ * page_bytes(); }
+  const std::string& label() const { return label_; }
+  Counters& counters() { return counters_; }
+  const Counters& counters() const { return counters_; }
+  const Pages& pages() const { return pages_; }
+  uint64_t cross_stream_waits() const { return streams_.waits(); }
+  uint64_t pending_bytes() const;
+  uint64_t largest_hole() const { return range_.largest_hole(); }
+  /// Wholly free pages together.
+  uint64_t free_page_bytes() const;
+  uint64_t metadata_bytes() const;
+  std::vector<BlockInfo> snapshot() const;
+
+  /// Throws with the name of the invariant that does not hold.
+  void check_valid() const;
+
+  void discard_free_in_child();
+  void inject_fault(const std::string& call, uint64_t nth) { backend_->inject_fault(call, nth); }
+  void complete_events(uint64_t count) { backend_->complete_events(count); }
+
+ private:
+  struct Place {
+    uint64_t address;
+    uint64_t size;
+  };
+  /// A block found by its exact start, ready to be freed.
+  struct Target {
+    uint32_t entry = 0;
+    BlockId block = 0;
+    AliasId alias = 0;
+    Spans::Slot slot{};
+  };
+
+  StreamIndex enter(uint64_t stream);
+  std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  bool add_chunk(StreamIndex stream);
+  std::optional<Place> place_large(uint64_t size, uint64_t requested, StreamIndex stream,
+                                   uint32_t stack_id);
+  BlockId find_hole(uint64_t size, StreamIndex stream);
+  BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
+  BlockId take_stretch(uint64_t size, StreamIndex stream);
+  Place finish_large(BlockId id, uint64_t requested, StreamIndex stream, uint32_t stack_id);
+  std::optional<Place> place_stitched(uint64_t requested, StreamIndex stream, uint32_t stack_id);
+  std::vector<PageRun> choose_pages(uint64_t pages, StreamIndex stream) const;
+  bool pages_free(PageRun run, StreamIndex stream) const;
+  bool can_take(uint64_t offset, uint64_t size, StreamIndex stream) const;
+  void wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream);
+  bool room_for_alias(uint64_t pages);
+  bool settle();
+  Target locate(uint64_t address) const;
+  [[noreturn]] void refuse_address(uint64_t address) const;
+
+  std::vector<PageRun> free_pages() const;
+  void retire(PageRun run);
+  void grow(uint64_t pages);
+  uint64_t revive(uint64_t pages);
+  void shrink(uint64_t pages);
+  uint64_t give_back(PageRun run);
+
+  BlockInfo describe(const Block& block) const;
+  BlockInfo describe(const Spans::Slot& slot) const;
+  BlockInfo describe(const Alias& alias) const;
+
+  void check_blocks() const;
+  void check_aliases() const;
+  void check_totals() const;
+
+  const std::string label_;
+  const Layout layout_;
+  uint64_t capacity_pages_ = 0;
+  std::unique_ptr<Backend> backend_;
+  Streams streams_;
+  Range range_;
+  Spans spans_;
+  Pages pages_;
+  Aliases aliases_;
+  Counters counters_;
+};
+
+}  // namespace vramkit

@@ -1,0 +1,32 @@
+// Out of memory, in words.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pool/engine.h"
+
+namespace vramkit {
+
+/// The numbers at the moment of the failure.
+struct Shortage {
+  std::string label;
+  uint64_t wanted = 0;
+  uint64_t capacity = 0;
+  uint64_t page = 0;
+  uint64_t live = 0;
+  uint64_t live_blocks = 0;
+  uint64_t free = 0;
+  uint64_t largest_hole = 0;
+  uint64_t free_pages = 0;  // bytes in wholly free pages
+  uint64_t pending = 0;
+  std::vector<BlockInfo> largest_blocks;  // at most ten, largest first
+};
+
+Shortage describe_shortage(const Engine& engine, uint64_t wanted);
+
+/// `stack_text` may be null; it is called for blocks with a stack id.
+std::string explain_shortage(const Shortage& shortage, const char* (*stack_text)(uint32_t));
+
+}  // namespace vramkit

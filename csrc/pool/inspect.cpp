@@ -1,0 +1,120 @@
+// What the engine tells about its blocks.
+#include <algorithm>
+
+#include "base/bytes.h"
+#include "pool/engine.h"
+
+namespace vramkit {
+
+BlockInfo Engine::describe(const Block& block) const {
+  BlockInfo info;
+  info.address = base() + block.offset;
+  info.size = block.size;
+  info.requested = block.requested;
+  info.stream = streams_.handle_of(block.stream);
+  info.stack_id = block.stack_id;
+  info.state = block.state;
+  info.pending = block.is_free() && block.uses != 0;
+  return info;
+}
+
+BlockInfo Engine::describe(const Spans::Slot& slot) const {
+  BlockInfo info;
+  info.address = base() + slot.offset;
+  info.size = slot.size;
+  info.requested = slot.pending ? 0 : slot.requested;
+  info.stream = streams_.handle_of(slot.stream);
+  info.stack_id = slot.stack_id;
+  info.state = slot.pending ? BlockState::kFree : BlockState::kLive;
+  info.kind = BlockKind::kSmall;
+  info.pending = slot.pending;
+  return info;
+}
+
+BlockInfo Engine::describe(const Alias& alias) const {
+  BlockInfo info;
+  info.address = pages_.alias_address(alias.first);
+  info.size = alias.live_pages * page_bytes();
+  info.requested = alias.requested;
+  info.stream = streams_.handle_of(alias.stream);
+  info.stack_id = alias.stack_id;
+  info.state = BlockState::kLive;
+  info.kind = BlockKind::kStitched;
+  return info;
+}
+
+std::optional<BlockInfo> Engine::find(uint64_t address) const {
+  if (address < base() || address >= base() + address_bytes()) return std::nullopt;
+  const uint64_t offset = address - base();
+  const uint64_t home_bytes = layout_.home_pages * page_bytes();
+  if (offset >= home_bytes) {
+    const uint64_t page = (offset - home_bytes) / page_bytes();
+    const AliasId id = aliases_.at(page);
+    if (id == 0 || page >= aliases_[id].first + aliases_[id].live_pages) return std::nullopt;
+    return describe(aliases_[id]);
+  }
+  if (offset >= range_.end()) return std::nullopt;
+  const uint32_t entry = range_.entry_at(offset);
+  if ((entry & kSpanEntry) != 0) {
+    const Spans::Slot slot = spans_.find(entry, offset);
+    if (slot.size == 0 || slot.pending) return std::nullopt;
+    return describe(slot);
+  }
+  const Block& block = range_[range_.block_at(offset)];
+  if (block.state != BlockState::kLive) return std::nullopt;
+  return describe(block);
+}
+
+std::vector<BlockInfo> Engine::snapshot() const {
+  std::vector<BlockInfo> blocks;
+  for (BlockId id = range_.first(); id != 0; id = range_[id].next) {
+    const BlockState state = range_[id].state;
+    if (state == BlockState::kFree || state == BlockState::kLive) {
+      blocks.push_back(describe(range_[id]));
+    }
+  }
+  spans_.each_slot([&](const Spans::Slot& slot) { blocks.push_back(describe(slot)); });
+  aliases_.each([&](AliasId, const Alias& alias) {
+    if (alias.live()) blocks.push_back(describe(alias));
+  });
+  std::sort(blocks.begin(), blocks.end(),
+            [](const BlockInfo& a, const BlockInfo& b) { return a.address < b.address; });
+  return blocks;
+}
+
+uint64_t Engine::pending_bytes() const {
+  uint64_t bytes = spans_.pending_bytes();
+  range_.mixed().each_from(0, [&](BlockId id) {
+    bytes += range_[id].size;
+    return true;
+  });
+  return bytes;
+}
+
+uint64_t Engine::metadata_bytes() const {
+  return sizeof(Engine) + range_.metadata_bytes() + spans_.metadata_bytes() +
+         pages_.metadata_bytes() + aliases_.metadata_bytes();
+}
+
+void Engine::reset_peaks() {
+  counters_.reset_peaks();
+  pages_.reset_peak();
+}
+
+void Engine::discard_free_in_child() {
+  constexpr uint64_t kOsPage = 4 * kKiB;
+  range_.each_free_stretch([&](uint64_t offset, uint64_t size) {
+    const uint64_t start = align_up(offset, kOsPage);
+    const uint64_t end = align_down(offset + size, kOsPage);
+    if (end > start) backend_->discard_in_child(base() + start, end - start);
+    return true;
+  });
+  if (backend_->aliasing()) return;
+  // Free pages that stand at an idle alias.
+  aliases_.each([&](AliasId, const Alias& alias) {
+    if (alias.live()) return;
+    backend_->discard_in_child(pages_.alias_address(alias.first), alias.pages * page_bytes());
+  });
+}
+
+}  // namespace vramkit

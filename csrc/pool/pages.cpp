@@ -1,0 +1,117 @@
+#include "pool/pages.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace vramkit {
+namespace {
+
+/// Calls act(run) for each maximal stretch of pages in `run` for which wanted(page) and, between
+/// neighbours, joined(page, page + 1).
+template <typename Wanted, typename Joined, typename Act>
+void each_stretch(PageRun run, Wanted wanted, Joined joined, Act act) {
+  const uint64_t end = run.first + run.count;
+  for (uint64_t page = run.first; page < end;) {
+    if (!wanted(page)) {
+      ++page;
+      continue;
+    }
+    const uint64_t first = page++;
+    while (page < end && wanted(page) && joined(page - 1, page)) ++page;
+    act(PageRun{first, page - first});
+  }
+}
+
+bool always(uint64_t, uint64_t) { return true; }
+
+}  // namespace
+
+Pages::~Pages() {
+  try {
+    bring_home({0, count()});
+    drop({0, count()});
+  } catch (const Error& error) {
+    report("closing a pool: %s", error.what());
+  }
+}
+
+void Pages::extend(uint64_t count) {
+  backed_.resize(backed_.size() + count);
+  if (moves_) place_.resize(backed_.size());
+}
+
+void Pages::need_home_slowly(PageRun run) {
+  back(run);
+  if (away_count_ > 0) bring_home(run);
+}
+
+void Pages::back(PageRun run) {
+  each_stretch(
+      run, [this](uint64_t page) { return !backed_[page]; }, always,
+      [this](PageRun bare) {
+        backend_.back(bare);
+        ++mapping_calls_;
+        std::fill_n(backed_.begin() + static_cast<ptrdiff_t>(bare.first), bare.count, true);
+        backed_count_ += bare.count;
+        peak_backed_count_ = std::max(peak_backed_count_, backed_count_);
+      });
+}
+
+void Pages::bring_home(PageRun run) {
+  if (!moves_) return;
+  const auto neighbours = [this](uint64_t a, uint64_t b) { return place_[a] + 1 == place_[b]; };
+  each_stretch(
+      run, [this](uint64_t page) { return place_[page] != 0; }, neighbours,
+      [this](PageRun away) {
+        backend_.unmap(alias_address(place_[away.first] - 1), away);
+        ++mapping_calls_;
+        std::fill_n(place_.begin() + static_cast<ptrdiff_t>(away.first), away.count, uint64_t{0});
+        away_count_ -= away.count;
+      });
+}
+
+void Pages::need_alias(uint64_t alias, PageRun run) {
+  back(run);
+  if (!moves_) return;
+  const auto elsewhere = [&](uint64_t page) { return !at_alias(page, alias + page - run.first); };
+  each_stretch(run, elsewhere, always, [&](PageRun part) {
+    bring_home(part);
+    map_alias(alias + part.first - run.first, part);
+  });
+}
+
+void Pages::map_alias(uint64_t alias, PageRun run) {
+  backend_.map(alias_address(alias), run);
+  ++mapping_calls_;
+  if (!moves_) return;
+  for (uint64_t i = 0; i < run.count; ++i) place_[run.first + i] = alias + i + 1;
+  away_count_ += run.count;
+}
+
+void Pages::unmap_alias(uint64_t alias, PageRun run) {
+  if (moves_) {
+    const auto here = [&](uint64_t page) { return at_alias(page, alias + page - run.first); };
+    each_stretch(run, here, always, [this](PageRun part) { bring_home(part); });
+    return;
+  }
+  backend_.unmap(alias_address(alias), run);
+  ++mapping_calls_;
+}
+
+uint64_t Pages::drop(PageRun run) {
+  bring_home(run);
+  uint64_t dropped = 0;
+  each_stretch(
+      run, [this](uint64_t page) { return backed_[page]; }, always,
+      [&](PageRun part) {
+        backend_.unback(part);
+        ++mapping_calls_;
+        std::fill_n(backed_.begin() + static_cast<ptrdiff_t>(part.first), part.count, false);
+        backed_count_ -= part.count;
+        dropped += part.count;
+      });
+  return dropped;
+}
+
+}  // namespace vramkit

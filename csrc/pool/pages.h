@@ -1,0 +1,69 @@
+// Which home pages have memory, and at which address it stands.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace vramkit {
+
+/// Pages are named by their home index. Calls that fail leave a state that a later call continues.
+class Pages {
+ public:
+  Pages(Backend& backend, const Layout& layout)
+      : backend_(backend), layout_(layout), moves_(!backend.aliasing()) {}
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  ~Pages();
+
+  /// Adds pages without memory at the end.
+  void extend(uint64_t count);
+  uint64_t count() const { return backed_.size(); }
+
+  /// Afterwards the pages have memory and stand at home.
+  void need_home(PageRun run) {
+    if (backed_count_ < backed_.size() || away_count_ > 0) need_home_slowly(run);
+  }
+  /// Afterwards the pages have memory, and one that moves stands at alias pages from `alias` on.
+  void need_alias(uint64_t alias, PageRun run);
+  /// Maps the pages at alias pages from `alias` on; undone by `unmap_alias`.
+  void map_alias(uint64_t alias, PageRun run);
+  void unmap_alias(uint64_t alias, PageRun run);
+  /// Gives the memory of the pages back, where they have any. Returns how many had.
+  uint64_t drop(PageRun run);
+
+  bool backed(uint64_t page) const { return backed_[page]; }
+  bool at_home(uint64_t page) const { return !moves_ || place_[page] == 0; }
+  bool at_alias(uint64_t page, uint64_t alias) const {
+    return !moves_ || place_[page] == alias + 1;
+  }
+
+  uint64_t alias_address(uint64_t alias) const {
+    return backend_.base() + (layout_.home_pages + alias) * layout_.page_bytes;
+  }
+  uint64_t backed_count() const { return backed_count_; }
+  uint64_t peak_backed_count() const { return peak_backed_count_; }
+  void reset_peak() { peak_backed_count_ = backed_count_; }
+  uint64_t mapping_calls() const { return mapping_calls_; }
+  uint64_t metadata_bytes() const {
+    return backed_.capacity() / 8 + place_.capacity() * sizeof(uint64_t);
+  }
+
+ private:
+  void need_home_slowly(PageRun run);
+  void back(PageRun run);
+  void bring_home(PageRun run);
+
+  Backend& backend_;
+  const Layout layout_;
+  const bool moves_;
+  std::vector<bool> backed_;
+  std::vector<uint64_t> place_;  // where pages move: 0 at home, else alias page + 1
+  uint64_t backed_count_ = 0;
+  uint64_t peak_backed_count_ = 0;
+  uint64_t away_count_ = 0;
+  uint64_t mapping_calls_ = 0;
+};
+
+}  // namespace vramkit

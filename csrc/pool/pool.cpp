@@ -1,0 +1,131 @@
+#include "pool/pool.h"
+
+#include "base/bytes.h"
+#include "pool/explain.h"
+#include "pool/registry.h"
+
+namespace vramkit {
+
+Pool::Pool(const PoolConfig& config)
+    : label_(config.engine.label),
+      overflow_native_(config.overflow_native),
+      debug_checks_(config.debug_checks),
+      engine_(std::make_unique<Engine>(config.engine)),
+      base_(engine_->base()),
+      address_bytes_(engine_->address_bytes()) {}
+
+Engine& Pool::engine() {
+  if (!engine_) fail(Status::kClosed, "%s: the pool is closed; make a new one", label_.c_str());
+  if (in_child_) {
+    fail(Status::kForked,
+         "%s: this pool belongs to the parent of this process; make a pool of its own in the child",
+         label_.c_str());
+  }
+  return *engine_;
+}
+
+void Pool::changed() {
+  if (debug_checks_) engine_->check_valid();
+}
+
+Status Pool::allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_t* address) {
+  const std::lock_guard guard(mutex_);
+  if (!engine_) return Status::kClosed;
+  if (in_child_) return Status::kForked;
+  *address = engine_->allocate(size, stream, stack_id);
+  changed();
+  return *address != 0 ? Status::kOk : Status::kOutOfMemory;
+}
+
+uint64_t Pool::release_block(uint64_t address) {
+  const std::lock_guard guard(mutex_);
+  if (in_child_) return 0;
+  const uint64_t requested = engine().release(address);
+  changed();
+  if (released_ && engine_->counters().live_blocks == 0) close_locked();
+  return requested;
+}
+
+void Pool::record_stream(uint64_t address, uint64_t stream) {
+  inspect([&](Engine& engine) { engine.record_stream(address, stream); });
+}
+
+void Pool::declare_short_lived(uint64_t stream) {
+  inspect([&](Engine& engine) { engine.declare_short_lived(stream); });
+}
+
+std::optional<BlockInfo> Pool::find(uint64_t address) {
+  const std::lock_guard guard(mutex_);
+  // A child may look at what it inherited.
+  return engine_ ? engine_->find(address) : std::nullopt;
+}
+
+void Pool::close() {
+  const std::lock_guard guard(mutex_);
+  if (!engine_) return;
+  const Counters& counters = engine().counters();
+  if (counters.live_blocks > 0) {
+    fail(Status::kBusy,
+         "%s: cannot close: %llu tensors or buffers of %s in total are still in the pool; delete "
+         "them first (pool.snapshot() lists them)",
+         label_.c_str(), static_cast<unsigned long long>(counters.live_blocks),
+         mib(counters.live_bytes).c_str());
+  }
+  close_locked();
+}
+
+void Pool::release() {
+  const std::lock_guard guard(mutex_);
+  released_ = true;
+  if (engine_ && !in_child_ && engine_->counters().live_blocks == 0) close_locked();
+}
+
+void Pool::close_locked() {
+  engine_->drain();
+  // Out of the registry first: afterwards the addresses may belong to somebody else.
+  Registry::instance().remove(this);
+  engine_.reset();
+}
+
+void Pool::resize(uint64_t capacity_bytes) {
+  const std::lock_guard guard(mutex_);
+  engine().resize(capacity_bytes);
+  changed();
+}
+
+uint64_t Pool::trim() {
+  const std::lock_guard guard(mutex_);
+  const uint64_t released = engine().trim();
+  changed();
+  return released;
+}
+
+void Pool::check_valid() {
+  inspect([](Engine& engine) { engine.check_valid(); });
+}
+
+std::string Pool::explain(uint64_t size) {
+  const Shortage shortage =
+      inspect([size](Engine& engine) { return describe_shortage(engine, size); });
+  return explain_shortage(shortage, stack_text_.load(std::memory_order_acquire));
+}
+
+bool Pool::count_overflow(uint64_t size) {
+  const std::lock_guard guard(mutex_);
+  Counters& counters = engine().counters();
+  counters.overflow_bytes += size;
+  return counters.overflow_allocations++ == 0;
+}
+
+void Pool::set_stack_hooks(StackHooks hooks) {
+  capture_.store(hooks.capture, std::memory_order_release);
+  stack_text_.store(hooks.text, std::memory_order_release);
+}
+
+void Pool::after_fork_in_child() {
+  if (engine_ && !in_child_) engine_->discard_free_in_child();
+  in_child_ = true;
+  mutex_.unlock();
+}
+
+}  // namespace vramkit

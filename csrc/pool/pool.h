@@ -1,0 +1,96 @@
+// The pool as others use it: thread-safe, fork-safe, and its handle is immortal.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "pool/engine.h"
+
+namespace vramkit {
+
+struct PoolConfig {
+  EngineConfig engine;
+  bool overflow_native = false;
+  bool debug_checks = false;
+};
+
+/// Called with no lock held.
+struct StackHooks {
+  uint32_t (*capture)() = nullptr;
+  const char* (*text)(uint32_t) = nullptr;
+};
+
+/// A Pool object is never deleted (a thread may hold its address while it is closed); what it owns
+/// is given back by `close`, or when it was released and its last block is freed. Methods throw
+/// `Error` unless they return a Status.
+class Pool {
+ public:
+  explicit Pool(const PoolConfig& config);
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  /// kOk, kOutOfMemory, kClosed or kForked; throws on wrong use and on a failing backend.
+  Status allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_t* address);
+  /// The size that was requested. In a forked child blocks of the parent are left alone.
+  uint64_t release_block(uint64_t address);
+  void record_stream(uint64_t address, uint64_t stream);
+  void declare_short_lived(uint64_t stream);
+  std::optional<BlockInfo> find(uint64_t address);
+
+  void close();
+  void release();
+  void resize(uint64_t capacity_bytes);
+  uint64_t trim();
+  void check_valid();
+
+  /// Calls look(engine) under the lock.
+  template <typename Look>
+  auto inspect(Look look) {
+    const std::lock_guard guard(mutex_);
+    return look(engine());
+  }
+  /// Why a request of that size cannot be served now.
+  std::string explain(uint64_t size);
+
+  bool overflow_native() const { return overflow_native_; }
+  /// True the first time.
+  bool count_overflow(uint64_t size);
+
+  void set_stack_hooks(StackHooks hooks);
+  uint32_t capture_stack() const {
+    auto* capture = capture_.load(std::memory_order_acquire);
+    return capture != nullptr ? capture() : 0;
+  }
+
+  bool contains(uint64_t address) const { return address - base_ < address_bytes_; }
+
+  /// Around fork, in this order.
+  void before_fork() { mutex_.lock(); }
+  void after_fork_in_parent() { mutex_.unlock(); }
+  void after_fork_in_child();
+
+ private:
+  Engine& engine();
+  void changed();
+  void close_locked();
+
+  const std::string label_;
+  const bool overflow_native_;
+  const bool debug_checks_;
+  std::mutex mutex_;
+  std::unique_ptr<Engine> engine_;
+  uint64_t base_ = 0;
+  uint64_t address_bytes_ = 0;
+  bool released_ = false;
+  bool in_child_ = false;
+  std::atomic<uint32_t (*)()> capture_ = nullptr;
+  std::atomic<const char* (*)(uint32_t)> stack_text_ = nullptr;
+};
+
+}  // namespace vramkit

@@ -1,0 +1,138 @@
+// The home range: one contiguous span of addresses, cut into live and free blocks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/lazy_array.h"
+#include "base/start_map.h"
+#include "pool/bins.h"
+#include "pool/block.h"
+#include "pool/streams.h"
+
+namespace vramkit {
+
+/// Two blocks that are not free never start in the same granule, so that one array entry a granule
+/// finds a block by its address. Requests up to a granule are served from spans instead.
+inline constexpr uint64_t kGranule = 16 * kKiB;
+
+/// Chunks, which hold spans, have at least this size.
+inline constexpr uint64_t kMinChunk = 256 * kKiB;
+
+/// Set in the entry of a granule that belongs to a span; the other bits are the span's number.
+inline constexpr uint32_t kSpanEntry = uint32_t{1} << 31;
+
+/// Offsets are bytes from the start of the range. Not thread-safe.
+class Range {
+ public:
+  /// `limit_bytes`: the largest end the range can ever have.
+  Range(uint64_t limit_bytes, Streams& streams);
+
+  /// Adds free memory at the end.
+  void extend(uint64_t bytes);
+  uint64_t end() const { return end_; }
+
+  const Block& operator[](BlockId id) const { return blocks_[id]; }
+  Block& operator[](BlockId id) { return blocks_[id]; }
+  BlockId first() const { return first_; }
+
+  /// Tightest fit among memory that `stream` can take without waiting: its own and nobody's.
+  BlockId find(uint64_t size, StreamIndex stream) const;
+  /// Tightest fit among all holes for which `usable(id)`; the smallest one found first.
+  template <typename Usable>
+  BlockId find_any(uint64_t size, Usable usable) const;
+  BlockId find_aligned(uint64_t size, uint64_t alignment, StreamIndex stream) const;
+
+  /// Makes the start of a free block a block of its own.
+  BlockId carve(BlockId hole, uint64_t size, BlockState state);
+  /// Makes [offset, offset + size), all of it free, one block. Holes are cut where they stick out.
+  BlockId take(uint64_t offset, uint64_t size, BlockState state);
+  /// Frees a block; it merges with free neighbours of the same tag. Returns the block it became.
+  BlockId release(BlockId id, const Tag& tag);
+  /// The recorded uses of a free block are done: it becomes its stream's own.
+  BlockId forget_uses(BlockId id);
+
+  /// From now on memory that was never used stays apart from memory that a stream has freed.
+  void keep_streams_apart();
+
+  /// The block that contains the offset.
+  BlockId block_at(uint64_t offset) const;
+  /// What is known of the granule: the block, not free, that starts in it, or its span, or 0.
+  uint32_t entry_at(uint64_t offset) const { return entries_[offset / kGranule]; }
+  /// Marks the granules of a span inside a chunk, and unmarks them.
+  void mark_span(uint64_t offset, uint64_t size, uint32_t span);
+  void unmark_span(uint64_t offset, uint64_t size, BlockId chunk);
+
+  /// Calls visit(offset, size) for each maximal stretch of free memory, by address, until false.
+  template <typename Visit>
+  void each_free_stretch(Visit visit) const;
+
+  bool can_merge(const Block& a, const Block& b) const;
+  /// For check_valid.
+  bool in_its_bin(BlockId id) const;
+  uint64_t largest_hole() const;
+  bool streams_apart() const { return streams_apart_; }
+  uint64_t high_water() const { return high_water_; }
+  const Bins& mixed() const { return *mixed_; }
+  uint64_t metadata_bytes() const;
+
+ private:
+  Bins& bins_of(const Block& block);
+  void absorb_next(BlockId id);
+  BlockId new_block(uint64_t offset, uint64_t size, BlockId after);
+  BlockId make_free(BlockId id, const Tag& tag);
+  BlockId occupy(BlockId id, BlockState state);
+  void set_start(BlockId id);
+  void clear_start(BlockId id);
+  void insert_free(BlockId id) { bins_of(blocks_[id]).insert(id); }
+  void remove_free(BlockId id) { bins_of(blocks_[id]).remove(id); }
+  BlockId split(BlockId id, uint64_t size);
+
+  Streams& streams_;
+  Blocks blocks_;
+  LazyArray<uint32_t> entries_;
+  LazyArray<BlockId> chunks_;  // by offset / kMinChunk: the chunk that starts there
+  StartMap starts_;
+  std::unique_ptr<Bins> any_;                     // memory no stream's work can touch
+  std::unique_ptr<Bins> mixed_;                   // freed with recorded uses
+  std::vector<std::unique_ptr<Bins>> by_stream_;  // the rest, by the stream that freed it
+  BlockId first_ = 0;
+  BlockId last_ = 0;
+  uint64_t end_ = 0;
+  uint64_t high_water_ = 0;
+  bool streams_apart_ = false;
+};
+
+template <typename Usable>
+BlockId Range::find_any(uint64_t size, Usable usable) const {
+  BlockId best = 0;
+  const auto look = [&](const Bins& bins) {
+    bins.each_from(size, [&](BlockId id) {
+      if (!usable(id)) return true;
+      if (best == 0 || blocks_[id].size < blocks_[best].size) best = id;
+      return false;
+    });
+  };
+  look(*any_);
+  for (const auto& bins : by_stream_) look(*bins);
+  look(*mixed_);
+  return best;
+}
+
+template <typename Visit>
+void Range::each_free_stretch(Visit visit) const {
+  BlockId id = first_;
+  while (id != 0) {
+    if (!blocks_[id].is_free()) {
+      id = blocks_[id].next;
+      continue;
+    }
+    const uint64_t offset = blocks_[id].offset;
+    uint64_t end = offset;
+    for (; id != 0 && blocks_[id].is_free(); id = blocks_[id].next) end = blocks_[id].end();
+    if (!visit(offset, end - offset)) return;
+  }
+}
+
+}  // namespace vramkit

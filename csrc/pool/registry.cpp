@@ -1,0 +1,97 @@
+#include "pool/registry.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+
+namespace vramkit {
+
+Registry::Registry() {
+  if (::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
+    fail(Status::kSystem, "cannot register for fork: out of memory");
+  }
+}
+
+Registry& Registry::instance() {
+  static auto* registry = new Registry();
+  return *registry;
+}
+
+Pool* Registry::create(const PoolConfig& config) {
+  auto pool = std::make_unique<Pool>(config);
+  const std::lock_guard guard(mutex_);
+  size_t slot = 0;
+  while (slot < kMaxPools && pools_[slot].load(std::memory_order_relaxed) != nullptr) ++slot;
+  if (slot == kMaxPools) {
+    fail(Status::kInvalidArgument, "%zu pools are open in this process; close some first",
+         kMaxPools);
+  }
+  pools_[slot].store(pool.get(), std::memory_order_release);
+  if (slot >= count_.load(std::memory_order_relaxed)) {
+    count_.store(slot + 1, std::memory_order_release);
+  }
+  return pool.release();
+}
+
+void Registry::remove(const Pool* pool) {
+  for (auto& slot : pools_) {
+    if (slot.load(std::memory_order_relaxed) == pool) {
+      slot.store(nullptr, std::memory_order_release);
+      return;
+    }
+  }
+}
+
+uint64_t Registry::open_scope(Pool* pool, int device) {
+  const std::lock_guard guard(mutex_);
+  scopes_.push_back({++last_token_, device, pool});
+  update_active(device);
+  return last_token_;
+}
+
+void Registry::close_scope(uint64_t token) {
+  const std::lock_guard guard(mutex_);
+  const auto found = std::find_if(scopes_.begin(), scopes_.end(),
+                                  [token](const Scope& scope) { return scope.token == token; });
+  if (found == scopes_.end()) {
+    fail(Status::kInvalidArgument, "no scope with token %llu is open: it was closed before",
+         static_cast<unsigned long long>(token));
+  }
+  const int device = found->device;
+  scopes_.erase(found);
+  update_active(device);
+}
+
+void Registry::update_active(int device) {
+  Pool* latest = nullptr;
+  for (const Scope& scope : scopes_) {
+    if (scope.device == device) latest = scope.pool;
+  }
+  active_[static_cast<size_t>(device + 1)].store(latest, std::memory_order_release);
+}
+
+void Registry::before_fork() {
+  Registry& registry = instance();
+  registry.mutex_.lock();
+  registry.locked_for_fork_.clear();
+  for (auto& slot : registry.pools_) {
+    Pool* pool = slot.load(std::memory_order_relaxed);
+    if (pool == nullptr) continue;
+    pool->before_fork();
+    registry.locked_for_fork_.push_back(pool);
+  }
+}
+
+void Registry::after_fork_in_parent() {
+  Registry& registry = instance();
+  for (Pool* pool : registry.locked_for_fork_) pool->after_fork_in_parent();
+  registry.mutex_.unlock();
+}
+
+void Registry::after_fork_in_child() {
+  Registry& registry = instance();
+  for (Pool* pool : registry.locked_for_fork_) pool->after_fork_in_child();
+  registry.mutex_.unlock();
+}
+
+}  // namespace vramkit

@@ -1,0 +1,65 @@
+// All pools of the process: who owns an address, and which pool serves a device now.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "pool/pool.h"
+
+namespace vramkit {
+
+class Registry {
+ public:
+  static constexpr int kMaxDevices = 64;
+  static constexpr size_t kMaxPools = 1024;
+
+  /// Never destroyed: blocks are freed until the very end of the process.
+  static Registry& instance();
+
+  /// Makes a pool and registers it.
+  Pool* create(const PoolConfig& config);
+  void remove(const Pool* pool);
+
+  /// The pool whose addresses include `address`, or null. Takes no lock.
+  Pool* owner(uint64_t address) const {
+    const size_t count = count_.load(std::memory_order_acquire);
+    for (size_t i = 0; i < count; ++i) {
+      Pool* pool = pools_[i].load(std::memory_order_acquire);
+      if (pool != nullptr && pool->contains(address)) return pool;
+    }
+    return nullptr;
+  }
+
+  /// Device -1 is the CPU.
+  uint64_t open_scope(Pool* pool, int device);
+  void close_scope(uint64_t token);
+  Pool* active(int device) const {
+    return active_[static_cast<size_t>(device + 1)].load(std::memory_order_acquire);
+  }
+
+ private:
+  struct Scope {
+    uint64_t token;
+    int device;
+    Pool* pool;
+  };
+
+  Registry();
+  void update_active(int device);
+  static void before_fork();
+  static void after_fork_in_parent();
+  static void after_fork_in_child();
+
+  std::mutex mutex_;
+  std::vector<Scope> scopes_;
+  uint64_t last_token_ = 0;
+  std::vector<Pool*> locked_for_fork_;
+  std::atomic<size_t> count_ = 0;
+  std::array<std::atomic<Pool*>, kMaxPools> pools_{};
+  std::array<std::atomic<Pool*>, kMaxDevices + 1> active_{};
+};
+
+}  // namespace vramkit

@@ -1,0 +1,230 @@
+#include "pool/spans.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+namespace vramkit {
+namespace {
+
+constexpr uint64_t kFineLimit = 8 * kKiB;
+
+}  // namespace
+
+Spans::Spans(Range& range, Streams& streams, uint64_t capacity_bytes)
+    : range_(range),
+      streams_(streams),
+      // Small pools must not spend much of themselves on one small tensor.
+      chunk_bytes_(std::clamp(std::bit_floor(capacity_bytes / 256), kMinChunk, 2 * kMiB)),
+      spans_(uint64_t{1} << 26) {}
+
+int Spans::class_of(uint64_t size) {
+  if (size <= kFineLimit) return static_cast<int>((size - 1) / kAlignment);
+  return 16 + static_cast<int>((size - kFineLimit - 1) / kKiB);
+}
+
+uint32_t Spans::class_bytes(int size_class) {
+  const uint64_t step = static_cast<uint64_t>(size_class) + 1;
+  return static_cast<uint32_t>(size_class < 16 ? step * kAlignment
+                                               : kFineLimit + (step - 16) * kKiB);
+}
+
+uint64_t Spans::allocate(uint64_t size, StreamIndex stream, uint32_t stack_id) {
+  const int size_class = class_of(size);
+  uint32_t id = heads_of(stream)[static_cast<size_t>(size_class)];
+  if (id == 0) id = new_span(size_class, stream);
+  if (id == 0) return kNoOffset;
+  Span& span = spans_[id];
+  const size_t word = span.taken[0] == ~uint64_t{0} ? 1 : 0;
+  const auto bit = static_cast<uint32_t>(std::countr_one(span.taken[word]));
+  span.taken[word] |= uint64_t{1} << bit;
+  const uint32_t slot = static_cast<uint32_t>(word) * 64 + bit;
+  span.requested[slot] = static_cast<uint16_t>(span.slot_bytes - size);
+  if (++span.used == span.slots) unlink(id);
+  const uint64_t offset = span.offset + uint64_t{slot} * span.slot_bytes;
+  if (stack_id != 0) stacks_[offset] = stack_id;
+  return offset;
+}
+
+Spans::Slot Spans::find(uint32_t entry, uint64_t offset) const {
+  const Span& span = spans_[entry & ~kSpanEntry];
+  const auto slot = static_cast<uint32_t>((offset - span.offset) / span.slot_bytes);
+  const uint64_t start = span.offset + uint64_t{slot} * span.slot_bytes;
+  Slot found{start, 0, 0, 0, span.stream, false};
+  if (slot >= span.slots || (span.taken[slot / 64] >> (slot % 64) & 1) == 0) return found;
+  found.size = span.slot_bytes;
+  found.requested = span.slot_bytes - span.requested[slot];
+  found.pending = !pending_.empty() && pending_.contains(start);
+  if (!stacks_.empty()) {
+    const auto stack = stacks_.find(start);
+    if (stack != stacks_.end()) found.stack_id = stack->second;
+  }
+  return found;
+}
+
+void Spans::release(uint32_t entry, const Slot& slot) {
+  const uint32_t id = entry & ~kSpanEntry;
+  if (slot.stack_id != 0) stacks_.erase(slot.offset);
+  if (!uses_.empty()) {
+    const auto found = uses_.find(slot.offset);
+    if (found != uses_.end()) {
+      pending_.emplace(slot.offset, streams_.tag_freed(slot.stream, found->second));
+      uses_.erase(found);
+      pending_bytes_ += slot.size;
+      return;
+    }
+  }
+  clear_slot(id, slot.offset);
+}
+
+void Spans::record_use(const Slot& slot, StreamIndex user) {
+  if (user == slot.stream) return;
+  uint32_t& uses = uses_[slot.offset];
+  uses = streams_.add_use(uses, user);
+}
+
+void Spans::settle() {
+  for (auto it = pending_.begin(); it != pending_.end();) {
+    if (!streams_.uses_done(it->second)) {
+      ++it;
+      continue;
+    }
+    const uint64_t offset = it->first;
+    streams_.drop_uses(it->second.uses);
+    it = pending_.erase(it);
+    const uint32_t id = range_.entry_at(offset) & ~kSpanEntry;
+    pending_bytes_ -= spans_[id].slot_bytes;
+    clear_slot(id, offset);
+  }
+}
+
+void Spans::clear_slot(uint32_t id, uint64_t offset) {
+  Span& span = spans_[id];
+  const auto slot = static_cast<uint32_t>((offset - span.offset) / span.slot_bytes);
+  span.taken[slot / 64] &= ~(uint64_t{1} << (slot % 64));
+  if (span.used-- == span.slots) link(id);
+  // One empty span of a class is kept: a lone tensor that comes and goes costs no more than a bit.
+  if (span.used == 0 && (span.prev != 0 || span.next != 0)) drop_span(id);
+}
+
+uint32_t Spans::new_span(int size_class, StreamIndex stream) {
+  const uint32_t slot_bytes = class_bytes(size_class);
+  const uint64_t bytes = slot_bytes > kMaxInUnit ? kLargeSpan : kUnit;
+  for (uint32_t index = 0; index < chunks_.size(); ++index) {
+    Chunk& chunk = chunks_[index];
+    if (chunk.block == 0 || chunk.stream != stream) continue;
+    const uint64_t unit = room_in(chunk, bytes);
+    if (unit == kNoOffset) continue;
+    const uint32_t id = spans_.take();
+    spans_[id] = Span{};
+    Span& span = spans_[id];
+    span.offset = range_[chunk.block].offset + unit * kUnit;
+    span.slot_bytes = slot_bytes;
+    span.slots = static_cast<uint32_t>(bytes / slot_bytes);
+    span.taken[0] = span.slots < 64 ? ~uint64_t{0} << span.slots : 0;
+    span.taken[1] = span.slots < 128 ? ~uint64_t{0} << (span.slots > 64 ? span.slots - 64 : 0) : 0;
+    span.chunk = index;
+    span.stream = stream;
+    span.size_class = static_cast<uint8_t>(size_class);
+    chunk.units |= static_cast<uint32_t>(((uint64_t{1} << bytes / kUnit) - 1) << unit);
+    chunk.span_at[unit] = id;
+    range_.mark_span(span.offset, bytes, id);
+    link(id);
+    return id;
+  }
+  return 0;
+}
+
+uint64_t Spans::room_in(const Chunk& chunk, uint64_t bytes) const {
+  const uint64_t width = bytes / kUnit;
+  const uint64_t mask = (uint64_t{1} << width) - 1;
+  for (uint64_t unit = 0; unit + width <= chunk_bytes_ / kUnit; unit += width) {
+    if ((chunk.units & mask << unit) == 0) return unit;
+  }
+  return kNoOffset;
+}
+
+void Spans::drop_span(uint32_t id) {
+  const Span& span = spans_[id];
+  unlink(id);
+  Chunk& chunk = chunks_[span.chunk];
+  const uint64_t unit = (span.offset - range_[chunk.block].offset) / kUnit;
+  chunk.units &= ~static_cast<uint32_t>(((uint64_t{1} << span.bytes() / kUnit) - 1) << unit);
+  chunk.span_at[unit] = 0;
+  range_.unmark_span(span.offset, span.bytes(), chunk.block);
+  spans_.give_back(id);
+}
+
+void Spans::add_chunk(BlockId block, StreamIndex stream) {
+  const auto free = std::find_if(chunks_.begin(), chunks_.end(),
+                                 [](const Chunk& chunk) { return chunk.block == 0; });
+  const Chunk chunk{.block = block, .stream = stream, .units = 0, .span_at = {}};
+  if (free != chunks_.end()) {
+    *free = chunk;
+  } else {
+    chunks_.push_back(chunk);
+  }
+}
+
+bool Spans::give_back_chunks() {
+  bool any = false;
+  for (Chunk& chunk : chunks_) {
+    if (chunk.block == 0) continue;
+    const bool used = std::any_of(chunk.span_at.begin(), chunk.span_at.end(),
+                                  [this](uint32_t id) { return id != 0 && spans_[id].used > 0; });
+    if (used) continue;
+    for (const uint32_t id : chunk.span_at) {
+      if (id != 0) drop_span(id);
+    }
+    range_.release(chunk.block, streams_.tag_freed(chunk.stream, 0));
+    chunk.block = 0;
+    any = true;
+  }
+  return any;
+}
+
+void Spans::link(uint32_t id) {
+  Span& span = spans_[id];
+  uint32_t& head = heads_of(span.stream)[span.size_class];
+  span.prev = 0;
+  span.next = head;
+  if (head != 0) spans_[head].prev = id;
+  head = id;
+}
+
+void Spans::unlink(uint32_t id) {
+  Span& span = spans_[id];
+  if (span.next != 0) spans_[span.next].prev = span.prev;
+  (span.prev != 0 ? spans_[span.prev].next : heads_of(span.stream)[span.size_class]) = span.next;
+  span.prev = 0;
+  span.next = 0;
+}
+
+Spans::Heads& Spans::heads_of(StreamIndex stream) {
+  if (heads_.size() <= stream) heads_.resize(stream + size_t{1}, Heads{});
+  return heads_[stream];
+}
+
+void Spans::check_valid() const {
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.block == 0) continue;
+    for (const uint32_t id : chunk.span_at) {
+      if (id == 0) continue;
+      const Span& span = spans_[id];
+      const auto bits = std::popcount(span.taken[0]) + std::popcount(span.taken[1]);
+      const auto spare = static_cast<int>(kMaxSlots - span.slots);
+      if (static_cast<int>(span.used) != bits - spare) {
+        fail(Status::kSystem, "span at offset %llu: %u slots counted, %d bits set",
+             static_cast<unsigned long long>(span.offset), span.used, bits - spare);
+      }
+      if (range_.entry_at(span.offset) != (kSpanEntry | id)) {
+        fail(Status::kSystem, "span at offset %llu is not in the address table",
+             static_cast<unsigned long long>(span.offset));
+      }
+    }
+  }
+}
+
+}  // namespace vramkit

@@ -1,0 +1,129 @@
+// Small blocks: slots of one size in spans, spans in chunks, chunks in the home range.
+//
+// A chunk belongs to one stream, so that a slot freed by its stream serves that stream again
+// without any event. A slot with recorded uses of other streams stays taken until those are done.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "pool/range.h"
+#include "pool/streams.h"
+
+namespace vramkit {
+
+inline constexpr uint64_t kMaxSmall = kGranule;
+
+class Spans {
+ public:
+  struct Slot {
+    uint64_t offset;
+    uint64_t size;
+    uint64_t requested;
+    uint32_t stack_id;
+    StreamIndex stream;
+    bool pending;
+  };
+
+  Spans(Range& range, Streams& streams, uint64_t capacity_bytes);
+
+  /// Sizes from 1 to kMaxSmall. Returns the offset, or kNoOffset when a new chunk is needed.
+  uint64_t allocate(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  /// The chunk size that `add_chunk` wants; a multiple of itself is its alignment.
+  uint64_t chunk_bytes() const { return chunk_bytes_; }
+  void add_chunk(BlockId block, StreamIndex stream);
+
+  /// What is known of the slot at the offset. `entry` is that of the offset's granule. A null size
+  /// means that no block lives there.
+  Slot find(uint32_t entry, uint64_t offset) const;
+  /// Frees a live slot that `find` returned.
+  void release(uint32_t entry, const Slot& slot);
+  void record_use(const Slot& slot, StreamIndex user);
+
+  /// Gives slots whose recorded uses are done back.
+  void settle();
+  bool has_pending() const { return !pending_.empty(); }
+  uint64_t pending_bytes() const { return pending_bytes_; }
+
+  /// Returns chunks without a live slot to the range. True if there was one.
+  bool give_back_chunks();
+
+  /// Calls visit(slot) for every live or pending slot.
+  template <typename Visit>
+  void each_slot(Visit visit) const;
+
+  uint64_t metadata_bytes() const { return spans_.metadata_bytes(); }
+  void check_valid() const;
+
+  static constexpr uint64_t kNoOffset = ~uint64_t{0};
+
+ private:
+  static constexpr uint64_t kUnit = 64 * kKiB;        // smallest span
+  static constexpr uint64_t kLargeSpan = 256 * kKiB;  // for objects over kMaxInUnit
+  static constexpr uint64_t kMaxInUnit = 4 * kKiB;
+  static constexpr int kClasses = 24;  // 512 B steps to 8 KiB, then 1 KiB to 16 KiB
+  static constexpr uint32_t kMaxSlots = 128;
+
+  struct alignas(64) Span {
+    uint64_t offset;
+    uint64_t taken[2];  // a bit for each slot
+    uint32_t slot_bytes;
+    uint32_t slots;
+    uint32_t used;
+    uint32_t chunk;  // index in chunks_
+    uint32_t prev;   // spans of this class with room
+    uint32_t next;
+    uint16_t requested[kMaxSlots];  // slot_bytes minus what was asked for
+    StreamIndex stream;
+    uint8_t size_class;
+
+    uint64_t bytes() const { return slot_bytes > kMaxInUnit ? kLargeSpan : kUnit; }
+  };
+  struct Chunk {
+    BlockId block = 0;  // 0: this record is free
+    StreamIndex stream = kAnyStream;
+    uint32_t units = 0;  // a bit for each unit taken by a span
+    std::array<uint32_t, 32> span_at{};
+  };
+  using Heads = std::array<uint32_t, kClasses>;
+
+  static int class_of(uint64_t size);
+  static uint32_t class_bytes(int size_class);
+  uint32_t new_span(int size_class, StreamIndex stream);
+  uint64_t room_in(const Chunk& chunk, uint64_t bytes) const;
+  void drop_span(uint32_t id);
+  void link(uint32_t id);
+  void unlink(uint32_t id);
+  void clear_slot(uint32_t id, uint64_t offset);
+  Heads& heads_of(StreamIndex stream);
+
+  Range& range_;
+  Streams& streams_;
+  uint64_t chunk_bytes_;
+  Slots<Span> spans_;
+  std::vector<Chunk> chunks_;
+  std::vector<Heads> heads_;                       // by stream
+  std::unordered_map<uint64_t, uint32_t> stacks_;  // by offset, where one was given
+  std::unordered_map<uint64_t, uint32_t> uses_;    // by offset: recorded uses of live slots
+  std::unordered_map<uint64_t, Tag> pending_;      // by offset: freed, uses not done
+  uint64_t pending_bytes_ = 0;
+};
+
+template <typename Visit>
+void Spans::each_slot(Visit visit) const {
+  for (const Chunk& chunk : chunks_) {
+    if (chunk.block == 0) continue;
+    for (const uint32_t id : chunk.span_at) {
+      if (id == 0) continue;
+      const Span& span = spans_[id];
+      for (uint32_t i = 0; i < span.slots; ++i) {
+        if ((span.taken[i / 64] >> (i % 64) & 1) == 0) continue;
+        visit(find(kSpanEntry | id, span.offset + uint64_t{i} * span.slot_bytes));
+      }
+    }
+  }
+}
+
+}  // namespace vramkit

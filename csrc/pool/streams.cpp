@@ -1,0 +1,153 @@
+#include "pool/streams.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace vramkit {
+
+Streams::~Streams() {
+  for (Stream& stream : streams_) {
+    for (const Recorded& recorded : stream.recorded) backend_.release_event(recorded.event);
+  }
+}
+
+StreamIndex Streams::index_of(uint64_t handle) {
+  if (handle == last_handle_ && last_index_ != kAnyStream) return last_index_;
+  auto found = indices_.find(handle);
+  if (found == indices_.end()) {
+    if (streams_.size() == kAnyStream) {
+      fail(Status::kInvalidArgument, "more than %u streams use one pool; reuse streams",
+           unsigned{kAnyStream});
+    }
+    found = indices_.emplace(handle, static_cast<StreamIndex>(streams_.size())).first;
+    streams_.emplace_back().handle = handle;
+  }
+  last_handle_ = handle;
+  last_index_ = found->second;
+  return last_index_;
+}
+
+uint32_t Streams::add_use(uint32_t uses, StreamIndex user) {
+  if (uses == 0) {
+    if (free_uses_.empty()) {
+      free_uses_.push_back(static_cast<uint32_t>(uses_.size()));
+      uses_.emplace_back();
+    }
+    uses = free_uses_.back();
+    free_uses_.pop_back();
+    uses_[uses].holders = 1;
+  }
+  auto& set = uses_[uses].items;
+  const bool known =
+      std::any_of(set.begin(), set.end(), [user](const Use& use) { return use.stream == user; });
+  if (!known) set.push_back({user, 0});
+  return uses;
+}
+
+void Streams::drop_uses(uint32_t uses) {
+  if (uses == 0 || --uses_[uses].holders > 0) return;
+  uses_[uses].items.clear();
+  free_uses_.push_back(uses);
+}
+
+Tag Streams::tag_freed(StreamIndex owner, uint32_t uses) {
+  Stream& stream = streams_[owner];
+  ++stream.epoch;
+  if (stream.short_lived) record_at_free(stream);
+  for (Use& use : uses_[uses].items) {
+    Stream& user = streams_[use.stream];
+    use.epoch = ++user.epoch;
+    record_at_free(user);
+  }
+  return {owner, uses, stream.epoch};
+}
+
+bool Streams::ready(StreamIndex taker, StreamIndex owner, uint64_t epoch) const {
+  if (owner == kAnyStream || owner == taker || epoch <= streams_[owner].completed) return true;
+  const auto& waited = streams_[taker].waited;
+  return owner < waited.size() && epoch <= waited[owner];
+}
+
+bool Streams::ready(StreamIndex taker, const Tag& tag) const {
+  if (!ready(taker, tag.stream, tag.epoch)) return false;
+  const auto& set = uses_[tag.uses].items;
+  return std::all_of(set.begin(), set.end(),
+                     [this, taker](const Use& use) { return ready(taker, use.stream, use.epoch); });
+}
+
+void Streams::wait_for(StreamIndex taker, const Tag& tag) {
+  wait_for(taker, tag.stream, tag.epoch);
+  for (const Use& use : uses_[tag.uses].items) wait_for(taker, use.stream, use.epoch);
+}
+
+void Streams::wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch) {
+  if (ready(taker, owner, epoch)) return;
+  Stream& stream = streams_[owner];
+  const auto covers = [epoch](const Recorded& recorded) { return recorded.epoch >= epoch; };
+  const auto found = std::find_if(stream.recorded.begin(), stream.recorded.end(), covers);
+  const Recorded recorded = found != stream.recorded.end() ? *found : record(stream);
+  backend_.stream_wait(streams_[taker].handle, recorded.event);
+  auto& waited = streams_[taker].waited;
+  if (waited.size() <= owner) waited.resize(owner + size_t{1});
+  waited[owner] = recorded.epoch;
+  ++waits_;
+}
+
+bool Streams::uses_done(const Tag& tag) const {
+  const auto& set = uses_[tag.uses].items;
+  return std::all_of(set.begin(), set.end(), [this](const Use& use) {
+    return use.epoch <= streams_[use.stream].completed;
+  });
+}
+
+const Streams::Recorded& Streams::record(Stream& stream) {
+  const Event event = backend_.record_event(stream.handle);
+  stream.recorded.push_back({event, stream.epoch});
+  stream.owes_event = false;
+  return stream.recorded.back();
+}
+
+void Streams::record_at_free(Stream& stream) {
+  // A free must not fail. An event recorded later covers the same work.
+  stream.owes_event = true;
+  if (!backend_.events_allowed()) return;
+  try {
+    record(stream);
+  } catch (const Error& error) {
+    report("no event at a free, one is recorded later: %s", error.what());
+  }
+}
+
+void Streams::complete_oldest(Stream& stream) {
+  stream.completed = stream.recorded.front().epoch;
+  backend_.release_event(stream.recorded.front().event);
+  stream.recorded.pop_front();
+}
+
+bool Streams::poll() {
+  if (!backend_.events_allowed()) return false;
+  bool learnt = false;
+  for (Stream& stream : streams_) {
+    if (stream.owes_event) record(stream);
+    while (!stream.recorded.empty() && backend_.event_done(stream.recorded.front().event)) {
+      complete_oldest(stream);
+      learnt = true;
+    }
+  }
+  return learnt;
+}
+
+void Streams::drain() {
+  if (!backend_.events_allowed()) {
+    fail(Status::kBusy, "cannot wait for the device while a graph is being captured on it");
+  }
+  for (Stream& stream : streams_) {
+    if (stream.completed == stream.epoch) continue;
+    if (stream.recorded.empty() || stream.recorded.back().epoch < stream.epoch) record(stream);
+    backend_.synchronize(stream.recorded.back().event);
+    while (!stream.recorded.empty()) complete_oldest(stream);
+  }
+}
+
+}  // namespace vramkit

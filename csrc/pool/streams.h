@@ -1,0 +1,98 @@
+// Which stream's work may still touch freed memory, and how another stream may take it.
+//
+// Frees are numbered for each stream (its epoch). Memory freed by stream A at epoch e is safe for
+// stream B once B waits for an event that A recorded at epoch >= e, or once that event is known to
+// be done. Events are recorded only when another stream wants the memory ("lazily"), which covers
+// all that A freed until then; streams that may be destroyed before that record theirs at each
+// free.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <unordered_map>
+#include <vector>
+
+#include "backend/backend.h"
+#include "pool/block.h"
+
+namespace vramkit {
+
+class Streams {
+ public:
+  explicit Streams(Backend& backend) : backend_(backend) {}
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+  ~Streams();
+
+  /// Registers the stream at its first use.
+  StreamIndex index_of(uint64_t handle);
+  uint64_t handle_of(StreamIndex index) const {
+    return index == kAnyStream ? 0 : streams_[index].handle;
+  }
+  size_t count() const { return streams_.size(); }
+  void declare_short_lived(uint64_t handle) { streams_[index_of(handle)].short_lived = true; }
+
+  /// Adds `user` to the set `uses` (0: a new one, held once) and returns the set.
+  uint32_t add_use(uint32_t uses, StreamIndex user);
+  /// A set is held by each block that a freed block was cut into, and forgotten with the last one.
+  void hold_uses(uint32_t uses) { uses_[uses].holders += uses != 0; }
+  void drop_uses(uint32_t uses);
+
+  /// The tag of a block that `owner` frees now, with the set of its recorded uses.
+  Tag tag_freed(StreamIndex owner, uint32_t uses);
+
+  /// True if `taker` needs to wait for nobody.
+  bool ready(StreamIndex taker, const Tag& tag) const;
+  /// Makes `taker` wait for whatever `tag` needs. Only while `events_allowed`.
+  void wait_for(StreamIndex taker, const Tag& tag);
+  /// True when all recorded uses of the tag are known to be done.
+  bool uses_done(const Tag& tag) const;
+
+  /// Looks which events are done. True if anything new was learnt.
+  bool poll();
+  /// Blocks until all work that any free so far depends on is done.
+  void drain();
+  bool events_allowed() const { return backend_.events_allowed(); }
+
+  uint64_t waits() const { return waits_; }
+
+ private:
+  struct Recorded {
+    Event event;
+    uint64_t epoch;
+  };
+  struct Stream {
+    uint64_t handle = 0;
+    bool short_lived = false;
+    bool owes_event = false;          // one could not be recorded at a free
+    uint64_t epoch = 0;               // frees so far
+    uint64_t completed = 0;           // frees up to here are safe for everybody
+    std::deque<Recorded> recorded{};  // not known to be done, oldest first
+    std::vector<uint64_t> waited{};   // by index: frees of that stream that this one waited for
+  };
+  struct Use {
+    StreamIndex stream;
+    uint64_t epoch;
+  };
+  struct UseSet {
+    uint32_t holders = 0;
+    std::vector<Use> items{};
+  };
+
+  bool ready(StreamIndex taker, StreamIndex owner, uint64_t epoch) const;
+  void wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch);
+  const Recorded& record(Stream& stream);
+  void record_at_free(Stream& stream);
+  void complete_oldest(Stream& stream);
+
+  Backend& backend_;
+  std::vector<Stream> streams_;
+  std::unordered_map<uint64_t, StreamIndex> indices_;
+  uint64_t last_handle_ = 0;
+  StreamIndex last_index_ = kAnyStream;
+  std::vector<UseSet> uses_{1};  // set 0 is the empty one
+  std::vector<uint32_t> free_uses_;
+  uint64_t waits_ = 0;
+};
+
+}  // namespace vramkit
