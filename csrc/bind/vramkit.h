@@ -1,0 +1,253 @@
+// The plain C interface of the pool core (libvramkit_core).
+//
+// Contract of every function:
+//  - thread-safe; may be called without Python's GIL;
+//  - returns a status; a text for the last failure of the calling thread is in
+//  vramkit_last_error();
+//  - sizes are bytes, streams are opaque 64-bit handles (0 is the default stream).
+//
+// Pool handles are small and immortal: a handle stays valid for the life of the process, so that a
+// thread that has just looked one up never touches freed memory. What a pool owns is given back
+// when it is closed, or when it was released and its last block is freed.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+#define VRAMKIT_API __attribute__((visibility("default")))
+
+enum { VRAMKIT_ABI_VERSION = 1 };
+
+typedef enum vramkit_status {
+  VRAMKIT_OK = 0,
+  VRAMKIT_INVALID_ARGUMENT = 1,  // a size, option or state that can never work
+  VRAMKIT_OUT_OF_MEMORY = 2,     // the pool cannot serve the request within its capacity
+  VRAMKIT_FOREIGN_POINTER = 3,   // the address was never handed out by this pool
+  VRAMKIT_DOUBLE_FREE = 4,       // the address is the pool's, but no live block starts there
+  VRAMKIT_CLOSED = 5,            // the pool has been closed
+  VRAMKIT_BUSY = 6,              // blocks are live where none may be
+  VRAMKIT_SYSTEM = 7,            // the operating system or the driver refused a call
+  VRAMKIT_FORKED = 8,            // the pool belongs to the parent of this process
+  VRAMKIT_NOT_ROUTED = 9,        // no pool is active: the caller uses its own allocator
+} vramkit_status;
+
+typedef struct vramkit_pool vramkit_pool;
+
+// Text of the last failing call of this thread; valid until its next failing call.
+VRAMKIT_API const char* vramkit_last_error(void);
+
+// ---- pools ---------------------------------------------------------------------------------
+
+typedef struct vramkit_pool_config {
+  // "host", "memfd" or "null"; decorators follow, each after a '+': "memfd+late_events+faults".
+  const char* backend;
+  const char* label;        // the name in error texts: "cpu", "cuda:0"
+  uint64_t capacity_bytes;  // rounded down to whole pages; at least one page
+  uint64_t page_bytes;      // a power of two of at least 64 KiB; 0 takes 2 MiB
+  int32_t overflow_native;  // 1: vramkit_route_alloc answers NOT_ROUTED instead of OUT_OF_MEMORY
+  int32_t debug_checks;     // 1: check_valid() after every mutation (slow; for tests)
+} vramkit_pool_config;
+
+VRAMKIT_API vramkit_status vramkit_pool_create(const vramkit_pool_config* config,
+                                               vramkit_pool** pool);
+
+// Gives everything back. BUSY, and nothing changes, while blocks are live.
+VRAMKIT_API vramkit_status vramkit_pool_close(vramkit_pool* pool);
+
+// The owner's last word: closes the pool now, or when its last live block is freed.
+VRAMKIT_API vramkit_status vramkit_pool_release(vramkit_pool* pool);
+
+// Changes the capacity. Growing adds fresh addresses; shrinking takes wholly free pages and is
+// refused (BUSY, nothing changes) when there are too few.
+VRAMKIT_API vramkit_status vramkit_pool_resize(vramkit_pool* pool, uint64_t capacity_bytes);
+
+// Gives the physical memory of wholly free pages back and forgets cached stitched addresses.
+// The capacity stays. *released_bytes receives what was given back.
+VRAMKIT_API vramkit_status vramkit_pool_trim(vramkit_pool* pool, uint64_t* released_bytes);
+
+// Checks every invariant; SYSTEM with a text naming the broken one. For tests.
+VRAMKIT_API vramkit_status vramkit_pool_check(vramkit_pool* pool);
+
+// ---- blocks --------------------------------------------------------------------------------
+
+// stack_id: any number to remember with the block (0: none).
+VRAMKIT_API vramkit_status vramkit_alloc(vramkit_pool* pool, uint64_t size_bytes, uint64_t stream,
+                                         uint32_t stack_id, void** address);
+
+// *size_bytes (may be null) receives the size that was requested for the block.
+VRAMKIT_API vramkit_status vramkit_free(vramkit_pool* pool, void* address, uint64_t* size_bytes);
+
+// The block is also used by work queued on `stream`: its memory is reused only after that work.
+VRAMKIT_API vramkit_status vramkit_record_stream(vramkit_pool* pool, void* address,
+                                                 uint64_t stream);
+
+// A stream that may be destroyed while the pool lives: its events are recorded at each free.
+VRAMKIT_API vramkit_status vramkit_declare_short_lived_stream(vramkit_pool* pool, uint64_t stream);
+
+// The pool whose address range holds `address`, or null. Takes no lock.
+VRAMKIT_API vramkit_pool* vramkit_owner(const void* address);
+
+typedef enum vramkit_block_state {
+  VRAMKIT_BLOCK_LIVE = 0,
+  VRAMKIT_BLOCK_FREE = 1,
+  VRAMKIT_BLOCK_PENDING = 2,  // freed, work of another stream may still use it
+} vramkit_block_state;
+
+typedef enum vramkit_block_kind {
+  VRAMKIT_BLOCK_LARGE = 0,     // carved from the pool's contiguous range
+  VRAMKIT_BLOCK_SMALL = 1,     // a slot of a size-class span
+  VRAMKIT_BLOCK_STITCHED = 2,  // free pages at a contiguous address of their own
+} vramkit_block_kind;
+
+typedef struct vramkit_block {
+  uint64_t address;
+  uint64_t size_bytes;       // what the block occupies
+  uint64_t requested_bytes;  // what was asked for; 0 when free
+  uint64_t stream;
+  uint32_t stack_id;
+  uint32_t state;  // vramkit_block_state
+  uint32_t kind;   // vramkit_block_kind
+  uint32_t reserved;
+} vramkit_block;
+
+// The live block that holds `address`, which may lie in its interior.
+VRAMKIT_API vramkit_status vramkit_find_block(vramkit_pool* pool, const void* address,
+                                              vramkit_block* block);
+
+// All blocks by address. Writes at most `room` of them; *count receives how many there are.
+VRAMKIT_API vramkit_status vramkit_snapshot(vramkit_pool* pool, vramkit_block* blocks,
+                                            uint64_t room, uint64_t* count);
+
+// ---- statistics ----------------------------------------------------------------------------
+
+typedef struct vramkit_stats {
+  uint64_t capacity_bytes;
+  uint64_t page_bytes;
+  uint64_t live_bytes;  // requested bytes of live blocks
+  uint64_t peak_live_bytes;
+  uint64_t allocated_bytes;  // live blocks with their rounding
+  uint64_t peak_allocated_bytes;
+  uint64_t mapped_bytes;  // pages with physical memory behind them
+  uint64_t peak_mapped_bytes;
+  uint64_t free_bytes;            // capacity not in live blocks
+  uint64_t largest_free_bytes;    // largest contiguous hole
+  uint64_t largest_stitch_bytes;  // wholly free pages together: what stitching could serve
+  uint64_t pending_bytes;         // freed, waiting for work of another stream
+  uint64_t live_blocks;
+  uint64_t allocations;
+  uint64_t frees;
+  uint64_t failures;  // requests that found no memory
+  uint64_t stitched_requests;
+  uint64_t stitched_pages;
+  uint64_t alias_hits;     // requests served by a stitched address that was still mapped
+  uint64_t mapping_calls;  // calls that changed a page's backing or place
+  uint64_t cross_stream_waits;
+  uint64_t overflow_allocations;  // requests sent to the native allocator
+  uint64_t overflow_bytes;
+  uint64_t metadata_bytes;  // host memory for the pool's own books
+} vramkit_stats;
+
+VRAMKIT_API vramkit_status vramkit_pool_stats(vramkit_pool* pool, vramkit_stats* stats);
+VRAMKIT_API vramkit_status vramkit_pool_reset_peaks(vramkit_pool* pool);
+
+// One row for each power of two: requests of (upper/2, upper] bytes; the first takes all <= 512.
+typedef struct vramkit_size_class {
+  uint64_t upper_bytes;
+  uint64_t live_blocks;
+  uint64_t live_bytes;
+  uint64_t allocations;
+  uint64_t frees;
+} vramkit_size_class;
+
+enum { VRAMKIT_SIZE_CLASSES = 40 };
+
+VRAMKIT_API vramkit_status vramkit_pool_size_classes(vramkit_pool* pool,
+                                                     vramkit_size_class rows[40]);
+
+// Why the pool could not serve `size_bytes` now, with the numbers, its ten largest live blocks and
+// what to do. Writes at most `room` bytes with the final zero; *length receives the full length.
+VRAMKIT_API vramkit_status vramkit_explain(vramkit_pool* pool, uint64_t size_bytes, char* text,
+                                           uint64_t room, uint64_t* length);
+
+// ---- routing (what an allocator adapter needs) ---------------------------------------------
+
+enum { VRAMKIT_DEVICE_CPU = -1 };  // 0 and up: the CUDA device of that ordinal
+enum { VRAMKIT_MAX_DEVICES = 64 };
+
+// Routes the device's allocations to the pool until the scope with that token is closed. The
+// latest scope still open wins; scopes close in any order, from any thread.
+VRAMKIT_API vramkit_status vramkit_scope_open(vramkit_pool* pool, int32_t device, uint64_t* token);
+VRAMKIT_API vramkit_status vramkit_scope_close(uint64_t token);
+VRAMKIT_API vramkit_pool* vramkit_active_pool(int32_t device);
+
+// Called, with no lock held, for the stack id of each routed allocation of the pool, and for the
+// text of an id (valid until the thread's next call). Null pointers switch it off.
+typedef uint32_t (*vramkit_stack_hook)(void);
+typedef const char* (*vramkit_stack_text)(uint32_t stack_id);
+VRAMKIT_API vramkit_status vramkit_pool_set_stack_hooks(vramkit_pool* pool, vramkit_stack_hook hook,
+                                                        vramkit_stack_text text);
+
+// NOT_ROUTED: use the native allocator. That is the answer when no scope is open, in a forked
+// child, and on overflow; *overflowed is then the pool that just overflowed for the first time
+// (warn once), else null. OUT_OF_MEMORY: vramkit_last_error() is the whole explanation.
+VRAMKIT_API vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t stream,
+                                               void** address, vramkit_pool** overflowed);
+
+// NOT_ROUTED: the address is no pool's. In a forked child, blocks of the parent's pools are
+// left alone and the answer is OK.
+VRAMKIT_API vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes);
+
+// The functions above that adapters call, so that an adapter links to nothing.
+typedef struct vramkit_core_api {
+  uint32_t abi_version;
+  uint32_t struct_bytes;
+  const char* (*last_error)(void);
+  vramkit_status (*route_alloc)(int32_t, uint64_t, uint64_t, void**, vramkit_pool**);
+  vramkit_status (*route_free)(void*, uint64_t*);
+  vramkit_pool* (*owner)(const void*);
+  vramkit_pool* (*active_pool)(int32_t);
+  vramkit_status (*record_stream)(vramkit_pool*, void*, uint64_t);
+  vramkit_status (*find_block)(vramkit_pool*, const void*, vramkit_block*);
+  vramkit_status (*pool_stats)(vramkit_pool*, vramkit_stats*);
+} vramkit_core_api;
+
+VRAMKIT_API const vramkit_core_api* vramkit_core(void);
+
+// ---- replay --------------------------------------------------------------------------------
+
+typedef enum vramkit_replay_op {
+  VRAMKIT_REPLAY_ALLOC = 0,
+  VRAMKIT_REPLAY_FREE = 1
+} vramkit_replay_op;
+
+typedef struct vramkit_replay vramkit_replay;
+
+// block_count: ids run from 0 to block_count - 1. The replay borrows the pool.
+VRAMKIT_API vramkit_status vramkit_replay_create(vramkit_pool* pool, uint64_t block_count,
+                                                 vramkit_replay** replay);
+VRAMKIT_API void vramkit_replay_destroy(vramkit_replay* replay);
+
+// Runs `count` events: `op`, `id`, `size_bytes` (of allocations) and `stream` have one entry an
+// event. *done receives the events completed; it is less than `count` only when the status is not
+// OK. OUT_OF_MEMORY leaves the pool as it was before the failing event.
+VRAMKIT_API vramkit_status vramkit_replay_run(vramkit_replay* replay, const uint8_t* op,
+                                              const int64_t* id, const int64_t* size_bytes,
+                                              const int32_t* stream, uint64_t count,
+                                              uint64_t* done);
+
+// ---- controls of the test decorators -------------------------------------------------------
+
+// "+faults": the n-th next backend call of that name fails (n >= 1; 0 disarms). Names: reserve,
+// back, unback, map_alias, unmap_alias, bring_home, record_event, wait_event.
+VRAMKIT_API vramkit_status vramkit_fault(vramkit_pool* pool, const char* call, uint64_t nth);
+
+// "+late_events": lets the oldest `count` recorded events complete. Without this call they stay
+// incomplete until something waits for them on the host.
+VRAMKIT_API vramkit_status vramkit_complete_events(vramkit_pool* pool, uint64_t count);
+
+#if defined(__cplusplus)
+}
+#endif
