@@ -43,7 +43,7 @@ class Bins {
   static constexpr uint32_t kSubBits = 6;
   static constexpr uint32_t kWords = 36;  // up to 2**41 units of 512 bytes
   static constexpr uint32_t kBins = kWords * 64;
-  static constexpr int kScan = 32;
+  static constexpr int kScan = 4;
 
   static uint32_t bin_of(uint64_t size);
   uint32_t next_bin(uint32_t bin) const;  // first non-empty one from `bin` on, or kBins

@@ -28,8 +28,8 @@ Layout layout_for(const EngineConfig& config) {
   return {config.page_bytes, pages * 4 + spare, pages * 16 + spare};
 }
 
-std::unique_ptr<Backend> reserve(const EngineConfig& config, const Layout& layout) {
-  auto backend = make_backend(config.backend);
+std::unique_ptr<Backend> reserve(const EngineConfig& config, const Layout& layout,
+                                 std::unique_ptr<Backend> backend) {
   check_capacity(config.label, config.capacity_bytes, layout.page_bytes, *backend);
   backend->reserve(layout);
   return backend;
@@ -53,6 +53,7 @@ void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t 
 Engine::Engine(const EngineConfig& config)
     : label_(config.label),
       layout_(layout_for(config)),
+      page_shift_(std::countr_zero(config.page_bytes)),
       backend_(reserve(config, layout_)),
       streams_(*backend_),
       range_(layout_.home_pages * layout_.page_bytes, streams_),
@@ -102,9 +103,8 @@ bool Engine::add_chunk(StreamIndex stream) {
   if (hole == 0) return false;
   const BlockId block =
       range_.take(align_up(range_[hole].offset, bytes), bytes, BlockState::kChunk);
-  const uint64_t first = range_[block].offset / page_bytes();
   try {
-    pages_.need_home({first, ceil_div(range_[block].end(), page_bytes()) - first});
+    pages_.need_home(pages_under(range_[block]));
   } catch (...) {
     range_.release(block, streams_.tag_freed(stream, 0));
     throw;
@@ -163,9 +163,8 @@ Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex s
                                    uint32_t stack_id) {
   Block& block = range_[id];
   block.stream = stream;
-  const uint64_t first = block.offset / page_bytes();
   try {
-    pages_.need_home({first, ceil_div(block.end(), page_bytes()) - first});
+    pages_.need_home(pages_under(block));
   } catch (...) {
     range_.release(id, streams_.tag_freed(stream, 0));
     throw;
@@ -259,6 +258,11 @@ bool Engine::settle() {
   return true;
 }
 
+PageRun Engine::pages_under(const Block& block) const {
+  const uint64_t first = block.offset >> page_shift_;
+  return {first, ((block.end() - 1) >> page_shift_) + 1 - first};
+}
+
 uint64_t Engine::release(uint64_t address) {
   const Target target = locate(address);
   uint64_t requested = 0;
@@ -269,6 +273,7 @@ uint64_t Engine::release(uint64_t address) {
     size = alias.live_pages * page_bytes();
     aliases_.release(target.alias, streams_.tag_freed(alias.stream, alias.uses), streams_);
   } else if (target.block != 0) {
+    range_.prefetch_neighbours(target.block);
     const Block& block = range_[target.block];
     requested = block.requested;
     size = block.size;

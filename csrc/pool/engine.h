@@ -49,7 +49,9 @@ void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t 
 
 class Engine {
  public:
-  explicit Engine(const EngineConfig& config);
+  explicit Engine(const EngineConfig& config) : Engine(config, make_backend(config.backend)) {}
+  /// With that backend, whatever the config names.
+  Engine(const EngineConfig& config, std::unique_ptr<Backend> backend);
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
@@ -106,6 +108,7 @@ class Engine {
     Spans::Slot slot{};
   };
 
+  PageRun pages_under(const Block& block) const;
   StreamIndex enter(uint64_t stream);
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool add_chunk(StreamIndex stream);
@@ -142,6 +145,7 @@ class Engine {
 
   const std::string label_;
   const Layout layout_;
+  const int page_shift_;
   uint64_t capacity_pages_ = 0;
   std::unique_ptr<Backend> backend_;
   Streams streams_;

@@ -131,9 +131,9 @@ BlockId Range::block_at(uint64_t offset) const {
   return id;
 }
 
-void Range::mark_span(uint64_t offset, uint64_t size, uint32_t span) {
+void Range::mark_span(uint64_t offset, uint64_t size, uint32_t entry) {
   for (uint64_t at = 0; at < size; at += kGranule) {
-    entries_[(offset + at) / kGranule] = kSpanEntry | span;
+    entries_[(offset + at) / kGranule] = entry;
   }
 }
 

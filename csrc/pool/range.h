@@ -20,7 +20,7 @@ inline constexpr uint64_t kGranule = 16 * kKiB;
 /// Chunks, which hold spans, have at least this size.
 inline constexpr uint64_t kMinChunk = 256 * kKiB;
 
-/// Set in the entry of a granule that belongs to a span; the other bits are the span's number.
+/// Set in the entry of a granule that belongs to a span; the other bits are the spans'.
 inline constexpr uint32_t kSpanEntry = uint32_t{1} << 31;
 
 /// Offsets are bytes from the start of the range. Not thread-safe.
@@ -56,12 +56,18 @@ class Range {
   /// From now on memory that was never used stays apart from memory that a stream has freed.
   void keep_streams_apart();
 
+  /// Before a block is freed: its neighbours are about to be looked at.
+  void prefetch_neighbours(BlockId id) const {
+    __builtin_prefetch(&blocks_[blocks_[id].prev]);
+    __builtin_prefetch(&blocks_[blocks_[id].next]);
+  }
+
   /// The block that contains the offset.
   BlockId block_at(uint64_t offset) const;
   /// What is known of the granule: the block, not free, that starts in it, or its span, or 0.
   uint32_t entry_at(uint64_t offset) const { return entries_[offset / kGranule]; }
   /// Marks the granules of a span inside a chunk, and unmarks them.
-  void mark_span(uint64_t offset, uint64_t size, uint32_t span);
+  void mark_span(uint64_t offset, uint64_t size, uint32_t entry);
   void unmark_span(uint64_t offset, uint64_t size, BlockId chunk);
 
   /// Calls visit(offset, size) for each maximal stretch of free memory, by address, until false.

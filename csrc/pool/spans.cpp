@@ -20,20 +20,26 @@ Spans::Spans(Range& range, Streams& streams, uint64_t capacity_bytes)
       chunk_bytes_(std::clamp(std::bit_floor(capacity_bytes / 256), kMinChunk, 2 * kMiB)),
       spans_(uint64_t{1} << 26) {}
 
-int Spans::class_of(uint64_t size) {
-  if (size <= kFineLimit) return static_cast<int>((size - 1) / kAlignment);
-  return 16 + static_cast<int>((size - kFineLimit - 1) / kKiB);
+constexpr std::array<Spans::SizeClass, Spans::kClasses> Spans::make_classes() {
+  std::array<SizeClass, kClasses> sizes{};
+  for (uint32_t i = 0; i < kClasses; ++i) {
+    const uint64_t bytes = i < 16 ? (i + 1) * kAlignment : kFineLimit + (i - 15) * kKiB;
+    sizes[i] = {static_cast<uint32_t>(bytes),
+                static_cast<uint32_t>(((uint64_t{1} << 32) + bytes - 1) / bytes)};
+  }
+  return sizes;
 }
 
-uint32_t Spans::class_bytes(int size_class) {
-  const uint64_t step = static_cast<uint64_t>(size_class) + 1;
-  return static_cast<uint32_t>(size_class < 16 ? step * kAlignment
-                                               : kFineLimit + (step - 16) * kKiB);
+const std::array<Spans::SizeClass, Spans::kClasses> Spans::kSizes = make_classes();
+
+size_t Spans::class_of(uint64_t size) {
+  if (size <= kFineLimit) return (size - 1) / kAlignment;
+  return 16 + (size - kFineLimit - 1) / kKiB;
 }
 
 uint64_t Spans::allocate(uint64_t size, StreamIndex stream, uint32_t stack_id) {
-  const int size_class = class_of(size);
-  uint32_t id = heads_of(stream)[static_cast<size_t>(size_class)];
+  const size_t size_class = class_of(size);
+  uint32_t id = heads_of(stream)[size_class];
   if (id == 0) id = new_span(size_class, stream);
   if (id == 0) return kNoOffset;
   Span& span = spans_[id];
@@ -49,9 +55,12 @@ uint64_t Spans::allocate(uint64_t size, StreamIndex stream, uint32_t stack_id) {
 }
 
 Spans::Slot Spans::find(uint32_t entry, uint64_t offset) const {
-  const Span& span = spans_[entry & ~kSpanEntry];
-  const auto slot = static_cast<uint32_t>((offset - span.offset) / span.slot_bytes);
-  const uint64_t start = span.offset + uint64_t{slot} * span.slot_bytes;
+  const SizeClass& sizes = kSizes[entry >> kClassShift & 31];
+  const uint64_t base = align_down(offset, span_bytes(sizes.slot_bytes));
+  const auto slot = static_cast<uint32_t>((offset - base) * sizes.reciprocal >> 32);
+  const Span& span = spans_[entry & kIdMask];
+  __builtin_prefetch(&span.requested[slot < kMaxSlots ? slot : 0], 1);
+  const uint64_t start = base + uint64_t{slot} * sizes.slot_bytes;
   Slot found{start, 0, 0, 0, span.stream, false};
   if (slot >= span.slots || (span.taken[slot / 64] >> (slot % 64) & 1) == 0) return found;
   found.size = span.slot_bytes;
@@ -65,7 +74,7 @@ Spans::Slot Spans::find(uint32_t entry, uint64_t offset) const {
 }
 
 void Spans::release(uint32_t entry, const Slot& slot) {
-  const uint32_t id = entry & ~kSpanEntry;
+  const uint32_t id = entry & kIdMask;
   if (slot.stack_id != 0) stacks_.erase(slot.offset);
   if (!uses_.empty()) {
     const auto found = uses_.find(slot.offset);
@@ -94,7 +103,7 @@ void Spans::settle() {
     const uint64_t offset = it->first;
     streams_.drop_uses(it->second.uses);
     it = pending_.erase(it);
-    const uint32_t id = range_.entry_at(offset) & ~kSpanEntry;
+    const uint32_t id = range_.entry_at(offset) & kIdMask;
     pending_bytes_ -= spans_[id].slot_bytes;
     clear_slot(id, offset);
   }
@@ -109,9 +118,9 @@ void Spans::clear_slot(uint32_t id, uint64_t offset) {
   if (span.used == 0 && (span.prev != 0 || span.next != 0)) drop_span(id);
 }
 
-uint32_t Spans::new_span(int size_class, StreamIndex stream) {
-  const uint32_t slot_bytes = class_bytes(size_class);
-  const uint64_t bytes = slot_bytes > kMaxInUnit ? kLargeSpan : kUnit;
+uint32_t Spans::new_span(size_t size_class, StreamIndex stream) {
+  const uint32_t slot_bytes = kSizes[size_class].slot_bytes;
+  const uint64_t bytes = span_bytes(slot_bytes);
   for (uint32_t index = 0; index < chunks_.size(); ++index) {
     Chunk& chunk = chunks_[index];
     if (chunk.block == 0 || chunk.stream != stream) continue;
@@ -130,7 +139,7 @@ uint32_t Spans::new_span(int size_class, StreamIndex stream) {
     span.size_class = static_cast<uint8_t>(size_class);
     chunk.units |= static_cast<uint32_t>(((uint64_t{1} << bytes / kUnit) - 1) << unit);
     chunk.span_at[unit] = id;
-    range_.mark_span(span.offset, bytes, id);
+    range_.mark_span(span.offset, bytes, span.entry(id));
     link(id);
     return id;
   }
@@ -219,7 +228,7 @@ void Spans::check_valid() const {
         fail(Status::kSystem, "span at offset %llu: %u slots counted, %d bits set",
              static_cast<unsigned long long>(span.offset), span.used, bits - spare);
       }
-      if (range_.entry_at(span.offset) != (kSpanEntry | id)) {
+      if (range_.entry_at(span.offset) != span.entry(id)) {
         fail(Status::kSystem, "span at offset %llu is not in the address table",
              static_cast<unsigned long long>(span.offset));
       }

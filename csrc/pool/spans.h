@@ -66,6 +66,11 @@ class Spans {
   static constexpr int kClasses = 24;  // 512 B steps to 8 KiB, then 1 KiB to 16 KiB
   static constexpr uint32_t kMaxSlots = 128;
 
+  // An entry holds the class above the number, so that a slot's place follows from its address
+  // alone and both of a span's cache lines can be fetched at once.
+  static constexpr int kClassShift = 26;
+  static constexpr uint32_t kIdMask = (uint32_t{1} << kClassShift) - 1;
+
   struct alignas(64) Span {
     uint64_t offset;
     uint64_t taken[2];  // a bit for each slot
@@ -79,7 +84,10 @@ class Spans {
     StreamIndex stream;
     uint8_t size_class;
 
-    uint64_t bytes() const { return slot_bytes > kMaxInUnit ? kLargeSpan : kUnit; }
+    uint64_t bytes() const { return span_bytes(slot_bytes); }
+    uint32_t entry(uint32_t id) const {
+      return kSpanEntry | static_cast<uint32_t>(size_class) << kClassShift | id;
+    }
   };
   struct Chunk {
     BlockId block = 0;  // 0: this record is free
@@ -89,9 +97,17 @@ class Spans {
   };
   using Heads = std::array<uint32_t, kClasses>;
 
-  static int class_of(uint64_t size);
-  static uint32_t class_bytes(int size_class);
-  uint32_t new_span(int size_class, StreamIndex stream);
+  static constexpr uint64_t span_bytes(uint64_t slot_bytes) {
+    return slot_bytes > kMaxInUnit ? kLargeSpan : kUnit;
+  }
+  struct SizeClass {
+    uint32_t slot_bytes;
+    uint32_t reciprocal;  // of slot_bytes, times 2**32
+  };
+  static constexpr std::array<SizeClass, kClasses> make_classes();
+  static const std::array<SizeClass, kClasses> kSizes;
+  static size_t class_of(uint64_t size);
+  uint32_t new_span(size_t size_class, StreamIndex stream);
   uint64_t room_in(const Chunk& chunk, uint64_t bytes) const;
   void drop_span(uint32_t id);
   void link(uint32_t id);
@@ -120,7 +136,7 @@ void Spans::each_slot(Visit visit) const {
       const Span& span = spans_[id];
       for (uint32_t i = 0; i < span.slots; ++i) {
         if ((span.taken[i / 64] >> (i % 64) & 1) == 0) continue;
-        visit(find(kSpanEntry | id, span.offset + uint64_t{i} * span.slot_bytes));
+        visit(find(span.entry(id), span.offset + uint64_t{i} * span.slot_bytes));
       }
     }
   }
