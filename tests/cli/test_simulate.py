@@ -1,0 +1,187 @@
+import json
+import os
+import pickle
+import pty
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.traces import Call, Row, write_npz, write_snapshot
+
+from vramkit.cli import main
+
+MIB = 1 << 20
+
+# Peak 300 MiB; the heaviest step is the middle one.
+ROWS: list[Row] = [
+    (action, 64, size * MIB, 0)
+    for size in (100, 300, 200)
+    for action in ("alloc", "free_requested", "free_completed")
+]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    return str(write_npz(tmp_path / "small.npz", ROWS))
+
+
+def report(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return loaded
+
+
+def test_a_replay_that_completes(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", trace, "--capacity", "302MiB"]) == 0
+    printed = capsys.readouterr()
+    assert "trace               small.npz\nresult              completed\n" in printed.out
+    assert "ratio               1.0067 (capacity / peak live)" in printed.out
+    assert printed.err == ""
+
+
+def test_a_pool_that_runs_out(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", trace, "--capacity", "250MiB"]) == 1
+    assert (
+        "The pool ran out at event 3 of the trace, after 2 events: 300 MiB asked on stream 0, "
+        "250 MiB free of 250 MiB (0 B live), the largest hole has 250 MiB, and stitching could "
+        "join 125 wholly free pages (250 MiB)."
+    ) in capsys.readouterr().out
+
+
+def test_json(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", trace, "--json"]) == 0
+    done = report(capsys)
+    assert done["completed"] is True
+    assert done["events"] == 6
+    assert done["peak_live_bytes"] == 300 * MIB
+    assert done["capacity_bytes"] == 302 * MIB
+    assert done["ratio"] == 302 / 300
+
+
+def test_json_of_a_pool_that_runs_out(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", trace, "--json", "--capacity", "0.5x"]) == 1
+    failed = report(capsys)
+    assert failed["completed"] is False
+    assert failed["failure"]["event"] == 3
+    assert failed["failure"]["requested_bytes"] == 300 * MIB
+
+
+def test_the_smallest_capacity(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", trace, "--min-capacity", "--json"]) == 0
+    assert report(capsys)["capacity_bytes"] == 300 * MIB
+
+
+def test_pages(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", trace, "--page", "4MiB", "--capacity", "307MiB", "--json"]) == 0
+    assert report(capsys)["capacity_bytes"] == 304 * MIB
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [
+        (["--repeat-step", "TRACE"], 12),
+        (["TRACE", "--repeat-step"], 12),
+        (["--repeat-step", "--json", "TRACE"], 12),
+        (["--repeat-step", "3", "TRACE"], 3),
+        (["--repeat-step=3", "TRACE"], 3),
+        (["TRACE", "--repeat-step", "3"], 3),
+    ],
+)
+def test_repeated_steps(
+    trace: str, options: list[str], rounds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [trace if option == "TRACE" else option for option in options]
+    assert main(["simulate", *arguments, *["--json"] * ("--json" not in options)]) == 0
+    repeated = report(capsys)
+    assert len(repeated["rounds"]) == rounds
+    assert repeated["step"] == {"first_event": 2, "end_event": 4}
+    assert repeated["events"] == 2 + 2 * rounds
+
+
+def test_the_device_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write_snapshot(tmp_path / "two.pickle", ROWS, ROWS[:3]))
+    assert main(["simulate", path]) == 2
+    assert "choose one by --device N" in capsys.readouterr().err
+    assert main(["simulate", path, "--device", "1", "--json"]) == 0
+    assert report(capsys)["peak_live_bytes"] == 100 * MIB
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--capacity", "12 apples"], "unknown unit 'apples'"),
+        (["--capacity", "1MiB"], "less than one page of 2 MiB"),
+        (["--capacity", "1.01x", "--page", "3MiB"], "power of two"),
+        (["--page", "two"], "page 'two' cannot be read"),
+        (["--repeat-step", "0"], "the step of 2 events can be repeated 1 to"),
+        (["--device", "1"], "holds one device, number 0, not 1"),
+    ],
+)
+def test_bad_options(
+    trace: str, options: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", trace, *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("vramkit simulate: ")
+    assert text in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--capacity", "1x", "--min-capacity"], ["--repeat-step=x"], ["--device", "first"]],
+)
+def test_options_that_the_command_line_refuses(trace: str, options: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["simulate", trace, *options])
+    assert left.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "empty.npz"),
+        (b"text", "neither an .npz archive nor a pickle"),
+        (b"PK\x03\x04broken", "damaged"),
+        (b"\x80\x04]", "the pickle is refused"),
+        (pickle.dumps({"device_traces": []}), "no allocator events"),
+        (pickle.dumps([Call(os.system, "touch seen")]), "instruction STACK_GLOBAL"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_files_that_are_no_trace(
+    content: bytes,
+    text: str,
+    as_json: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "empty.npz"
+    path.write_bytes(content)
+    assert main(["simulate", str(path), *["--json"] * as_json]) == 2
+    printed = capsys.readouterr()
+    assert text in printed.err
+    assert str(path) in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(tmp_path / "none.npz")]) == 2
+    assert "there is no such file; check the path" in capsys.readouterr().err
+
+
+def test_a_terminal_sees_progress(trace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert main(["simulate", trace]) == 0
+        stream.flush()
+        shown = ""
+        while not shown.endswith("\x1b[K"):
+            shown += os.read(controller, 4096).decode()
+    os.close(controller)
+    assert shown == "\r[" + "#" * 30 + "] 100% of 6 events\r\x1b[K"

@@ -1,0 +1,187 @@
+"""A pool of the core as an object: one method for each function, no more."""
+
+import ctypes
+
+from vramkit._core import _structs as s
+from vramkit._core._library import call, library
+
+
+class CorePool:
+    """A pool handle.
+
+    Handles are immortal: dropping the object gives nothing back; call :meth:`close` or
+    :meth:`release`. All methods may be called from any thread.
+    """
+
+    def __init__(self, handle: int) -> None:
+        """Wrap a handle that the core returned."""
+        self.handle = handle
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        backend: str,
+        capacity_bytes: int,
+        label: str,
+        page_bytes: int = 0,
+        overflow_native: bool = False,
+        debug_checks: bool = False,
+    ) -> "CorePool":
+        """Create a pool (see ``vramkit_pool_config`` for the meaning of each option)."""
+        config = s.PoolConfig(
+            backend.encode(),
+            label.encode(),
+            capacity_bytes,
+            page_bytes,
+            overflow_native,
+            debug_checks,
+        )
+        handle = ctypes.c_void_p()
+        call("vramkit_pool_create", ctypes.byref(config), ctypes.byref(handle))
+        return cls(handle.value or 0)
+
+    def close(self) -> None:
+        """Give everything back; refused while blocks are live."""
+        call("vramkit_pool_close", self.handle)
+
+    def release(self) -> None:
+        """Close now, or when the last live block is freed."""
+        call("vramkit_pool_release", self.handle)
+
+    def resize(self, capacity_bytes: int) -> None:
+        """Change the capacity."""
+        call("vramkit_pool_resize", self.handle, capacity_bytes)
+
+    def trim(self) -> int:
+        """Give back the physical memory of free pages; returns the bytes given back."""
+        released = ctypes.c_uint64()
+        call("vramkit_pool_trim", self.handle, ctypes.byref(released))
+        return released.value
+
+    def check(self) -> None:
+        """Check every invariant."""
+        call("vramkit_pool_check", self.handle)
+
+    def alloc(self, size_bytes: int, *, stream: int = 0, stack_id: int = 0) -> int:
+        """Allocate; returns the address."""
+        address = ctypes.c_void_p()
+        call(
+            "vramkit_alloc",
+            self.handle,
+            size_bytes,
+            stream,
+            stack_id,
+            ctypes.byref(address),
+        )
+        return address.value or 0
+
+    def free(self, address: int) -> int:
+        """Free the block that starts at ``address``; returns its requested bytes."""
+        size = ctypes.c_uint64()
+        call("vramkit_free", self.handle, address, ctypes.byref(size))
+        return size.value
+
+    def record_stream(self, address: int, stream: int) -> None:
+        """Say that work queued on ``stream`` uses the block."""
+        call("vramkit_record_stream", self.handle, address, stream)
+
+    def declare_short_lived_stream(self, stream: int) -> None:
+        """Say that ``stream`` may be destroyed while the pool lives."""
+        call("vramkit_declare_short_lived_stream", self.handle, stream)
+
+    def find_block(self, address: int) -> s.Block:
+        """The live block that holds ``address``."""
+        block = s.Block()
+        call("vramkit_find_block", self.handle, address, ctypes.byref(block))
+        return block
+
+    def snapshot(self) -> list[s.Block]:
+        """All blocks, by address."""
+        count, room = ctypes.c_uint64(), 0
+        blocks = (s.Block * 0)()
+        while True:
+            call("vramkit_snapshot", self.handle, blocks, room, ctypes.byref(count))
+            if count.value <= room:
+                return list(blocks[: count.value])
+            # Other threads go on allocating between the two calls.
+            room = count.value + count.value // 8 + 64
+            blocks = (s.Block * room)()
+
+    def stats(self) -> dict[str, int]:
+        """The counters of ``vramkit_stats`` by name."""
+        stats = s.Stats()
+        call("vramkit_pool_stats", self.handle, ctypes.byref(stats))
+        return {name: getattr(stats, name) for name in s.STATS_FIELDS}
+
+    def size_classes(self) -> list[s.SizeClass]:
+        """One row for each size class."""
+        rows = (s.SizeClass * s.SIZE_CLASSES)()
+        call("vramkit_pool_size_classes", self.handle, rows)
+        return list(rows)
+
+    def reset_peaks(self) -> None:
+        """Set the peaks to the present values."""
+        call("vramkit_pool_reset_peaks", self.handle)
+
+    def explain(self, size_bytes: int) -> str:
+        """Why ``size_bytes`` could not be served now."""
+        length, room = ctypes.c_uint64(), 4096
+        while True:
+            text = ctypes.create_string_buffer(room)
+            call(
+                "vramkit_explain",
+                self.handle,
+                size_bytes,
+                text,
+                room,
+                ctypes.byref(length),
+            )
+            if length.value < room:
+                return text.value.decode(errors="replace")
+            room = length.value + 1024
+
+    def set_stack_hooks(
+        self, hook: s.StackHook | None, text: s.StackText | None
+    ) -> None:
+        """Switch stack recording on, or off with ``None``.
+
+        The hooks must never be collected: a thread may be calling them when they are replaced.
+        ``text`` returns the address of a zero-terminated text that stays valid.
+        """
+        # ctypes makes a null function pointer of a call without arguments.
+        call(
+            "vramkit_pool_set_stack_hooks",
+            self.handle,
+            hook or s.StackHook(),
+            text or s.StackText(),
+        )
+
+    def open_scope(self, device: int = s.DEVICE_CPU) -> int:
+        """Route the device's allocations to this pool; returns the token that ends it."""
+        token = ctypes.c_uint64()
+        call("vramkit_scope_open", self.handle, device, ctypes.byref(token))
+        return token.value
+
+    def fault(self, backend_call: str, nth: int) -> None:
+        """Let the n-th next backend call of that name fail (backends with ``+faults``)."""
+        call("vramkit_fault", self.handle, backend_call.encode(), nth)
+
+    def complete_events(self, count: int) -> None:
+        """Let the oldest events complete (backends with ``+late_events``)."""
+        call("vramkit_complete_events", self.handle, count)
+
+
+def close_scope(token: int) -> None:
+    """End the scope with that token."""
+    call("vramkit_scope_close", token)
+
+
+def owner(address: int) -> int:
+    """Handle of the pool whose addresses hold ``address``, or 0."""
+    return library().vramkit_owner(address) or 0
+
+
+def active_pool(device: int = s.DEVICE_CPU) -> int:
+    """Handle of the pool that the device's allocations go to, or 0."""
+    return library().vramkit_active_pool(device) or 0

@@ -1,0 +1,172 @@
+"""The structs and constants of csrc/bind/vramkit.h, for ctypes.
+
+``tests/core/test_structs.py`` compares every size, offset and value with the header.
+"""
+
+import ctypes
+import enum
+from typing import TYPE_CHECKING
+
+ABI_VERSION = 1
+DEVICE_CPU = -1
+MAX_DEVICES = 64
+SIZE_CLASSES = 40
+
+
+class Status(enum.IntEnum):
+    """``vramkit_status``."""
+
+    OK = 0
+    INVALID_ARGUMENT = 1
+    OUT_OF_MEMORY = 2
+    FOREIGN_POINTER = 3
+    DOUBLE_FREE = 4
+    CLOSED = 5
+    BUSY = 6
+    SYSTEM = 7
+    FORKED = 8
+    NOT_ROUTED = 9
+
+
+class BlockState(enum.IntEnum):
+    """``vramkit_block_state``."""
+
+    LIVE = 0
+    FREE = 1
+    PENDING = 2
+
+
+class BlockKind(enum.IntEnum):
+    """``vramkit_block_kind``."""
+
+    LARGE = 0
+    SMALL = 1
+    STITCHED = 2
+
+
+class ReplayOp(enum.IntEnum):
+    """``vramkit_replay_op``."""
+
+    ALLOC = 0
+    FREE = 1
+
+
+class PoolConfig(ctypes.Structure):
+    """``vramkit_pool_config``."""
+
+    backend: bytes
+    label: bytes
+    capacity_bytes: int
+    page_bytes: int
+    overflow_native: int
+    debug_checks: int
+    _fields_ = (
+        ("backend", ctypes.c_char_p),
+        ("label", ctypes.c_char_p),
+        ("capacity_bytes", ctypes.c_uint64),
+        ("page_bytes", ctypes.c_uint64),
+        ("overflow_native", ctypes.c_int32),
+        ("debug_checks", ctypes.c_int32),
+    )
+
+
+class Block(ctypes.Structure):
+    """``vramkit_block``."""
+
+    address: int
+    size_bytes: int
+    requested_bytes: int
+    stream: int
+    stack_id: int
+    state: int
+    kind: int
+    reserved: int
+    _fields_ = (
+        ("address", ctypes.c_uint64),
+        ("size_bytes", ctypes.c_uint64),
+        ("requested_bytes", ctypes.c_uint64),
+        ("stream", ctypes.c_uint64),
+        ("stack_id", ctypes.c_uint32),
+        ("state", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+STATS_FIELDS = (
+    "capacity_bytes",
+    "page_bytes",
+    "live_bytes",
+    "peak_live_bytes",
+    "allocated_bytes",
+    "peak_allocated_bytes",
+    "mapped_bytes",
+    "peak_mapped_bytes",
+    "free_bytes",
+    "largest_free_bytes",
+    "largest_stitch_bytes",
+    "pending_bytes",
+    "live_blocks",
+    "allocations",
+    "frees",
+    "failures",
+    "stitched_requests",
+    "stitched_pages",
+    "alias_hits",
+    "mapping_calls",
+    "cross_stream_waits",
+    "overflow_allocations",
+    "overflow_bytes",
+    "metadata_bytes",
+)
+
+
+class Stats(ctypes.Structure):
+    """``vramkit_stats``."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in STATS_FIELDS)
+
+
+class SizeClass(ctypes.Structure):
+    """``vramkit_size_class``."""
+
+    upper_bytes: int
+    live_blocks: int
+    live_bytes: int
+    allocations: int
+    frees: int
+    _fields_ = (
+        ("upper_bytes", ctypes.c_uint64),
+        ("live_blocks", ctypes.c_uint64),
+        ("live_bytes", ctypes.c_uint64),
+        ("allocations", ctypes.c_uint64),
+        ("frees", ctypes.c_uint64),
+    )
+
+
+class CoreApi(ctypes.Structure):
+    """``vramkit_core_api``; Python reads its first two members only."""
+
+    abi_version: int
+    struct_bytes: int
+    _fields_ = (
+        ("abi_version", ctypes.c_uint32),
+        ("struct_bytes", ctypes.c_uint32),
+        ("last_error", ctypes.c_void_p),
+        ("route_alloc", ctypes.c_void_p),
+        ("route_free", ctypes.c_void_p),
+        ("owner", ctypes.c_void_p),
+        ("active_pool", ctypes.c_void_p),
+        ("record_stream", ctypes.c_void_p),
+        ("find_block", ctypes.c_void_p),
+        ("pool_stats", ctypes.c_void_p),
+    )
+
+
+if TYPE_CHECKING:
+    StackHook = ctypes._CFunctionType
+    StackText = ctypes._CFunctionType
+else:
+    StackHook = ctypes.CFUNCTYPE(ctypes.c_uint32)
+    # The text's address, not c_char_p: ctypes keeps nothing alive that a callback returns.
+    StackText = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)

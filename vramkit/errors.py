@@ -1,0 +1,72 @@
+"""The exceptions of vramkit.
+
+Every exception is a :class:`VramkitError` and also the builtin that fits, so that both
+``except vramkit.VramkitError`` and ``except ValueError`` work. A pool that runs out of memory
+inside a tensor operation raises ``torch.OutOfMemoryError``, as PyTorch's own allocators do.
+
+>>> issubclass(CapacityError, VramkitError) and issubclass(CapacityError, ValueError)
+True
+"""
+
+__all__ = [
+    "CapacityError",
+    "DoubleFreeError",
+    "ForeignPointerError",
+    "ForkedPoolError",
+    "InvalidArgumentError",
+    "NativeLibraryError",
+    "PoolBusyError",
+    "PoolClosedError",
+    "PoolOutOfMemoryError",
+    "SystemCallError",
+    "UnsupportedDeviceError",
+    "VramkitError",
+]
+
+
+class VramkitError(Exception):
+    """Base of all exceptions that vramkit raises on its own account."""
+
+
+class InvalidArgumentError(VramkitError, ValueError):
+    """A size, an option or a combination of them that can never work."""
+
+
+class CapacityError(InvalidArgumentError):
+    """A pool capacity that is malformed, too small, or more than the machine has."""
+
+
+class UnsupportedDeviceError(VramkitError, NotImplementedError):
+    """The device has no pool in this version or on this machine."""
+
+
+class PoolOutOfMemoryError(VramkitError, MemoryError):
+    """The pool cannot serve a request within its capacity."""
+
+
+class PoolClosedError(VramkitError, RuntimeError):
+    """The pool has been closed."""
+
+
+class PoolBusyError(VramkitError, RuntimeError):
+    """The pool still has live blocks or open scopes where none may be."""
+
+
+class ForkedPoolError(VramkitError, RuntimeError):
+    """The pool belongs to the parent of this process."""
+
+
+class ForeignPointerError(VramkitError, ValueError):
+    """The address was never handed out by the pool."""
+
+
+class DoubleFreeError(VramkitError, RuntimeError):
+    """The address is the pool's, but no live block starts there."""
+
+
+class SystemCallError(VramkitError, OSError):
+    """The operating system or the driver refused a call."""
+
+
+class NativeLibraryError(VramkitError, ImportError):
+    """A native library of vramkit is missing or does not fit this Python code or this torch."""

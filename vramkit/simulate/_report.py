@@ -1,0 +1,116 @@
+"""A simulation's outcome for people and for programs."""
+
+from dataclasses import asdict
+from typing import Any
+
+from vramkit.simulate._replay import Failure, Replay
+from vramkit.simulate._simulation import Simulation
+from vramkit.units import format_mib
+
+# Mapping a page at a second address and giving the device access to it, measured on an H100.
+STITCH_US_PER_PAGE = 42.5
+
+
+def estimated_stitch_ms(replay: Replay) -> float:
+    """Time that mapping the stitched pages would take on an H100, in milliseconds."""
+    return replay.stitched_pages * STITCH_US_PER_PAGE / 1000
+
+
+def to_json(simulation: Simulation) -> dict[str, Any]:
+    """The report as a JSON object."""
+    replay = simulation.replay
+    report: dict[str, Any] = {
+        "completed": simulation.completed,
+        "events": replay.events,
+        "peak_live_bytes": simulation.peak_live_bytes,
+        "capacity_bytes": replay.capacity_bytes,
+        "ratio": simulation.ratio,
+        "stitched_requests": replay.stitched_requests,
+        "stitched_pages": replay.stitched_pages,
+        "cross_stream_waits": replay.cross_stream_waits,
+        "estimated_stitch_ms": estimated_stitch_ms(replay),
+        "seconds": replay.seconds,
+        "failure": None,
+    }
+    if replay.failure is not None:
+        message = failure_text(replay.failure, replay)
+        report["failure"] = {**asdict(replay.failure), "message": message}
+    if simulation.repetition is not None:
+        step = simulation.repetition.step
+        report["step"] = {"first_event": step.start, "end_event": step.stop}
+        report["rounds"] = [asdict(counters) for counters in replay.rounds]
+    return report
+
+
+def to_text(simulation: Simulation, *, title: str) -> str:
+    """The report as a short table, with an explanation if the pool ran out."""
+    replay = simulation.replay
+    rows = [("trace", title), *_rows(simulation), *_step_rows(simulation)]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [f"{name:<{width}}{value}" for name, value in rows]
+    if replay.rounds:
+        lines += ["", *_round_lines(replay)]
+    if replay.failure is not None:
+        lines += ["", failure_text(replay.failure, replay)]
+    return "\n".join(lines)
+
+
+def failure_text(failure: Failure, replay: Replay) -> str:
+    """Which request could not be served, why, and what to do."""
+    where = f"event {failure.event:,} of the trace" if failure.event >= 0 else "an added event"
+    if failure.round is not None:
+        where += f" (round {failure.round})" if failure.round else " (before the first round)"
+    pages_bytes = failure.free_whole_pages * replay.page_bytes
+    return (
+        f"The pool ran out at {where}, after {failure.replayed_events:,} events: "
+        f"{format_mib(failure.requested_bytes)} asked on stream {failure.stream}, "
+        f"{format_mib(failure.free_bytes)} free of {format_mib(replay.capacity_bytes)} "
+        f"({format_mib(failure.live_bytes)} live), the largest hole has "
+        f"{format_mib(failure.largest_hole_bytes)}, and stitching could join "
+        f"{failure.free_whole_pages:,} wholly free pages ({format_mib(pages_bytes)}). "
+        "Give a larger --capacity, or let --min-capacity find the smallest that completes."
+    )
+
+
+def _rows(simulation: Simulation) -> list[tuple[str, str]]:
+    replay = simulation.replay
+    count, page = replay.capacity_bytes // replay.page_bytes, format_mib(replay.page_bytes)
+    stitch_ms = f"about {estimated_stitch_ms(replay):,.1f} ms on an H100"
+    rows = [
+        ("result", "completed" if simulation.completed else "OUT OF MEMORY"),
+        ("events", f"{replay.events:,}"),
+        ("peak live", format_mib(simulation.peak_live_bytes)),
+        ("capacity", f"{format_mib(replay.capacity_bytes)} ({count:,} pages of {page})"),
+        ("ratio", f"{simulation.ratio:.4f} (capacity / peak live)"),
+        ("stitched requests", f"{replay.stitched_requests:,}"),
+        ("stitched pages", f"{replay.stitched_pages:,} ({stitch_ms})"),
+        ("cross-stream waits", f"{replay.cross_stream_waits:,}"),
+        ("speed", f"{_events_per_second(replay)} ({replay.seconds:.3f} s)"),
+    ]
+    if simulation.standing_blocks:
+        note = "live before the recording began, placed first"
+        rows.insert(2, ("older blocks", f"{simulation.standing_blocks:,} {note}"))
+    return rows
+
+
+def _events_per_second(replay: Replay) -> str:
+    if not replay.seconds:
+        return "too short to measure"
+    return f"{replay.events / replay.seconds / 1e6:,.1f} M events/s"
+
+
+def _step_rows(simulation: Simulation) -> list[tuple[str, str]]:
+    if simulation.repetition is None:
+        return []
+    step, starts = simulation.repetition.step, simulation.repetition.round_starts
+    return [("repeated step", f"events {step.start:,} to {step.stop - 1:,}, {len(starts)} times")]
+
+
+def _round_lines(replay: Replay) -> list[str]:
+    lines = ["round  mapping calls  stitched requests  stitched pages  reused stitches"]
+    for number, counters in enumerate(replay.rounds, start=1):
+        lines.append(
+            f"{number:>5}  {counters.mapping_calls:>13,}  {counters.stitched_requests:>17,}  "
+            f"{counters.stitched_pages:>14,}  {counters.alias_hits:>15,}"
+        )
+    return lines
