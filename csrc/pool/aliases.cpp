@@ -18,76 +18,142 @@ Aliases::~Aliases() {
   }
 }
 
-AliasId Aliases::create(std::vector<PageRun> runs) {
-  Alias alias;
-  alias.runs = std::move(runs);
-  for (const PageRun& run : alias.runs) alias.pages += run.count;
-  alias.first = take_address(alias.pages);
+AliasId Aliases::create(const std::vector<PageRun>& runs) {
+  uint64_t pages = 0;
+  for (const PageRun& run : runs) pages += run.count;
+  const AliasId id = new_alias(take_address(pages));
   try {
-    map(alias);
+    for (const PageRun& run : runs) append(id, run);
   } catch (...) {
-    if (backend_.rebindable()) free_addresses_.emplace(alias.pages, alias.first);
+    const uint64_t mapped = aliases_[id].pages;
+    give_back_address(aliases_[id].first + mapped, pages - mapped);
+    if (mapped == 0) forget(id);
     throw;
   }
+  return id;
+}
+
+AliasId Aliases::new_alias(uint64_t first) {
   if (free_ids_.empty()) {
     free_ids_.push_back(static_cast<AliasId>(aliases_.size()));
     aliases_.emplace_back();
   }
   const AliasId id = free_ids_.back();
   free_ids_.pop_back();
-  mapped_pages_ += alias.pages;
-  by_pages_.emplace(alias.pages, id);
-  by_address_.emplace(alias.first, id);
-  aliases_[id] = std::move(alias);
+  aliases_[id] = Alias{};
+  aliases_[id].first = first;
+  by_address_.emplace(first, id);
   return id;
 }
 
-void Aliases::map(const Alias& alias) {
-  uint64_t at = alias.first;
-  size_t mapped = 0;
-  try {
-    for (const PageRun& run : alias.runs) {
-      pages_.need_alias(at, run);
-      if (backend_.aliasing()) pages_.map_alias(at, run);
-      at += run.count;
-      ++mapped;
-    }
-  } catch (...) {
-    for (size_t i = mapped; i-- > 0;) {
-      at -= alias.runs[i].count;
-      pages_.unmap_alias(at, alias.runs[i]);
-    }
-    throw;
+void Aliases::append(AliasId id, PageRun run) {
+  Alias& alias = aliases_[id];
+  // Pages that move do so when they are occupied.
+  if (backend_.aliasing()) {
+    const uint64_t at = alias.first + alias.pages;
+    pages_.need_alias(at, run);
+    pages_.map_alias(at, run);
   }
+  alias.runs.push_back(run);
+  set_pages(id, alias.pages + run.count);
+}
+
+/// Unmaps all but the first `pages` pages, from the end; a failure leaves what is still mapped.
+void Aliases::cut(AliasId id, uint64_t pages) {
+  Alias& alias = aliases_[id];
+  while (alias.pages > pages) {
+    PageRun& run = alias.runs.back();
+    const uint64_t count = std::min(run.count, alias.pages - pages);
+    const uint64_t at = alias.first + alias.pages - count;
+    pages_.unmap_alias(at, {run.first + run.count - count, count});
+    give_back_address(at, count);
+    set_pages(id, alias.pages - count);
+    run.count -= count;
+    if (run.count == 0) alias.runs.pop_back();
+  }
+}
+
+void Aliases::set_pages(AliasId id, uint64_t pages) {
+  Alias& alias = aliases_[id];
+  const auto [low, high] = by_pages_.equal_range(alias.pages);
+  const auto listed = std::find_if(low, high, [id](const auto& item) { return item.second == id; });
+  if (listed != high) by_pages_.erase(listed);
+  if (pages > 0) by_pages_.emplace(pages, id);
+  mapped_pages_ += pages - alias.pages;
+  alias.pages = pages;
+}
+
+void Aliases::forget(AliasId id) {
+  by_address_.erase(aliases_[id].first);
+  aliases_[id] = Alias{};
+  free_ids_.push_back(id);
+}
+
+void Aliases::drop(AliasId id) {
+  cut(id, 0);
+  forget(id);
+}
+
+bool Aliases::has_address(uint64_t pages) const {
+  if (pages <= layout_.alias_pages - next_address_) return true;
+  return std::any_of(free_addresses_.begin(), free_addresses_.end(),
+                     [pages](const auto& piece) { return piece.second >= pages; });
 }
 
 uint64_t Aliases::take_address(uint64_t pages) {
-  const auto found = free_addresses_.find(pages);
-  if (found != free_addresses_.end()) {
-    const uint64_t first = found->second;
-    free_addresses_.erase(found);
-    return first;
+  const auto found = std::find_if(free_addresses_.begin(), free_addresses_.end(),
+                                  [pages](const auto& piece) { return piece.second >= pages; });
+  if (found == free_addresses_.end()) return std::exchange(next_address_, next_address_ + pages);
+  const auto [first, count] = *found;
+  free_addresses_.erase(found);
+  if (count > pages) free_addresses_.emplace(first + pages, count - pages);
+  return first;
+}
+
+void Aliases::give_back_address(uint64_t first, uint64_t pages) {
+  if (!backend_.rebindable() || pages == 0) return;
+  auto next = free_addresses_.lower_bound(first);
+  if (next != free_addresses_.end() && next->first == first + pages) {
+    pages += next->second;
+    next = free_addresses_.erase(next);
   }
-  if (next_address_ + pages > layout_.alias_pages) {
-    fail(Status::kSystem,
-         "the pool has used up its addresses for stitched blocks (%llu pages); make a new pool",
-         static_cast<unsigned long long>(layout_.alias_pages));
+  if (next != free_addresses_.begin()) {
+    const auto before = std::prev(next);
+    if (before->first + before->second == first) {
+      before->second += pages;
+      return;
+    }
   }
-  return std::exchange(next_address_, next_address_ + pages);
+  free_addresses_.emplace(first, pages);
+}
+
+bool Aliases::has_room(uint64_t pages) const {
+  return mapped_pages_ + pages <= backend_.max_alias_pages() && has_address(pages);
+}
+
+bool Aliases::could_make_room(uint64_t pages) const {
+  uint64_t live = 0;
+  each([&](AliasId, const Alias& alias) { live += alias.live() ? alias.pages : 0; });
+  return live + pages <= backend_.max_alias_pages() &&
+         (backend_.rebindable() || has_address(pages));
 }
 
 bool Aliases::make_room(uint64_t pages) {
-  const uint64_t cap = backend_.max_alias_pages();
-  while (mapped_pages_ + pages > cap) {
-    AliasId oldest = 0;
-    each([&](AliasId id, const Alias& alias) {
-      if (alias.live()) return;
-      if (oldest == 0 || alias.last_use < aliases_[oldest].last_use) oldest = id;
-    });
+  while (!has_room(pages)) {
+    const AliasId oldest = oldest_idle();
     if (oldest == 0) return false;
     drop(oldest);
   }
   return true;
+}
+
+AliasId Aliases::oldest_idle() const {
+  AliasId oldest = 0;
+  each([&](AliasId id, const Alias& alias) {
+    if (alias.live()) return;
+    if (oldest == 0 || alias.last_use < aliases_[oldest].last_use) oldest = id;
+  });
+  return oldest;
 }
 
 void Aliases::occupy(AliasId id, uint64_t pages) {
@@ -125,24 +191,9 @@ void Aliases::drop_idle() {
   std::vector<AliasId> idle;
   each([&](AliasId id, const Alias& alias) {
     if (!alias.live()) idle.push_back(id);
+    if (alias.live()) cut(id, alias.live_pages);
   });
   for (const AliasId id : idle) drop(id);
-}
-
-void Aliases::drop(AliasId id) {
-  Alias& alias = aliases_[id];
-  uint64_t at = alias.first;
-  for (const PageRun& run : alias.runs) {
-    pages_.unmap_alias(at, run);
-    at += run.count;
-  }
-  if (backend_.rebindable()) free_addresses_.emplace(alias.pages, alias.first);
-  mapped_pages_ -= alias.pages;
-  by_address_.erase(alias.first);
-  const auto [low, high] = by_pages_.equal_range(alias.pages);
-  by_pages_.erase(std::find_if(low, high, [id](const auto& item) { return item.second == id; }));
-  alias = Alias{};
-  free_ids_.push_back(id);
 }
 
 AliasId Aliases::at(uint64_t alias_page) const {

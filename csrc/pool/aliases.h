@@ -43,10 +43,15 @@ class Aliases {
   /// A mapped alias whose first `pages` pages satisfy usable(run), the tightest one; or 0.
   template <typename Usable>
   AliasId find(uint64_t pages, Usable usable) const;
-  /// Gives the pages of `runs` an address. All of them must be free.
-  AliasId create(std::vector<PageRun> runs);
-  /// True if `pages` more fit under the cap, after giving up idle aliases, least recently used
-  /// first.
+  /// Gives the pages of `runs` an address. All of them must be free. A failure leaves an alias of
+  /// those that were mapped.
+  AliasId create(const std::vector<PageRun>& runs);
+  /// True if `pages` more fit under the cap and have an address.
+  bool has_room(uint64_t pages) const;
+  /// True if giving idle aliases up would make room.
+  bool could_make_room(uint64_t pages) const;
+  /// Gives idle aliases up, least recently used first, until there is room. Work on them must be
+  /// done. False if there is none left.
   bool make_room(uint64_t pages);
 
   /// Occupies the home pages under the first `pages` pages.
@@ -54,7 +59,8 @@ class Aliases {
   /// Frees them with the tag, whose uses each freed block holds.
   void release(AliasId id, const Tag& tag, Streams& streams);
 
-  /// Unmaps aliases without a live block. Work on them must be done.
+  /// Unmaps aliases without a live block, and what live blocks do not use of theirs. Work on them
+  /// must be done.
   void drop_idle();
 
   Alias& operator[](AliasId id) { return aliases_[id]; }
@@ -70,9 +76,16 @@ class Aliases {
   uint64_t metadata_bytes() const;
 
  private:
-  void map(const Alias& alias);
+  AliasId new_alias(uint64_t first);
+  void append(AliasId id, PageRun run);
+  void cut(AliasId id, uint64_t pages);
+  void set_pages(AliasId id, uint64_t pages);
+  void forget(AliasId id);
   void drop(AliasId id);
+  AliasId oldest_idle() const;
+  bool has_address(uint64_t pages) const;
   uint64_t take_address(uint64_t pages);
+  void give_back_address(uint64_t first, uint64_t pages);
 
   Backend& backend_;
   Pages& pages_;
@@ -82,7 +95,7 @@ class Aliases {
   std::vector<AliasId> free_ids_;
   std::multimap<uint64_t, AliasId> by_pages_;
   std::map<uint64_t, AliasId> by_address_;
-  std::multimap<uint64_t, uint64_t> free_addresses_;  // where they may be bound again: pages, first
+  std::map<uint64_t, uint64_t> free_addresses_;  // where they may be bound again: first, pages
   uint64_t next_address_ = 0;
   uint64_t mapped_pages_ = 0;
   uint64_t clock_ = 0;

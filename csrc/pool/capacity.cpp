@@ -32,18 +32,18 @@ void Engine::resize(uint64_t capacity_bytes) {
 }
 
 void Engine::grow(uint64_t pages) {
-  const uint64_t revived = backend_->rebindable() ? revive(pages) : 0;
-  capacity_pages_ += revived;
-  pages -= revived;
-  if (pages == 0) return;
-  const uint64_t spare = layout_.home_pages - pages_.count();
+  const uint64_t retired = backend_->rebindable() ? pages_.count() - capacity_pages_ : 0;
+  const uint64_t spare = layout_.home_pages - pages_.count() + retired;
   if (pages > spare) {
     fail(Status::kInvalidArgument,
          "%s: cannot grow by %s: the pool has addresses for %s more; make a new pool",
          label_.c_str(), mib(pages * page_bytes()).c_str(), mib(spare * page_bytes()).c_str());
   }
-  pages_.extend(pages);
-  range_.extend(pages * page_bytes());
+  const uint64_t revived = revive(std::min(pages, retired));
+  if (pages > revived) {
+    pages_.extend(pages - revived);
+    range_.extend((pages - revived) * page_bytes());
+  }
   capacity_pages_ += pages;
 }
 
@@ -68,8 +68,7 @@ uint64_t Engine::revive(uint64_t pages) {
 }
 
 void Engine::shrink(uint64_t pages) {
-  streams_.drain();
-  spans_.give_back_chunks();
+  drain();
   aliases_.drop_idle();
   std::vector<PageRun> runs = free_pages();
   uint64_t found = 0;
@@ -86,18 +85,24 @@ void Engine::shrink(uint64_t pages) {
     const uint64_t count = std::min(run->count, pages);
     retire({run->first + run->count - count, count});
     pages -= count;
+  }
+}
+
+/// Piece by piece, so that after a failure no address is in use that has lost its memory.
+void Engine::retire(PageRun run) {
+  const uint64_t end = run.first + run.count;
+  for (uint64_t page = run.first; page < end;) {
+    const uint64_t first = page++;
+    while (page < end && pages_.backed(page) == pages_.backed(first)) ++page;
+    const uint64_t count = page - first;
+    pages_.drop({first, count});
+    range_.take(first * page_bytes(), count * page_bytes(), BlockState::kRetired);
     capacity_pages_ -= count;
   }
 }
 
-void Engine::retire(PageRun run) {
-  pages_.drop(run);
-  range_.take(run.first * page_bytes(), run.count * page_bytes(), BlockState::kRetired);
-}
-
 uint64_t Engine::trim() {
-  streams_.drain();
-  spans_.give_back_chunks();
+  drain();
   aliases_.drop_idle();
   uint64_t released = 0;
   for (const PageRun& run : free_pages()) released += give_back(run);
@@ -120,6 +125,7 @@ uint64_t Engine::give_back(PageRun run) {
     retire({page, count});
     pages_.extend(count);
     range_.extend(count * page_bytes());
+    capacity_pages_ += count;
     dropped += count;
     page = end;
   }

@@ -50,11 +50,11 @@ void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t 
   }
 }
 
-Engine::Engine(const EngineConfig& config)
+Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
     : label_(config.label),
       layout_(layout_for(config)),
       page_shift_(std::countr_zero(config.page_bytes)),
-      backend_(reserve(config, layout_)),
+      backend_(reserve(config, layout_, std::move(backend))),
       streams_(*backend_),
       range_(layout_.home_pages * layout_.page_bytes, streams_),
       spans_(range_, streams_, config.capacity_bytes),
@@ -116,21 +116,30 @@ bool Engine::add_chunk(StreamIndex stream) {
 std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t requested,
                                                  StreamIndex stream, uint32_t stack_id) {
   size = align_up(size, kAlignment);
-  BlockId id = find_hole(size, stream);
-  if (id != 0) {
-    streams_.wait_for(stream, range_[id].tag());
-    id = range_.carve(id, size, BlockState::kLive);
-  } else if (range_.streams_apart()) {
-    id = take_stretch(size, stream);
-  }
+  // Chunks that stay where a hole could be would make every repetition of a step look different.
+  if (spans_.has_empty_chunk()) spans_.give_back_chunks();
+  const BlockId id = range_.streams_apart() && tight() ? take_tightest_stretch(size, stream)
+                                                       : take_hole(size, stream);
   if (id != 0) return finish_large(id, requested, stream, stack_id);
   return place_stitched(requested, stream, stack_id);
 }
 
+/// Whether the capacity exceeds what was needed at once so far by less than a sixteenth.
+bool Engine::tight() const {
+  const uint64_t peak = counters_.peak_allocated_bytes;
+  return peak + peak / 16 > capacity_bytes();
+}
+
+/// With memory to spare: the stream's own first, so that streams do not wait for each other.
+BlockId Engine::take_hole(uint64_t size, StreamIndex stream) {
+  const BlockId id = find_hole(size, stream);
+  if (id == 0) return range_.streams_apart() ? take_tightest_stretch(size, stream) : 0;
+  streams_.wait_for(stream, range_[id].tag());
+  return range_.carve(id, size, BlockState::kLive);
+}
+
 BlockId Engine::find_hole(uint64_t size, StreamIndex stream) {
   BlockId id = range_.find(size, stream);
-  if (id != 0) return id;
-  if (spans_.give_back_chunks()) id = range_.find(size, stream);
   if (id != 0 || !range_.streams_apart()) return id;
   if (settle()) id = range_.find(size, stream);
   return id != 0 ? id : find_foreign_hole(size, stream);
@@ -142,21 +151,30 @@ BlockId Engine::find_foreign_hole(uint64_t size, StreamIndex stream) {
       size, [&](BlockId id) { return may_wait || streams_.ready(stream, range_[id].tag()); });
 }
 
-/// The smallest stretch of neighbouring holes, whoever freed them, that is large enough.
-BlockId Engine::take_stretch(uint64_t size, StreamIndex stream) {
-  uint64_t best_offset = 0;
-  uint64_t best_size = ~uint64_t{0};
-  range_.each_free_stretch([&](uint64_t offset, uint64_t bytes) {
-    if (bytes >= size && bytes < best_size) {
-      best_offset = offset;
-      best_size = bytes;
+/// Best fit whoever freed the memory: then the layout does not depend on how streams happened to
+/// run, and a repeated step finds the one of its last repetition. Among stretches up to twice the
+/// tightest, one that needs no waiting is preferred, at its start or at its end.
+BlockId Engine::take_tightest_stretch(uint64_t size, StreamIndex stream) {
+  settle();
+  const bool may_wait = streams_.events_allowed();
+  uint64_t tightest = 0;
+  std::optional<uint64_t> chosen;
+  range_.each_stretch_from(size, [&](const Stretch& stretch) {
+    if (tightest == 0) {
+      tightest = stretch.size;
+      if (may_wait) chosen = stretch.offset;
+    }
+    if (may_wait && stretch.size > 2 * tightest) return false;
+    for (const uint64_t offset : {stretch.offset, stretch.offset + stretch.size - size}) {
+      if (!ready(offset, size, stream)) continue;
+      chosen = offset;
+      return false;
     }
     return true;
   });
-  if (best_size == ~uint64_t{0}) return 0;
-  if (!can_take(best_offset, size, stream)) return 0;
-  wait_for_stretch(best_offset, size, stream);
-  return range_.take(best_offset, size, BlockState::kLive);
+  if (!chosen) return 0;
+  wait_for_stretch(*chosen, size, stream);
+  return range_.take(*chosen, size, BlockState::kLive);
 }
 
 Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex stream,
@@ -178,14 +196,11 @@ std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIn
                                                     uint32_t stack_id) {
   const uint64_t pages = ceil_div(requested, page_bytes());
   AliasId id = aliases_.find(pages, [&](PageRun run) { return pages_free(run, stream); });
-  if (id != 0) {
-    ++counters_.alias_hits;
-  } else {
-    std::vector<PageRun> runs = choose_pages(pages, stream);
+  const bool mapped_before = id != 0;
+  if (!mapped_before) {
+    const std::vector<PageRun> runs = choose_pages(pages, stream);
     if (runs.empty() || !room_for_alias(pages)) return std::nullopt;
-    id = aliases_.create(std::move(runs));
-    ++counters_.stitched_requests;
-    counters_.stitched_pages += pages;
+    id = aliases_.create(runs);
   }
   Alias& alias = aliases_[id];
   each_prefix_run(alias.runs, pages, [&](PageRun run) {
@@ -196,6 +211,9 @@ std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIn
   alias.requested = requested;
   alias.stream = stream;
   alias.stack_id = stack_id;
+  counters_.alias_hits += mapped_before;
+  counters_.stitched_requests += !mapped_before;
+  counters_.stitched_pages += mapped_before ? 0 : pages;
   return Place{pages_.alias_address(alias.first) - base(), pages * page_bytes()};
 }
 
@@ -230,6 +248,14 @@ bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const 
   }
 }
 
+/// The stream need not wait for any of it, which is free.
+bool Engine::ready(uint64_t offset, uint64_t size, StreamIndex stream) const {
+  for (BlockId id = range_.block_at(offset);; id = range_[id].next) {
+    if (!streams_.ready(stream, range_[id].tag())) return false;
+    if (range_[id].end() >= offset + size) return true;
+  }
+}
+
 void Engine::wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream) {
   for (BlockId id = range_.block_at(offset); id != 0 && range_[id].offset < offset + size;
        id = range_[id].next) {
@@ -238,9 +264,9 @@ void Engine::wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream
 }
 
 bool Engine::room_for_alias(uint64_t pages) {
-  if (aliases_.mapped_pages() + pages <= backend_->max_alias_pages()) return true;
+  if (aliases_.has_room(pages)) return true;
   // Idle aliases must go, and unmapping needs the work on them done.
-  if (!streams_.events_allowed()) return false;
+  if (!streams_.events_allowed() || !aliases_.could_make_room(pages)) return false;
   streams_.drain();
   return aliases_.make_room(pages);
 }
@@ -248,6 +274,11 @@ bool Engine::room_for_alias(uint64_t pages) {
 /// Learns which events are done, and lets holes whose recorded uses are over merge again.
 bool Engine::settle() {
   if (!streams_.poll()) return false;
+  forget_done_uses();
+  return true;
+}
+
+void Engine::forget_done_uses() {
   std::vector<BlockId> done;
   range_.mixed().each_from(0, [&](BlockId id) {
     if (streams_.uses_done(range_[id].tag())) done.push_back(id);
@@ -255,7 +286,13 @@ bool Engine::settle() {
   });
   for (const BlockId id : done) range_.forget_uses(id);
   spans_.settle();
-  return true;
+}
+
+void Engine::drain() {
+  streams_.drain();
+  forget_done_uses();
+  // Frees of small blocks are numbered only when their chunk comes back.
+  if (spans_.give_back_chunks()) streams_.drain();
 }
 
 PageRun Engine::pages_under(const Block& block) const {

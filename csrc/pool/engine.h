@@ -67,7 +67,7 @@ class Engine {
   void resize(uint64_t capacity_bytes);
   uint64_t trim();
   /// Waits for all work on freed memory.
-  void drain() { streams_.drain(); }
+  void drain();
   void reset_peaks();
 
   uint64_t base() const { return backend_->base(); }
@@ -116,15 +116,19 @@ class Engine {
                                    uint32_t stack_id);
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
-  BlockId take_stretch(uint64_t size, StreamIndex stream);
+  bool tight() const;
+  BlockId take_hole(uint64_t size, StreamIndex stream);
+  BlockId take_tightest_stretch(uint64_t size, StreamIndex stream);
   Place finish_large(BlockId id, uint64_t requested, StreamIndex stream, uint32_t stack_id);
   std::optional<Place> place_stitched(uint64_t requested, StreamIndex stream, uint32_t stack_id);
   std::vector<PageRun> choose_pages(uint64_t pages, StreamIndex stream) const;
   bool pages_free(PageRun run, StreamIndex stream) const;
+  bool ready(uint64_t offset, uint64_t size, StreamIndex stream) const;
   bool can_take(uint64_t offset, uint64_t size, StreamIndex stream) const;
   void wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream);
   bool room_for_alias(uint64_t pages);
   bool settle();
+  void forget_done_uses();
   Target locate(uint64_t address) const;
   [[noreturn]] void refuse_address(uint64_t address) const;
 

@@ -18,7 +18,8 @@ Range::Range(uint64_t limit_bytes, Streams& streams)
 void Range::extend(uint64_t bytes) {
   const BlockId id = new_block(end_, bytes, last_);
   end_ += bytes;
-  make_free(id, Tag{});
+  unlist_stretches_beside(id);
+  list_stretch(make_free(id, Tag{}));
 }
 
 BlockId Range::find(uint64_t size, StreamIndex stream) const {
@@ -35,6 +36,7 @@ BlockId Range::find_aligned(uint64_t size, uint64_t alignment, StreamIndex strea
 }
 
 BlockId Range::carve(BlockId hole, uint64_t size, BlockState state) {
+  unlist_stretch(hole);
   remove_free(hole);
   if (blocks_[hole].size > size) insert_free(split(hole, size));
   return occupy(hole, state);
@@ -42,6 +44,7 @@ BlockId Range::carve(BlockId hole, uint64_t size, BlockState state) {
 
 BlockId Range::take(uint64_t offset, uint64_t size, BlockState state) {
   BlockId id = block_at(offset);
+  unlist_stretch(id);
   remove_free(id);
   if (blocks_[id].offset < offset) {
     const BlockId rest = split(id, offset - blocks_[id].offset);
@@ -67,12 +70,16 @@ BlockId Range::occupy(BlockId id, BlockState state) {
   block.state = state;
   set_start(id);
   high_water_ = std::max(high_water_, block.end());
+  list_stretches_beside(id);
   return id;
 }
 
 BlockId Range::release(BlockId id, const Tag& tag) {
   clear_start(id);
-  return make_free(id, tag);
+  unlist_stretches_beside(id);
+  id = make_free(id, tag);
+  list_stretch(id);
+  return id;
 }
 
 BlockId Range::make_free(BlockId id, const Tag& tag) {
@@ -107,6 +114,15 @@ BlockId Range::forget_uses(BlockId id) {
 void Range::keep_streams_apart() {
   if (streams_apart_) return;
   streams_apart_ = true;
+  free_what_was_never_used();
+  each_free_stretch([this](uint64_t offset, uint64_t size) {
+    stretches_.emplace(size, offset);
+    return true;
+  });
+}
+
+/// Cuts the last hole where the range was never used: no stream's work can touch what is behind.
+void Range::free_what_was_never_used() {
   if (last_ == 0 || !blocks_[last_].is_free() || blocks_[last_].stream == kAnyStream) return;
   const BlockId tail = last_;
   const uint64_t used = high_water_ > blocks_[tail].offset ? high_water_ - blocks_[tail].offset : 0;
@@ -116,6 +132,41 @@ void Range::keep_streams_apart() {
   if (used > 0) insert_free(tail);
   blocks_[fresh].stream = kAnyStream;
   insert_free(fresh);
+}
+
+Stretch Range::stretch_around(BlockId id) const {
+  BlockId first = id;
+  while (blocks_[first].prev != 0 && blocks_[blocks_[first].prev].is_free()) {
+    first = blocks_[first].prev;
+  }
+  while (blocks_[id].next != 0 && blocks_[blocks_[id].next].is_free()) id = blocks_[id].next;
+  return {blocks_[first].offset, blocks_[id].end() - blocks_[first].offset};
+}
+
+void Range::list_stretch(BlockId id) {
+  if (!streams_apart_) return;
+  const Stretch stretch = stretch_around(id);
+  stretches_.emplace(stretch.size, stretch.offset);
+}
+
+void Range::unlist_stretch(BlockId id) {
+  if (!streams_apart_) return;
+  const Stretch stretch = stretch_around(id);
+  stretches_.erase({stretch.size, stretch.offset});
+}
+
+void Range::list_stretches_beside(BlockId id) {
+  if (!streams_apart_) return;
+  const Block& block = blocks_[id];
+  if (block.prev != 0 && blocks_[block.prev].is_free()) list_stretch(block.prev);
+  if (block.next != 0 && blocks_[block.next].is_free()) list_stretch(block.next);
+}
+
+void Range::unlist_stretches_beside(BlockId id) {
+  if (!streams_apart_) return;
+  const Block& block = blocks_[id];
+  if (block.prev != 0 && blocks_[block.prev].is_free()) unlist_stretch(block.prev);
+  if (block.next != 0 && blocks_[block.next].is_free()) unlist_stretch(block.next);
 }
 
 BlockId Range::block_at(uint64_t offset) const {
@@ -149,11 +200,7 @@ uint64_t Range::largest_hole() const {
     for (const auto& bins : by_stream_) largest = std::max(largest, bins->largest());
     return largest;
   }
-  each_free_stretch([&](uint64_t, uint64_t size) {
-    largest = std::max(largest, size);
-    return true;
-  });
-  return largest;
+  return stretches_.empty() ? 0 : stretches_.rbegin()->first;
 }
 
 uint64_t Range::metadata_bytes() const {

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "base/lazy_array.h"
@@ -22,6 +24,12 @@ inline constexpr uint64_t kMinChunk = 256 * kKiB;
 
 /// Set in the entry of a granule that belongs to a span; the other bits are the spans'.
 inline constexpr uint32_t kSpanEntry = uint32_t{1} << 31;
+
+/// A maximal piece of free memory, whoever freed its parts.
+struct Stretch {
+  uint64_t offset;
+  uint64_t size;
+};
 
 /// Offsets are bytes from the start of the range. Not thread-safe.
 class Range {
@@ -70,6 +78,15 @@ class Range {
   void mark_span(uint64_t offset, uint64_t size, uint32_t entry);
   void unmark_span(uint64_t offset, uint64_t size, BlockId chunk);
 
+  /// Calls visit(stretch) for stretches of at least `size` bytes, small ones first, until it
+  /// returns false. Only while streams are kept apart.
+  template <typename Visit>
+  void each_stretch_from(uint64_t size, Visit visit) const {
+    for (auto it = stretches_.lower_bound({size, 0}); it != stretches_.end(); ++it) {
+      if (!visit(Stretch{it->second, it->first})) return;
+    }
+  }
+
   /// Calls visit(offset, size) for each maximal stretch of free memory, by address, until false.
   template <typename Visit>
   void each_free_stretch(Visit visit) const;
@@ -94,15 +111,22 @@ class Range {
   void insert_free(BlockId id) { bins_of(blocks_[id]).insert(id); }
   void remove_free(BlockId id) { bins_of(blocks_[id]).remove(id); }
   BlockId split(BlockId id, uint64_t size);
+  void free_what_was_never_used();
+  Stretch stretch_around(BlockId id) const;
+  void list_stretch(BlockId id);
+  void unlist_stretch(BlockId id);
+  void list_stretches_beside(BlockId id);
+  void unlist_stretches_beside(BlockId id);
 
   Streams& streams_;
   Blocks blocks_;
   LazyArray<uint32_t> entries_;
   LazyArray<BlockId> chunks_;  // by offset / kMinChunk: the chunk that starts there
   StartMap starts_;
-  std::unique_ptr<Bins> any_;                     // memory no stream's work can touch
-  std::unique_ptr<Bins> mixed_;                   // freed with recorded uses
-  std::vector<std::unique_ptr<Bins>> by_stream_;  // the rest, by the stream that freed it
+  std::unique_ptr<Bins> any_;                          // memory no stream's work can touch
+  std::unique_ptr<Bins> mixed_;                        // freed with recorded uses
+  std::vector<std::unique_ptr<Bins>> by_stream_;       // the rest, by the stream that freed it
+  std::set<std::pair<uint64_t, uint64_t>> stretches_;  // size, offset; while streams are apart
   BlockId first_ = 0;
   BlockId last_ = 0;
   uint64_t end_ = 0;

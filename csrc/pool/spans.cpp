@@ -48,7 +48,8 @@ uint64_t Spans::allocate(uint64_t size, StreamIndex stream, uint32_t stack_id) {
   span.taken[word] |= uint64_t{1} << bit;
   const uint32_t slot = static_cast<uint32_t>(word) * 64 + bit;
   span.requested[slot] = static_cast<uint16_t>(span.slot_bytes - size);
-  if (++span.used == span.slots) unlink(id);
+  if (span.used++ == 0) becomes_busy(span);
+  if (span.used == span.slots) unlink(id);
   const uint64_t offset = span.offset + uint64_t{slot} * span.slot_bytes;
   if (stack_id != 0) stacks_[offset] = stack_id;
   return offset;
@@ -114,8 +115,17 @@ void Spans::clear_slot(uint32_t id, uint64_t offset) {
   const auto slot = static_cast<uint32_t>((offset - span.offset) / span.slot_bytes);
   span.taken[slot / 64] &= ~(uint64_t{1} << (slot % 64));
   if (span.used-- == span.slots) link(id);
+  if (span.used == 0) becomes_idle(span);
   // One empty span of a class is kept: a lone tensor that comes and goes costs no more than a bit.
   if (span.used == 0 && (span.prev != 0 || span.next != 0)) drop_span(id);
+}
+
+void Spans::becomes_busy(const Span& span) {
+  if (chunks_[span.chunk].busy_spans++ == 0) --empty_chunks_;
+}
+
+void Spans::becomes_idle(const Span& span) {
+  if (--chunks_[span.chunk].busy_spans == 0) ++empty_chunks_;
 }
 
 uint32_t Spans::new_span(size_t size_class, StreamIndex stream) {
@@ -169,7 +179,8 @@ void Spans::drop_span(uint32_t id) {
 void Spans::add_chunk(BlockId block, StreamIndex stream) {
   const auto free = std::find_if(chunks_.begin(), chunks_.end(),
                                  [](const Chunk& chunk) { return chunk.block == 0; });
-  const Chunk chunk{.block = block, .stream = stream, .units = 0, .span_at = {}};
+  const Chunk chunk{.block = block, .stream = stream, .units = 0, .busy_spans = 0, .span_at = {}};
+  ++empty_chunks_;
   if (free != chunks_.end()) {
     *free = chunk;
   } else {
@@ -181,14 +192,13 @@ bool Spans::give_back_chunks() {
   bool any = false;
   for (Chunk& chunk : chunks_) {
     if (chunk.block == 0) continue;
-    const bool used = std::any_of(chunk.span_at.begin(), chunk.span_at.end(),
-                                  [this](uint32_t id) { return id != 0 && spans_[id].used > 0; });
-    if (used) continue;
+    if (chunk.busy_spans > 0) continue;
     for (const uint32_t id : chunk.span_at) {
       if (id != 0) drop_span(id);
     }
     range_.release(chunk.block, streams_.tag_freed(chunk.stream, 0));
     chunk.block = 0;
+    --empty_chunks_;
     any = true;
   }
   return any;
@@ -217,8 +227,10 @@ Spans::Heads& Spans::heads_of(StreamIndex stream) {
 }
 
 void Spans::check_valid() const {
+  uint64_t empty = 0;
   for (const Chunk& chunk : chunks_) {
     if (chunk.block == 0) continue;
+    uint32_t busy = 0;
     for (const uint32_t id : chunk.span_at) {
       if (id == 0) continue;
       const Span& span = spans_[id];
@@ -228,11 +240,21 @@ void Spans::check_valid() const {
         fail(Status::kSystem, "span at offset %llu: %u slots counted, %d bits set",
              static_cast<unsigned long long>(span.offset), span.used, bits - spare);
       }
+      busy += span.used > 0;
       if (range_.entry_at(span.offset) != span.entry(id)) {
         fail(Status::kSystem, "span at offset %llu is not in the address table",
              static_cast<unsigned long long>(span.offset));
       }
     }
+    empty += busy == 0;
+    if (busy != chunk.busy_spans) {
+      fail(Status::kSystem, "chunk of block %u: %u busy spans counted, %u found", chunk.block,
+           chunk.busy_spans, busy);
+    }
+  }
+  if (empty != empty_chunks_) {
+    fail(Status::kSystem, "%llu empty chunks counted, %llu found",
+         static_cast<unsigned long long>(empty_chunks_), static_cast<unsigned long long>(empty));
   }
 }
 

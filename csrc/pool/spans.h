@@ -47,6 +47,7 @@ class Spans {
   bool has_pending() const { return !pending_.empty(); }
   uint64_t pending_bytes() const { return pending_bytes_; }
 
+  bool has_empty_chunk() const { return empty_chunks_ > 0; }
   /// Returns chunks without a live slot to the range. True if there was one.
   bool give_back_chunks();
 
@@ -92,7 +93,8 @@ class Spans {
   struct Chunk {
     BlockId block = 0;  // 0: this record is free
     StreamIndex stream = kAnyStream;
-    uint32_t units = 0;  // a bit for each unit taken by a span
+    uint32_t units = 0;       // a bit for each unit taken by a span
+    uint32_t busy_spans = 0;  // those with a live or pending slot
     std::array<uint32_t, 32> span_at{};
   };
   using Heads = std::array<uint32_t, kClasses>;
@@ -112,6 +114,8 @@ class Spans {
   void drop_span(uint32_t id);
   void link(uint32_t id);
   void unlink(uint32_t id);
+  void becomes_busy(const Span& span);
+  void becomes_idle(const Span& span);
   void clear_slot(uint32_t id, uint64_t offset);
   Heads& heads_of(StreamIndex stream);
 
@@ -125,6 +129,7 @@ class Spans {
   std::unordered_map<uint64_t, uint32_t> uses_;    // by offset: recorded uses of live slots
   std::unordered_map<uint64_t, Tag> pending_;      // by offset: freed, uses not done
   uint64_t pending_bytes_ = 0;
+  uint64_t empty_chunks_ = 0;
 };
 
 template <typename Visit>
