@@ -1,0 +1,87 @@
+"""Where a result comes from: commit, machine, versions."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a row has to carry so that it can be compared with another one."""
+
+    commit: str
+    dirty: bool
+    date: str
+    device: str
+    torch: str | None
+    cuda: str | None
+    driver: str | None
+    kernel: str
+    python: str
+
+    @property
+    def label(self) -> str:
+        """The commit, marked when the tree had uncommitted changes."""
+        return f"{self.commit}-dirty" if self.dirty else self.commit
+
+    @property
+    def device_slug(self) -> str:
+        """The device as a part of a file name: no dashes, which separate the name's parts."""
+        return re.sub(r"[^a-z0-9]+", "_", self.device.lower()).strip("_")
+
+
+def provenance() -> Provenance:
+    """Collect the origin of results measured now on the CPU: no CUDA version, no driver."""
+    return Provenance(
+        commit=_git("rev-parse", "--short=12", "HEAD"),
+        dirty=_is_dirty(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=_cpu(),
+        torch=_torch_version(),
+        cuda=None,
+        driver=None,
+        kernel=platform.release(),
+        python=platform.python_version(),
+    )
+
+
+def measure_this_tree() -> None:
+    """Let ``import vramkit`` find this tree, not an installed copy: rows carry its commit."""
+    sys.path.insert(0, str(ROOT))
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else "uncommitted"
+
+
+def _is_dirty() -> bool:
+    # Result files are what a benchmark itself adds: they do not change the code that was measured.
+    return bool(_git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results"))
+
+
+def _cpu() -> str:
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{model} x{len(os.sched_getaffinity(0))}"
+
+
+def _torch_version() -> str | None:
+    # Not from torch itself: a benchmark of the bare core need not load it.
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
