@@ -1,0 +1,35 @@
+"""Sphinx's configuration: Markdown pages through MyST, the furo theme, warnings as errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import vramkit
+
+project = "vramkit"
+author = "The vramkit authors"
+project_copyright = "The vramkit authors"
+release = version = vramkit.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(torch|numpy|np)\..*")]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+
+html_theme = "furo"
+html_title = f"vramkit {release}"

@@ -1,0 +1,29 @@
+"""A small tree of native sources in place of csrc/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+_ADAPTER = """
+#include "bind/version.h"
+extern "C" __attribute__((visibility("default"))) const char* vramkit_adapter_torch_version(void) {
+  return kVersion;
+}
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two sources that share a header, and an adapter that says torch 2.13.0."""
+    root = tmp_path / "csrc"
+    (root / "base").mkdir(parents=True)
+    (root / "bind").mkdir()
+    (root / "ops").mkdir()
+    (root / "base" / "one.h").write_text("inline int one() { return 1; }\n")
+    (root / "base" / "a.cpp").write_text('#include "base/one.h"\nint a() { return one(); }\n')
+    (root / "bind" / "b.cpp").write_text('extern "C" int vramkit_b() { return 2; }\n')
+    (root / "bind" / "version.h").write_text('inline const char* kVersion = "2.13.0";\n')
+    (root / "bind" / "adapter_cpu.cpp").write_text(_ADAPTER)
+    return root

@@ -1,0 +1,171 @@
+"""Adapters: in the package, or built once into the cache; never one for another torch."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vramkit._build import BuildError, __main__, _first_use, _recipes, _sources, _toolchain, _torch
+
+ROOT = Path(__file__).resolve().parents[2]
+_VERSION = torch.__version__
+_MINOR = _torch.minor_of(_VERSION)
+_NAME = f"libvramkit_adapter_cpu_torch{_MINOR}.so"
+
+
+@pytest.fixture
+def package(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package whose library folder is empty; returns that folder."""
+    folder = tree.parent / "_lib"
+    folder.mkdir()
+    version = tree / "bind" / "version.h"
+    version.write_text(f'inline const char* kVersion = "{_VERSION}";\n')
+    monkeypatch.setattr(_first_use, "source_root", lambda: tree)
+    monkeypatch.setattr(_first_use, "library_dir", lambda: folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tree.parent / "cache"))
+    _first_use.adapter_path.cache_clear()
+    return folder
+
+
+def _library(folder: Path, name: str, code: str) -> Path:
+    source = folder / "made.cpp"
+    source.write_text(code)
+    flags = ["-shared", "-fPIC", str(source), "-o", str(folder / name)]
+    _toolchain.run([_toolchain.find_cxx(), *flags])
+    return folder / name
+
+
+def _adapter_for(folder: Path, version: str) -> Path:
+    code = 'extern "C" const char* vramkit_adapter_torch_version() { return "%s"; }'
+    return _library(folder, _NAME, code % version)
+
+
+def _no_compiler() -> str:
+    raise BuildError("no compiler")
+
+
+def test_the_checkout_has_an_adapter_for_this_torch() -> None:
+    path = _first_use.adapter_path("cpu")
+    assert path.name == _NAME
+    assert _torch.minor_of(_ask(path)) == _MINOR
+
+
+def _ask(path: Path) -> str:
+    ask = ctypes.CDLL(str(path)).vramkit_adapter_torch_version
+    ask.restype = ctypes.c_char_p
+    answer: bytes = ask()
+    return answer.decode()
+
+
+def test_first_use_builds_into_the_cache(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _first_use.adapter_path("cpu")
+    assert path.name == _NAME
+    assert path.is_relative_to(package.parent / "cache" / "vramkit")
+    assert f"torch{_VERSION}" in path.parent.name
+    assert capsys.readouterr().err == f"vramkit: compiling {path}, once\n"
+    assert sorted(each.name for each in path.parent.iterdir()) == sorted([".lock", _NAME])
+
+
+def test_the_second_process_needs_no_compiler(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _first_use.adapter_path("cpu")
+    _first_use.adapter_path.cache_clear()
+    monkeypatch.setattr(_recipes, "find_cxx", _no_compiler)
+    assert _first_use.adapter_path("cpu") == path
+
+
+def test_a_package_with_an_adapter_needs_no_compiler(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _adapter_for(package, _VERSION)
+    monkeypatch.setattr(_recipes, "find_cxx", _no_compiler)
+    assert _first_use.adapter_path("cpu") == path
+
+
+def test_changed_sources_are_built_again(package: Path, tree: Path) -> None:
+    before = _first_use.adapter_path("cpu")
+    version = tree / "bind" / "version.h"
+    version.write_text(version.read_text() + "// changed\n")
+    _first_use.adapter_path.cache_clear()
+    assert _first_use.adapter_path("cpu").parent != before.parent
+
+
+def test_an_adapter_for_another_torch_is_refused(package: Path) -> None:
+    path = _adapter_for(package, "2.1.0")
+    with pytest.raises(BuildError) as caught:
+        _first_use.adapter_path("cpu")
+    assert str(caught.value) == (
+        f"{path} was built for torch 2.1.0; build one for torch {_VERSION} with: "
+        f"{sys.executable} -m vramkit._build"
+    )
+
+
+@pytest.mark.parametrize(
+    "code", ["int nothing;", 'extern "C" int gone(); int x = gone();'], ids=["silent", "unresolved"]
+)
+def test_a_file_that_is_no_adapter_is_refused(package: Path, code: str) -> None:
+    path = _library(package, _NAME, code)
+    with pytest.raises(BuildError, match=f"{path} .*; build one for torch .* -m vramkit._build"):
+        _first_use.adapter_path("cpu")
+
+
+def test_a_rebuild_replaces_a_wrong_adapter(
+    package: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _adapter_for(package, "2.1.0")
+    (tree / "ops" / "pattern.cpp").write_text("int nothing;\n")
+    assert __main__.main() == 0
+    path = _first_use.adapter_path("cpu")
+    assert str(path) in capsys.readouterr().out
+    assert path.is_relative_to(package.parent / "cache")
+
+
+def test_a_failed_rebuild_is_one_line_and_a_status(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_recipes, "find_cxx", _no_compiler)
+    assert __main__.main() == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no compiler"
+
+
+def test_an_unwritable_cache_is_explained(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = package.parent / "file"
+    file.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    with pytest.raises(BuildError, match=r"cannot write to .*XDG_CACHE_HOME.*--no-build-isolation"):
+        _first_use.adapter_path("cpu")
+
+
+def test_an_unknown_adapter(package: Path) -> None:
+    with pytest.raises(BuildError, match=r"no adapter for 'tpu': .* there are \['adapter_cpu'\]"):
+        _first_use.adapter_path("tpu")
+
+
+def test_two_processes_compile_once(package: Path, tree: Path) -> None:
+    code = (
+        "import pathlib, sys; from vramkit._build import _first_use as f\n"
+        f"f.source_root = lambda: pathlib.Path({str(tree)!r})\n"
+        f"f.library_dir = lambda: pathlib.Path({str(package)!r})\n"
+        "print(f.adapter_path('cpu'))"
+    )
+    command = [sys.executable, "-c", code]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    children = [subprocess.Popen(command, **options) for _ in range(2)]
+    answers = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0, 0], answers
+    assert len({out for out, _ in answers}) == 1
+    assert sum("compiling" in err for _, err in answers) == 1
+
+
+def test_sources_that_are_gone_are_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_sources, "_PACKAGE", tmp_path / "vramkit")
+    with pytest.raises(BuildError, match=r"native sources are missing from .*_csrc; install"):
+        _sources.source_root()

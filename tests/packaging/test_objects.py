@@ -1,0 +1,115 @@
+"""Only what has changed is built again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vramkit._build import BuildError, _objects, _recipes
+
+
+class Workshop:
+    """Builds the tree's core and tells which files that made anew."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self.recipe = _recipes.core(tree)
+        self.objects = tree.parent / "objects"
+        self.output = tree.parent / "lib"
+
+    def built(self) -> set[str]:
+        before = self._times()
+        _objects.build(self.recipe, self.output, self.objects)
+        return {name for name, time in self._times().items() if before.get(name) != time}
+
+    def _times(self) -> dict[str, int]:
+        files = [*self.objects.rglob("*.o"), *self.output.glob("*.so")]
+        return {path.name: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture
+def workshop(tree: Path) -> Workshop:
+    return Workshop(tree)
+
+
+def _edit(path: Path) -> None:
+    later_ns = path.stat().st_mtime_ns - 1_000_000_000
+    path.write_text(path.read_text() + "// edited\n")
+    # An unpacked archive or a checkout of an old state can make a changed file older.
+    os.utime(path, ns=(later_ns, later_ns))
+
+
+def test_a_second_build_does_nothing(workshop: Workshop) -> None:
+    assert workshop.built() == {"a.cpp.o", "b.cpp.o", "libvramkit_core.so"}
+    assert workshop.built() == set()
+
+
+def test_a_header_rebuilds_what_includes_it(workshop: Workshop) -> None:
+    workshop.built()
+    _edit(workshop.tree / "base" / "one.h")
+    assert workshop.built() == {"a.cpp.o", "libvramkit_core.so"}
+    assert workshop.built() == set()
+
+
+def test_another_flag_rebuilds_everything(workshop: Workshop) -> None:
+    workshop.built()
+    workshop.recipe = replace(workshop.recipe, compile=(*workshop.recipe.compile, "-DX=1"))
+    assert workshop.built() == {"a.cpp.o", "b.cpp.o", "libvramkit_core.so"}
+
+
+def test_a_lost_library_is_linked_again(workshop: Workshop) -> None:
+    workshop.built()
+    (workshop.output / "libvramkit_core.so").unlink()
+    assert workshop.built() == {"libvramkit_core.so"}
+
+
+def test_a_new_source_is_added(workshop: Workshop) -> None:
+    workshop.built()
+    (workshop.tree / "base" / "c.cpp").write_text("int c() { return 3; }\n")
+    workshop.recipe = _recipes.core(workshop.tree)
+    assert workshop.built() == {"c.cpp.o", "libvramkit_core.so"}
+
+
+def test_an_edit_while_compiling_is_not_lost(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = workshop.tree / "base" / "a.cpp"
+    monkeypatch.setattr(_objects, "run", lambda command: (_objects_run(command), source.touch()))
+    workshop.built()
+    monkeypatch.undo()
+    assert "a.cpp.o" in workshop.built()
+
+
+_objects_run = _objects.run
+
+
+def test_a_failed_compile_says_what_the_compiler_said(workshop: Workshop) -> None:
+    workshop.built()
+    kept = (workshop.output / "libvramkit_core.so").read_bytes()
+    (workshop.tree / "base" / "a.cpp").write_text("int a() { return nothing; }\n")
+    with pytest.raises(BuildError, match=r"(?s)command failed with status 1: .*nothing"):
+        workshop.built()
+    assert (workshop.output / "libvramkit_core.so").read_bytes() == kept
+
+
+def test_no_sources_is_an_error(tree: Path) -> None:
+    recipe = replace(_recipes.core(tree), sources=())
+    with pytest.raises(BuildError, match=f"no sources found under {tree}"):
+        _objects.build(recipe, tree, tree)
+
+
+def test_only_the_interface_is_exported(workshop: Workshop) -> None:
+    workshop.built()
+    command = ["nm", "-D", "--defined-only", str(workshop.output / "libvramkit_core.so")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Visibility is hidden, so even a fitting name needs VRAMKIT_API.
+    assert done.stdout == ""
+
+
+def test_adapters_are_no_part_of_the_core(tree: Path) -> None:
+    names = [path.name for path in _recipes.core(tree).sources]
+    assert names == ["a.cpp", "b.cpp"]

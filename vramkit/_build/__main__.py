@@ -1,0 +1,24 @@
+"""``python -m vramkit._build``: builds what is bound to the installed torch anew."""
+
+from __future__ import annotations
+
+import sys
+
+from . import BuildError
+from ._first_use import rebuild
+from ._install import ADAPTER_KINDS
+
+
+def main() -> int:
+    """Rebuild, print the paths, and return the exit status."""
+    try:
+        for path in rebuild(ADAPTER_KINDS):
+            print(path)
+    except BuildError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
