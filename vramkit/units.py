@@ -16,9 +16,7 @@ _FACTORS = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgtp", start=1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgtp", start=1)},
 }
-_PATTERN = re.compile(
-    r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE | re.ASCII
-)
+_PATTERN = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_bytes(size: SupportsIndex | str, *, name: str = "size") -> int:
@@ -45,9 +43,7 @@ def parse_bytes(size: SupportsIndex | str, *, name: str = "size") -> int:
     vramkit.errors.InvalidArgumentError: size '2G': the unit 'G' is ambiguous; write '2GiB' \
 (2**30 bytes each) or '2GB' (10**9)
     """
-    size_bytes = (
-        _parse_text(size, name) if isinstance(size, str) else _parse_integer(size, name)
-    )
+    size_bytes = _parse_text(size, name) if isinstance(size, str) else _parse_integer(size, name)
     if size_bytes <= 0:
         raise InvalidArgumentError(f"{name} must be at least 1 byte, got {size!r}")
     return size_bytes

@@ -141,9 +141,7 @@ class CorePool:
                 return text.value.decode(errors="replace")
             room = length.value + 1024
 
-    def set_stack_hooks(
-        self, hook: s.StackHook | None, text: s.StackText | None
-    ) -> None:
+    def set_stack_hooks(self, hook: s.StackHook | None, text: s.StackText | None) -> None:
         """Switch stack recording on, or off with ``None``.
 
         The hooks must never be collected: a thread may be calling them when they are replaced.

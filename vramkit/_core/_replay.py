@@ -25,9 +25,7 @@ class CoreReplay:
         """Create the replay's table of blocks."""
         handle = ctypes.c_void_p()
         core = library()
-        status = core.vramkit_replay_create(
-            pool.handle, block_count, ctypes.byref(handle)
-        )
+        status = core.vramkit_replay_create(pool.handle, block_count, ctypes.byref(handle))
         if status:
             raise_status(Status(status))
         self._handle = handle.value
@@ -57,9 +55,7 @@ class CoreReplay:
             _address(stream, "int32", len(op)),
         ]
         done = ctypes.c_uint64()
-        status = library().vramkit_replay_run(
-            self._handle, *columns, len(op), ctypes.byref(done)
-        )
+        status = library().vramkit_replay_run(self._handle, *columns, len(op), ctypes.byref(done))
         if status not in (Status.OK, Status.OUT_OF_MEMORY):
             raise_status(Status(status))
         return done.value, Status(status)
@@ -72,11 +68,7 @@ def last_error() -> str:
 
 
 def _address(column: "NDArray[np.generic]", dtype: str, length: int) -> int:
-    if (
-        column.dtype.name != dtype
-        or column.shape != (length,)
-        or not column.flags.c_contiguous
-    ):
+    if column.dtype.name != dtype or column.shape != (length,) or not column.flags.c_contiguous:
         raise ValueError(
             f"a replay column must be a contiguous {dtype} array of shape ({length},), got "
             f"{column.dtype.name} {column.shape}"

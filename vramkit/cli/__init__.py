@@ -14,6 +14,7 @@ __all__ = ["main"]
 # Each is a module vramkit.cli._<name> with `add_arguments(parser)` and `run(arguments) -> status`,
 # light to import: what a command needs is imported when it runs.
 _COMMANDS = {
+    "demo": "train a small classifier inside a pool and draw its memory",
     "simulate": "replay a recorded allocation trace through the pool",
 }
 

@@ -1,0 +1,87 @@
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from vramkit.errors import CapacityError, InvalidArgumentError
+from vramkit.pool import _machine
+from vramkit.pool._capacity import capacity_bytes, checked_page_bytes
+
+GIB = 1 << 30
+PAGE = 2 << 20
+
+
+@pytest.fixture(autouse=True)
+def _machine_of_8_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_machine, "total_bytes", lambda: 8 * GIB)
+    monkeypatch.setattr(_machine, "free_bytes", lambda: 4 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "size_bytes"),
+    [
+        (GIB, GIB),
+        (np.int64(GIB), GIB),
+        ("2GiB", 2 * GIB),
+        ("2GB", 2 * 10**9),
+        ("8GiB", 8 * GIB),
+        (1.0, 4 * GIB),
+        (0.25, GIB),
+        (np.float32(0.5), 2 * GIB),
+        (Fraction(1, 4), GIB),
+        (PAGE, PAGE),
+    ],
+)
+def test_what_a_capacity_may_be(capacity: float | str, size_bytes: int) -> None:
+    assert capacity_bytes(capacity, page_bytes=PAGE) == size_bytes
+
+
+@pytest.mark.parametrize("capacity", [0.0, -0.5, 1.5, float("nan"), float("inf")])
+def test_parts_outside_0_to_1_are_refused(capacity: float) -> None:
+    with pytest.raises(CapacityError, match=r"a part of the free memory and must be in \(0, 1\]"):
+        capacity_bytes(capacity, page_bytes=PAGE)
+
+
+@pytest.mark.parametrize("capacity", [True, None, [1], Decimal("0.5"), 1j])
+def test_other_types_are_refused(capacity: object) -> None:
+    with pytest.raises(TypeError, match="capacity must be an integer number of bytes or a text"):
+        capacity_bytes(capacity, page_bytes=PAGE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("capacity", [0, -5, "0MiB"])
+def test_nothing_is_refused(capacity: int | str) -> None:
+    with pytest.raises(CapacityError, match="capacity must be at least 1 byte"):
+        capacity_bytes(capacity, page_bytes=PAGE)
+
+
+@pytest.mark.parametrize("capacity", [1, PAGE - 1, "1MiB", 1e-9])
+def test_less_than_a_page_is_refused(capacity: float | str) -> None:
+    with pytest.raises(CapacityError, match=r"less than one page of 2 MiB; a whole number counts"):
+        capacity_bytes(capacity, page_bytes=PAGE)
+
+
+@pytest.mark.parametrize("capacity", [8 * GIB + 1, "9GiB", 2**64 + GIB, 10**30])
+def test_more_than_the_machine_is_refused_with_numbers(capacity: int | str) -> None:
+    with pytest.raises(
+        CapacityError, match=r"at most 8,192 MiB .* of which 4,096 MiB are free now; ask for less"
+    ):
+        capacity_bytes(capacity, page_bytes=PAGE)
+
+
+def test_a_text_that_cannot_be_read_is_a_capacity_error() -> None:
+    with pytest.raises(CapacityError, match="capacity '2G': the unit 'G' is ambiguous"):
+        capacity_bytes("2G", page_bytes=PAGE)
+
+
+@pytest.mark.parametrize(
+    ("page", "size_bytes"), [("64KiB", 1 << 16), (PAGE, PAGE), ("4MiB", 4 << 20)]
+)
+def test_page_sizes(page: int | str, size_bytes: int) -> None:
+    assert checked_page_bytes(page) == size_bytes
+
+
+@pytest.mark.parametrize("page", [4096, "3MiB", (1 << 16) - 1])
+def test_page_sizes_that_cannot_work(page: int | str) -> None:
+    with pytest.raises(InvalidArgumentError, match="power of two of at least 65,536, got"):
+        checked_page_bytes(page)

@@ -1,0 +1,82 @@
+"""Runs the demo: the same training outside the pool and inside it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vramkit.cli._demo._memory import MemoryRecorder
+from vramkit.cli._demo._outcome import Outcome
+from vramkit.cli._demo._picture import draw
+from vramkit.cli._demo._progress import Progress
+from vramkit.cli._demo._training import Digits, Training, steps_an_epoch, train
+from vramkit.errors import InvalidArgumentError
+from vramkit.pool import MemoryPool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train: how long, from which seed, and where the picture goes."""
+
+    epochs: int
+    seed: int
+    out: Path
+
+
+def device_note() -> str:
+    """On which device the demo runs, and why."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return "the CPU, as there is no GPU here"
+    return (
+        f"the CPU: there is a device {accelerator.type!r}, but the pools of this version serve CPU "
+        "tensors only"
+    )
+
+
+def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
+    """Train twice, compare, and draw what the pool held.
+
+    Raises:
+        torch.OutOfMemoryError: The pool's budget is too small.
+        InvalidArgumentError: The picture cannot be written.
+    """
+    outside = _train(digits, plan, "outside the pool", None)
+    recorder = MemoryRecorder(pool)
+    begin_s = time.perf_counter()
+    with pool:
+        inside = _train(digits, plan, "inside the pool", recorder)
+    seconds = time.perf_counter() - begin_s
+    stats = pool.stats()
+    try:
+        draw(recorder.samples, stats=stats, path=plan.out)
+    except OSError as err:
+        raise InvalidArgumentError(
+            f"--out {plan.out}: the picture cannot be written ({err})"
+        ) from err
+    return Outcome(
+        steps=len(inside.losses),
+        equal_losses=int((inside.losses == outside.losses).sum()),
+        final_loss=float(inside.losses[-1]),
+        accuracy=inside.accuracy,
+        stats=stats,
+        seconds=seconds,
+        samples=len(recorder.samples),
+        picture=plan.out,
+    )
+
+
+def _train(digits: Digits, plan: Plan, title: str, recorder: MemoryRecorder | None) -> Training:
+    with Progress(title, line_every=2 * steps_an_epoch(digits)) as progress:
+        return train(
+            digits,
+            epochs=plan.epochs,
+            seed=plan.seed,
+            look=recorder.look if recorder else _look_away,
+            tell=progress,
+        )
+
+
+def _look_away(_: str) -> None:
+    """Outside the pool there is nothing to record."""
