@@ -1,5 +1,7 @@
 #include "backend/backend.h"
 
+#include <charconv>
+
 #include "backend/decorators.h"
 #include "backend/host.h"
 #include "backend/memfd.h"
@@ -16,11 +18,21 @@ std::unique_ptr<Backend> make_base(const std::string& name) {
   fail(Status::kInvalidArgument, "unknown backend '%s'; known are host, memfd, null", name.c_str());
 }
 
+uint64_t number_in(const std::string& text) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    fail(Status::kInvalidArgument, "'%s' is no number of bytes for a backend's limit",
+         text.c_str());
+  }
+  return number;
+}
+
 std::unique_ptr<Backend> decorate(std::unique_ptr<Backend> inner, const std::string& name) {
   if (name == "faults") return std::make_unique<FaultBackend>(std::move(inner));
   if (name == "late_events") return std::make_unique<LateEventsBackend>(std::move(inner));
   if (name.starts_with("limit=")) {
-    return std::make_unique<LimitBackend>(std::move(inner), std::stoull(name.substr(6)));
+    return std::make_unique<LimitBackend>(std::move(inner), number_in(name.substr(6)));
   }
   fail(Status::kInvalidArgument,
        "unknown backend decorator '%s'; known are faults, late_events, limit=BYTES", name.c_str());

@@ -20,7 +20,14 @@ void LimitBackend::unback(PageRun run) {
   backed_bytes_ -= run.count * page_bytes_;
 }
 
-void FaultBackend::inject_fault(const std::string& call, uint64_t nth) { countdown_[call] = nth; }
+void FaultBackend::inject_fault(const std::string& call, uint64_t nth) {
+  static const std::set<std::string> known = {
+      "reserve", "back", "unback", "map_alias", "unmap_alias", "record_event", "wait_event"};
+  if (!known.contains(call)) {
+    fail(Status::kInvalidArgument, "no backend call '%s' can be made to fail", call.c_str());
+  }
+  countdown_[call] = nth;
+}
 
 void FaultBackend::strike(const char* call) {
   const auto found = countdown_.find(call);

@@ -13,7 +13,8 @@ class NullBackend : public Backend {
  public:
   uint64_t memory_limit() const override { return uint64_t{16} << 40; }
   void reserve(const Layout&) override {}
-  uint64_t base() const override { return uint64_t{1} << 46; }
+  /// Above every address that a process of this machine can have.
+  uint64_t base() const override { return uint64_t{1} << 60; }
   void back(PageRun) override {}
   void unback(PageRun) override {}
   bool rebindable() const override { return false; }

@@ -20,12 +20,14 @@ void check_page_size(const EngineConfig& config) {
        config.label.c_str(), static_cast<unsigned long long>(config.page_bytes));
 }
 
-/// Address space costs nothing: room to grow, and for addresses that are retired.
-Layout layout_for(const EngineConfig& config) {
+/// Address space costs nothing: room to grow, and, where addresses are retired, for many trims and
+/// many stitched blocks.
+Layout layout_for(const EngineConfig& config, const Backend& backend) {
   check_page_size(config);
   const uint64_t pages = config.capacity_bytes / config.page_bytes;
   const uint64_t spare = 32 * kGiB / config.page_bytes;
-  return {config.page_bytes, pages * 4 + spare, pages * 16 + spare};
+  const uint64_t more = backend.rebindable() ? 1 : 4;
+  return {config.page_bytes, pages * 4 * more + spare, pages * 16 * more + spare};
 }
 
 std::unique_ptr<Backend> reserve(const EngineConfig& config, const Layout& layout,
@@ -52,7 +54,7 @@ void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t 
 
 Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
     : label_(config.label),
-      layout_(layout_for(config)),
+      layout_(layout_for(config, *backend)),
       page_shift_(std::countr_zero(config.page_bytes)),
       backend_(reserve(config, layout_, std::move(backend))),
       streams_(*backend_),

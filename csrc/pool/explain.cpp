@@ -10,6 +10,9 @@ namespace {
 
 constexpr size_t kListed = 10;
 
+/// No machine has more; what asks for more has miscounted.
+constexpr uint64_t kLargestMeant = uint64_t{1} << 50;
+
 unsigned long long number(uint64_t value) { return value; }
 
 std::string why_not_stitched(const Shortage& s) {
@@ -28,6 +31,9 @@ std::string why_not_stitched(const Shortage& s) {
 }
 
 std::string what_to_do(const Shortage& s) {
+  if (s.wanted > kLargestMeant) {
+    return "No machine has that much: look at how the size was computed; it may be negative.";
+  }
   const uint64_t missing = s.wanted > s.free_pages ? s.wanted - s.free_pages : s.page;
   return format(
       "To go on: free tensors or use a smaller batch; or give the pool at least %s more "

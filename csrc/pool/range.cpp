@@ -16,9 +16,10 @@ Range::Range(uint64_t limit_bytes, Streams& streams)
       mixed_(std::make_unique<Bins>(blocks_)) {}
 
 void Range::extend(uint64_t bytes) {
+  // While it still ends where it is listed.
+  if (last_ != 0 && blocks_[last_].is_free()) unlist_stretch(last_);
   const BlockId id = new_block(end_, bytes, last_);
   end_ += bytes;
-  unlist_stretches_beside(id);
   list_stretch(make_free(id, Tag{}));
 }
 
@@ -153,6 +154,17 @@ void Range::unlist_stretch(BlockId id) {
   if (!streams_apart_) return;
   const Stretch stretch = stretch_around(id);
   stretches_.erase({stretch.size, stretch.offset});
+}
+
+bool Range::stretches_listed() const {
+  size_t count = 0;
+  bool all = true;
+  each_free_stretch([&](uint64_t offset, uint64_t size) {
+    ++count;
+    all = stretches_.contains({size, offset});
+    return all;
+  });
+  return !streams_apart_ || (all && count == stretches_.size());
 }
 
 void Range::list_stretches_beside(BlockId id) {

@@ -94,6 +94,7 @@ class Range {
   bool can_merge(const Block& a, const Block& b) const;
   /// For check_valid.
   bool in_its_bin(BlockId id) const;
+  bool stretches_listed() const;
   uint64_t largest_hole() const;
   bool streams_apart() const { return streams_apart_; }
   uint64_t high_water() const { return high_water_; }

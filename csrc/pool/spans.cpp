@@ -86,6 +86,7 @@ void Spans::release(uint32_t entry, const Slot& slot) {
       return;
     }
   }
+  if (streams_.short_lived(slot.stream)) streams_.tag_freed(slot.stream, 0);
   clear_slot(id, slot.offset);
 }
 
@@ -196,7 +197,7 @@ bool Spans::give_back_chunks() {
     for (const uint32_t id : chunk.span_at) {
       if (id != 0) drop_span(id);
     }
-    range_.release(chunk.block, streams_.tag_freed(chunk.stream, 0));
+    range_.release(chunk.block, streams_.tag_given_back(chunk.stream));
     chunk.block = 0;
     --empty_chunks_;
     any = true;

@@ -63,6 +63,12 @@ Tag Streams::tag_freed(StreamIndex owner, uint32_t uses) {
   return {owner, uses, stream.epoch};
 }
 
+Tag Streams::tag_given_back(StreamIndex owner) {
+  // Nothing can be recorded any more on a stream that may be gone; each of its frees did so.
+  if (short_lived(owner)) return {owner, 0, streams_[owner].epoch};
+  return tag_freed(owner, 0);
+}
+
 bool Streams::ready(StreamIndex taker, StreamIndex owner, uint64_t epoch) const {
   if (owner == kAnyStream || owner == taker || epoch <= streams_[owner].completed) return true;
   const auto& waited = streams_[taker].waited;
@@ -114,6 +120,10 @@ void Streams::record_at_free(Stream& stream) {
   if (!backend_.events_allowed()) return;
   try {
     record(stream);
+    // So that events do not pile up where nobody looks for memory of other streams.
+    while (stream.recorded.size() > 1 && backend_.event_done(stream.recorded.front().event)) {
+      complete_oldest(stream);
+    }
   } catch (const Error& error) {
     report("no event at a free, one is recorded later: %s", error.what());
   }

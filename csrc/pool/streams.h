@@ -31,6 +31,7 @@ class Streams {
   }
   size_t count() const { return streams_.size(); }
   void declare_short_lived(uint64_t handle) { streams_[index_of(handle)].short_lived = true; }
+  bool short_lived(StreamIndex index) const { return streams_[index].short_lived; }
 
   /// Adds `user` to the set `uses` (0: a new one, held once) and returns the set.
   uint32_t add_use(uint32_t uses, StreamIndex user);
@@ -40,6 +41,8 @@ class Streams {
 
   /// The tag of a block that `owner` frees now, with the set of its recorded uses.
   Tag tag_freed(StreamIndex owner, uint32_t uses);
+  /// The tag of memory of which `owner` has freed parts without one (see Spans).
+  Tag tag_given_back(StreamIndex owner);
 
   /// True if `taker` needs to wait for nobody.
   bool ready(StreamIndex taker, const Tag& tag) const;

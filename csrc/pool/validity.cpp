@@ -49,6 +49,7 @@ void Engine::check_blocks() const {
     }
   }
   require(at == range_.end(), "blocks cover the range", at);
+  require(range_.stretches_listed(), "stretches of free memory are listed", at);
 }
 
 void Engine::check_aliases() const {
