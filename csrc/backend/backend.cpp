@@ -6,26 +6,37 @@
 #include "backend/host.h"
 #include "backend/memfd.h"
 #include "backend/null.h"
+#include "backend/slab_cuda.h"
+#include "backend/vmm_cuda.h"
 #include "base/error.h"
 
 namespace vramkit {
 namespace {
 
-std::unique_ptr<Backend> make_base(const std::string& name) {
-  if (name == "host") return std::make_unique<HostBackend>();
-  if (name == "memfd") return std::make_unique<MemfdBackend>();
-  if (name == "null") return std::make_unique<NullBackend>();
-  fail(Status::kInvalidArgument, "unknown backend '%s'; known are host, memfd, null", name.c_str());
-}
-
 uint64_t number_in(const std::string& text) {
   uint64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc() || end != text.data() + text.size()) {
-    fail(Status::kInvalidArgument, "'%s' is no number of bytes for a backend's limit",
-         text.c_str());
+    fail(Status::kInvalidArgument, "'%s' is no number", text.c_str());
   }
   return number;
+}
+
+/// "N" or "N@ADDRESS".
+std::unique_ptr<Backend> make_cuda(const std::string& where) {
+  const size_t at = where.find('@');
+  const auto device = static_cast<int>(number_in(where.substr(0, at)));
+  if (at == std::string::npos) return std::make_unique<CudaVmmBackend>(device);
+  return std::make_unique<CudaSlabBackend>(device, number_in(where.substr(at + 1)));
+}
+
+std::unique_ptr<Backend> make_base(const std::string& name) {
+  if (name == "host") return std::make_unique<HostBackend>();
+  if (name == "memfd") return std::make_unique<MemfdBackend>();
+  if (name == "null") return std::make_unique<NullBackend>();
+  if (name.starts_with("cuda:")) return make_cuda(name.substr(5));
+  fail(Status::kInvalidArgument, "unknown backend '%s'; known are host, memfd, null, cuda:N",
+       name.c_str());
 }
 
 std::unique_ptr<Backend> decorate(std::unique_ptr<Backend> inner, const std::string& name) {

@@ -34,6 +34,11 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
+  /// The CUDA device whose memory this is, or -1.
+  virtual int device() const { return -1; }
+  /// False where the memory is one piece that was given: neither growing nor stitching is possible.
+  virtual bool has_own_addresses() const { return true; }
+
   /// No pool can have more than this: the memory of the machine, or what its limits leave of it.
   virtual uint64_t memory_limit() const = 0;
 
@@ -42,6 +47,11 @@ class Backend {
   /// First address of the range, a multiple of the page size.
   virtual uint64_t base() const = 0;
 
+  /// The pool is about to promise these pages: takes their memory from the device where that can be
+  /// known, or throws.
+  virtual void commit(PageRun) {}
+  /// True where `back` takes so long that it is better done ahead, in the background.
+  virtual bool maps_slowly() const { return false; }
   /// Puts physical memory behind home pages that have none.
   virtual void back(PageRun run) = 0;
   /// Gives physical memory back. Afterwards the pages have none.
@@ -60,6 +70,10 @@ class Backend {
   virtual void map(uint64_t address, PageRun run) = 0;
   /// Undoes `map` (moves them home).
   virtual void unmap(uint64_t address, PageRun run) = 0;
+
+  /// From now on what is mapped is mapped for that device too; `grant_peers` does so for what was.
+  virtual void add_peer(int) {}
+  virtual void grant_peers(uint64_t, uint64_t) {}
 
   /// False while a graph capture forbids to record, query or wait for events.
   virtual bool events_allowed() const = 0;
@@ -80,7 +94,9 @@ class Backend {
   virtual void complete_events(uint64_t count);
 };
 
-/// `spec` is "host", "memfd" or "null", then decorators: "+limit=64MiB-in-bytes", "+faults",
+/// `spec` is "host", "memfd", "null", "cuda:N", or "cuda:N@ADDRESS" for a piece of device memory at
+/// that decimal address that somebody else owns; then decorators: "+limit=64MiB-in-bytes",
+/// "+faults",
 /// "+late_events". The last one named is the outermost.
 std::unique_ptr<Backend> make_backend(const std::string& spec);
 

@@ -15,12 +15,16 @@ class Decorator : public Backend {
  public:
   explicit Decorator(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
 
+  int device() const override { return inner_->device(); }
+  bool has_own_addresses() const override { return inner_->has_own_addresses(); }
   uint64_t memory_limit() const override { return inner_->memory_limit(); }
   void reserve(const Layout& layout) override {
     page_bytes_ = layout.page_bytes;
     inner_->reserve(layout);
   }
   uint64_t base() const override { return inner_->base(); }
+  void commit(PageRun run) override { inner_->commit(run); }
+  bool maps_slowly() const override { return inner_->maps_slowly(); }
   void back(PageRun run) override { inner_->back(run); }
   void unback(PageRun run) override { inner_->unback(run); }
   bool rebindable() const override { return inner_->rebindable(); }
@@ -28,6 +32,10 @@ class Decorator : public Backend {
   uint64_t max_alias_pages() const override { return inner_->max_alias_pages(); }
   void map(uint64_t address, PageRun run) override { inner_->map(address, run); }
   void unmap(uint64_t address, PageRun run) override { inner_->unmap(address, run); }
+  void add_peer(int device) override { inner_->add_peer(device); }
+  void grant_peers(uint64_t address, uint64_t pages) override {
+    inner_->grant_peers(address, pages);
+  }
   bool events_allowed() const override { return inner_->events_allowed(); }
   Event record_event(uint64_t stream) override { return inner_->record_event(stream); }
   bool event_done(Event event) override { return inner_->event_done(event); }

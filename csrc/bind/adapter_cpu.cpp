@@ -80,7 +80,7 @@ class CpuAdapter final : public c10::Allocator {
     void* address = nullptr;
     vramkit_pool* overflowed = nullptr;
     const vramkit_status status =
-        core->route_alloc(VRAMKIT_DEVICE_CPU, size_bytes, 0, &address, &overflowed);
+        core->route_alloc(VRAMKIT_DEVICE_CPU, size_bytes, 0, 0, &address, &overflowed);
     if (status == VRAMKIT_NOT_ROUTED) {
       if (overflowed != nullptr) warn_overflow(overflowed, size_bytes);
       return native->allocate(size_bytes);

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <string>
 
+#include "backend/device_cuda.h"
 #include "base/bytes.h"
 #include "base/error.h"
 #include "bind/vramkit.h"
@@ -230,8 +231,9 @@ vramkit_status vramkit_explain(vramkit_pool* pool, uint64_t size_bytes, char* te
 vramkit_status vramkit_scope_open(vramkit_pool* pool, int32_t device, uint64_t* token) {
   return guarded([&] {
     check_device(device);
-    pool_of(pool).inspect([](Engine&) {});  // refuses a closed or inherited pool
-    *token = Registry::instance().open_scope(&pool_of(pool), device);
+    auto* routed = reinterpret_cast<Pool*>(pool);
+    if (routed != nullptr) routed->inspect([](Engine&) {});  // refuses a closed or inherited pool
+    *token = Registry::instance().open_scope(routed, device);
   });
 }
 
@@ -250,11 +252,12 @@ vramkit_status vramkit_pool_set_stack_hooks(vramkit_pool* pool, vramkit_stack_ho
 }
 
 vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t stream,
-                                   void** address, vramkit_pool** overflowed) {
+                                   uint32_t flags, void** address, vramkit_pool** overflowed) {
   *overflowed = nullptr;
   Pool* pool = Registry::instance().active(device);
   if (pool == nullptr) return VRAMKIT_NOT_ROUTED;
   return guarded([&] {
+    if ((flags & VRAMKIT_STREAM_SHORT_LIVED) != 0) pool->declare_short_lived(stream);
     uint64_t got = 0;
     const Status status = pool->allocate(size_bytes, stream, pool->capture_stack(), &got);
     *address = reinterpret_cast<void*>(got);
@@ -277,12 +280,37 @@ vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes) {
 
 const vramkit_core_api* vramkit_core() {
   static const vramkit_core_api api = {
-      VRAMKIT_ABI_VERSION, sizeof(vramkit_core_api), vramkit_last_error,
-      vramkit_route_alloc, vramkit_route_free,       vramkit_owner,
-      vramkit_active_pool, vramkit_record_stream,    vramkit_find_block,
-      vramkit_pool_stats,
+      VRAMKIT_ABI_VERSION,    sizeof(vramkit_core_api), vramkit_last_error,
+      vramkit_route_alloc,    vramkit_route_free,       vramkit_owner,
+      vramkit_active_pool,    vramkit_record_stream,    vramkit_find_block,
+      vramkit_pool_stats,     vramkit_snapshot,         vramkit_device_pools,
+      vramkit_device_capture, vramkit_device_add_peer,  vramkit_pool_reset_peaks,
   };
   return &api;
+}
+
+vramkit_status vramkit_device_pools(int32_t device, vramkit_pool** pools, uint64_t room,
+                                    uint64_t* count) {
+  *count = 0;
+  Registry::instance().each(device, [&](Pool& pool) {
+    if (*count < room) pools[*count] = handle_of(&pool);
+    ++*count;
+  });
+  return VRAMKIT_OK;
+}
+
+vramkit_status vramkit_device_capture(int32_t device, int32_t change) {
+  return guarded([&] {
+    check_device(device);
+    vramkit::count_captures(device, change);
+  });
+}
+
+vramkit_status vramkit_device_add_peer(int32_t device, int32_t peer) {
+  return guarded([&] {
+    Registry::instance().each(
+        device, [&](Pool& pool) { pool.inspect([&](Engine& engine) { engine.add_peer(peer); }); });
+  });
 }
 
 vramkit_status vramkit_fault(vramkit_pool* pool, const char* call, uint64_t nth) {

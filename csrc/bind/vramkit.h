@@ -42,7 +42,8 @@ VRAMKIT_API const char* vramkit_last_error(void);
 // ---- pools ---------------------------------------------------------------------------------
 
 typedef struct vramkit_pool_config {
-  // "host", "memfd" or "null"; decorators follow, each after a '+': "memfd+late_events+faults".
+  // "host", "memfd", "null", "cuda:N", or "cuda:N@ADDRESS" (decimal) for capacity_bytes of device
+  // memory that the caller owns; decorators follow, each after a '+': "memfd+late_events+faults".
   const char* backend;
   const char* label;        // the name in error texts: "cpu", "cuda:0"
   uint64_t capacity_bytes;  // rounded down to whole pages; at least one page
@@ -178,7 +179,8 @@ enum { VRAMKIT_DEVICE_CPU = -1 };  // 0 and up: the CUDA device of that ordinal
 enum { VRAMKIT_MAX_DEVICES = 64 };
 
 // Routes the device's allocations to the pool until the scope with that token is closed. The
-// latest scope still open wins; scopes close in any order, from any thread.
+// latest scope still open wins; scopes close in any order, from any thread. Inside a scope of a
+// null pool nothing is routed.
 VRAMKIT_API vramkit_status vramkit_scope_open(vramkit_pool* pool, int32_t device, uint64_t* token);
 VRAMKIT_API vramkit_status vramkit_scope_close(uint64_t token);
 VRAMKIT_API vramkit_pool* vramkit_active_pool(int32_t device);
@@ -193,25 +195,44 @@ VRAMKIT_API vramkit_status vramkit_pool_set_stack_hooks(vramkit_pool* pool, vram
 // NOT_ROUTED: use the native allocator. That is the answer when no scope is open, in a forked
 // child, and on overflow; *overflowed is then the pool that just overflowed for the first time
 // (warn once), else null. OUT_OF_MEMORY: vramkit_last_error() is the whole explanation.
+// flags: VRAMKIT_STREAM_SHORT_LIVED where the stream may be destroyed while the pool lives.
+enum { VRAMKIT_STREAM_SHORT_LIVED = 1 };
 VRAMKIT_API vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t stream,
-                                               void** address, vramkit_pool** overflowed);
+                                               uint32_t flags, void** address,
+                                               vramkit_pool** overflowed);
 
 // NOT_ROUTED: the address is no pool's. In a forked child, blocks of the parent's pools are
 // left alone and the answer is OK.
 VRAMKIT_API vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes);
+
+// The open pools of a CUDA device: at most `room` are written, *count receives how many there are.
+VRAMKIT_API vramkit_status vramkit_device_pools(int32_t device, vramkit_pool** pools, uint64_t room,
+                                                uint64_t* count);
+
+// One graph capture more (1) or less (-1) is under way on the device: until there is none the pools
+// neither record, query nor wait for events there.
+VRAMKIT_API vramkit_status vramkit_device_capture(int32_t device, int32_t change);
+
+// The memory of the device's pools becomes accessible from device `peer`.
+VRAMKIT_API vramkit_status vramkit_device_add_peer(int32_t device, int32_t peer);
 
 // The functions above that adapters call, so that an adapter links to nothing.
 typedef struct vramkit_core_api {
   uint32_t abi_version;
   uint32_t struct_bytes;
   const char* (*last_error)(void);
-  vramkit_status (*route_alloc)(int32_t, uint64_t, uint64_t, void**, vramkit_pool**);
+  vramkit_status (*route_alloc)(int32_t, uint64_t, uint64_t, uint32_t, void**, vramkit_pool**);
   vramkit_status (*route_free)(void*, uint64_t*);
   vramkit_pool* (*owner)(const void*);
   vramkit_pool* (*active_pool)(int32_t);
   vramkit_status (*record_stream)(vramkit_pool*, void*, uint64_t);
   vramkit_status (*find_block)(vramkit_pool*, const void*, vramkit_block*);
   vramkit_status (*pool_stats)(vramkit_pool*, vramkit_stats*);
+  vramkit_status (*snapshot)(vramkit_pool*, vramkit_block*, uint64_t, uint64_t*);
+  vramkit_status (*device_pools)(int32_t, vramkit_pool**, uint64_t, uint64_t*);
+  vramkit_status (*device_capture)(int32_t, int32_t);
+  vramkit_status (*device_add_peer)(int32_t, int32_t);
+  vramkit_status (*pool_reset_peaks)(vramkit_pool*);
 } vramkit_core_api;
 
 VRAMKIT_API const vramkit_core_api* vramkit_core(void);

@@ -39,6 +39,8 @@ void Engine::grow(uint64_t pages) {
          "%s: cannot grow by %s: the pool has addresses for %s more; make a new pool",
          label_.c_str(), mib(pages * page_bytes()).c_str(), mib(spare * page_bytes()).c_str());
   }
+  const uint64_t fresh = pages > retired ? pages - retired : 0;
+  backend_->commit({pages_.count(), fresh});
   const uint64_t revived = revive(std::min(pages, retired));
   if (pages > revived) {
     pages_.extend(pages - revived);
@@ -101,7 +103,36 @@ void Engine::retire(PageRun run) {
   }
 }
 
+/// Maps up to `pages` pages that were never mapped, in the order of their addresses. False when
+/// there are no more.
+bool Engine::back_ahead(uint64_t pages) {
+  while (ahead_ < pages_.count()) {
+    const Block& block = range_[range_.block_at(ahead_ * page_bytes())];
+    const uint64_t end = std::min(block.end() / page_bytes(), pages_.count());
+    if (block.state == BlockState::kRetired || pages_.backed(ahead_)) {
+      ahead_ = block.state == BlockState::kRetired ? end : ahead_ + 1;
+      continue;
+    }
+    const uint64_t count = std::min(pages, std::max(end, ahead_ + 1) - ahead_);
+    pages_.need_home({ahead_, count});
+    ahead_ += count;
+    return true;
+  }
+  return false;
+}
+
+void Engine::add_peer(int device) {
+  backend_->add_peer(device);
+  for (uint64_t page = 0; page < pages_.count(); ++page) {
+    if (pages_.backed(page)) backend_->grant_peers(base() + page * page_bytes(), 1);
+  }
+  aliases_.each([&](AliasId, const Alias& alias) {
+    backend_->grant_peers(pages_.alias_address(alias.first), alias.pages);
+  });
+}
+
 uint64_t Engine::trim() {
+  ahead_ = pages_.count();
   drain();
   aliases_.drop_idle();
   uint64_t released = 0;

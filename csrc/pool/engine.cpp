@@ -26,6 +26,7 @@ Layout layout_for(const EngineConfig& config, const Backend& backend) {
   check_page_size(config);
   const uint64_t pages = config.capacity_bytes / config.page_bytes;
   const uint64_t spare = 32 * kGiB / config.page_bytes;
+  if (!backend.has_own_addresses()) return {config.page_bytes, pages, 0};
   const uint64_t more = backend.rebindable() ? 1 : 4;
   return {config.page_bytes, pages * 4 * more + spare, pages * 16 * more + spare};
 }

@@ -69,6 +69,11 @@ class Engine {
   /// Waits for all work on freed memory.
   void drain();
   void reset_peaks();
+  bool backs_ahead() const { return backend_->maps_slowly(); }
+  bool back_ahead(uint64_t pages);
+  int device() const { return backend_->device(); }
+  /// Lets another device access the memory, as it can access this device's other memory.
+  void add_peer(int device);
 
   uint64_t base() const { return backend_->base(); }
   uint64_t address_bytes() const {
@@ -151,6 +156,7 @@ class Engine {
   const Layout layout_;
   const int page_shift_;
   uint64_t capacity_pages_ = 0;
+  uint64_t ahead_ = 0;  // pages below were mapped, or are not to be mapped ahead
   std::unique_ptr<Backend> backend_;
   Streams streams_;
   Range range_;

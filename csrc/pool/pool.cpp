@@ -1,5 +1,8 @@
 #include "pool/pool.h"
 
+#include <chrono>
+#include <thread>
+
 #include "base/bytes.h"
 #include "pool/explain.h"
 #include "pool/registry.h"
@@ -11,8 +14,30 @@ Pool::Pool(const PoolConfig& config)
       overflow_native_(config.overflow_native),
       debug_checks_(config.debug_checks),
       engine_(std::make_unique<Engine>(config.engine)),
+      device_(engine_->device()),
       base_(engine_->base()),
       address_bytes_(engine_->address_bytes()) {}
+
+void Pool::start_backing() {
+  // Detached: the object is immortal, and a closed pool ends the loop.
+  if (engine_->backs_ahead()) std::thread([this] { back_ahead(); }).detach();
+}
+
+void Pool::back_ahead() {
+  constexpr uint64_t kPagesAtATime = 16;
+  constexpr std::chrono::microseconds kPause{20};  // lets waiting threads in
+  try {
+    while (true) {
+      {
+        const std::lock_guard guard(mutex_);
+        if (!engine_ || !engine_->back_ahead(kPagesAtATime)) return;
+      }
+      std::this_thread::sleep_for(kPause);
+    }
+  } catch (const Error& error) {
+    report("%s: memory is not mapped ahead: %s", label_.c_str(), error.what());
+  }
+}
 
 Engine& Pool::engine() {
   if (!engine_) fail(Status::kClosed, "%s: the pool is closed; make a new one", label_.c_str());

@@ -68,7 +68,12 @@ class Pool {
     return capture != nullptr ? capture() : 0;
   }
 
+  /// The CUDA device whose memory the pool manages, or -1.
+  int device() const { return device_; }
   bool contains(uint64_t address) const { return address - base_ < address_bytes_; }
+
+  /// Starts to map the capacity in the background, where mapping is slow. Called once.
+  void start_backing();
 
   /// Around fork, in this order.
   void before_fork() { mutex_.lock(); }
@@ -79,12 +84,14 @@ class Pool {
   Engine& engine();
   void changed();
   void close_locked();
+  void back_ahead();
 
   const std::string label_;
   const bool overflow_native_;
   const bool debug_checks_;
   std::mutex mutex_;
   std::unique_ptr<Engine> engine_;
+  const int device_;
   uint64_t base_ = 0;
   uint64_t address_bytes_ = 0;
   bool released_ = false;

@@ -30,6 +30,7 @@ Pool* Registry::create(const PoolConfig& config) {
   if (slot >= count_.load(std::memory_order_relaxed)) {
     count_.store(slot + 1, std::memory_order_release);
   }
+  pool->start_backing();
   return pool.release();
 }
 

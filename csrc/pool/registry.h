@@ -33,7 +33,17 @@ class Registry {
     return nullptr;
   }
 
-  /// Device -1 is the CPU.
+  /// Calls visit(pool) for the pools of a device.
+  template <typename Visit>
+  void each(int device, Visit visit) const {
+    const size_t count = count_.load(std::memory_order_acquire);
+    for (size_t i = 0; i < count; ++i) {
+      Pool* pool = pools_[i].load(std::memory_order_acquire);
+      if (pool != nullptr && pool->device() == device) visit(*pool);
+    }
+  }
+
+  /// Device -1 is the CPU. A null pool: while the scope is the latest, nothing is routed.
   uint64_t open_scope(Pool* pool, int device);
   void close_scope(uint64_t token);
   Pool* active(int device) const {

@@ -1,0 +1,98 @@
+#include "backend/device_cuda.h"
+
+#include <array>
+#include <atomic>
+
+#include "base/error.h"
+
+namespace vramkit {
+namespace {
+
+using cuda::check;
+using cuda::complain;
+using cuda::driver;
+using cuda::Entered;
+
+constexpr int kMaxDevices = 64;
+std::array<std::atomic<int>, kMaxDevices> captures{};
+
+cuda::EventHandle handle_of(Event event) { return reinterpret_cast<cuda::EventHandle>(event); }
+cuda::Stream stream_of(uint64_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
+
+}  // namespace
+
+void count_captures(int device, int change) { captures.at(static_cast<size_t>(device)) += change; }
+
+CudaDevice::CudaDevice(int device) : device_(device) {
+  int count = 0;
+  check(driver().device_count(&count), "cuDeviceGetCount");
+  if (device < 0 || device >= count || device >= kMaxDevices) {
+    fail(Status::kInvalidArgument, "there is no CUDA device %d: this machine has %d", device,
+         count);
+  }
+  check(driver().device_get(&handle_, device), "cuDeviceGet");
+  size_t total = 0;
+  check(driver().device_memory(&total, handle_), "cuDeviceTotalMem");
+  total_bytes_ = total;
+  check(driver().context_retain(&context_, handle_), "cuDevicePrimaryCtxRetain");
+}
+
+CudaDevice::~CudaDevice() {
+  const Entered entered(context_);
+  for (const cuda::EventHandle event : idle_events_) {
+    complain(driver().event_destroy(event), "cuEventDestroy", reinterpret_cast<uint64_t>(event));
+  }
+  complain(driver().context_release(handle_), "cuDevicePrimaryCtxRelease", 0);
+}
+
+int CudaDevice::attribute(int which) const {
+  int value = 0;
+  check(driver().device_attribute(&value, which, handle_), "cuDeviceGetAttribute");
+  return value;
+}
+
+bool CudaDevice::events_allowed() const {
+  return captures[static_cast<size_t>(device_)].load(std::memory_order_acquire) == 0;
+}
+
+Event CudaDevice::record_event(uint64_t stream) {
+  const Entered entered(context_);
+  if (idle_events_.empty()) {
+    cuda::EventHandle made = nullptr;
+    const cuda::Result result = driver().event_create(&made, cuda::kEventWithoutTiming);
+    if (result == cuda::kDeinitialized) return 0;
+    check(result, "cuEventCreate");
+    idle_events_.push_back(made);
+  }
+  const cuda::EventHandle event = idle_events_.back();
+  check(driver().event_record(event, stream_of(stream)), "cuEventRecord");
+  idle_events_.pop_back();
+  return reinterpret_cast<Event>(event);
+}
+
+bool CudaDevice::event_done(Event event) {
+  if (event == 0) return true;
+  const Entered entered(context_);
+  const cuda::Result result = driver().event_query(handle_of(event));
+  if (result == cuda::kNotReady) return false;
+  check(result, "cuEventQuery");
+  return true;
+}
+
+void CudaDevice::stream_wait(uint64_t stream, Event event) {
+  if (event == 0) return;
+  const Entered entered(context_);
+  check(driver().stream_wait(stream_of(stream), handle_of(event), 0), "cuStreamWaitEvent");
+}
+
+void CudaDevice::synchronize(Event event) {
+  if (event == 0) return;
+  const Entered entered(context_);
+  check(driver().event_synchronize(handle_of(event)), "cuEventSynchronize");
+}
+
+void CudaDevice::release_event(Event event) {
+  if (event != 0) idle_events_.push_back(handle_of(event));
+}
+
+}  // namespace vramkit

@@ -1,0 +1,92 @@
+#include "backend/driver_cuda.h"
+
+#include <dlfcn.h>
+
+#include "base/error.h"
+
+namespace vramkit::cuda {
+namespace {
+
+template <typename Function>
+void look_up(void* library, const char* name, Function*& function) {
+  function = reinterpret_cast<Function*>(::dlsym(library, name));
+  if (function == nullptr) {
+    fail(Status::kSystem, "the CUDA driver has no %s; vramkit needs a driver of CUDA 12 or later",
+         name);
+  }
+}
+
+Driver open_driver() {
+  void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    fail(Status::kSystem, "no CUDA driver (libcuda.so.1) on this machine: %s", ::dlerror());
+  }
+  Driver d{};
+  look_up(library, "cuInit", d.init);
+  look_up(library, "cuGetErrorName", d.error_name);
+  look_up(library, "cuDeviceGet", d.device_get);
+  look_up(library, "cuDeviceGetCount", d.device_count);
+  look_up(library, "cuDeviceGetAttribute", d.device_attribute);
+  look_up(library, "cuDeviceTotalMem_v2", d.device_memory);
+  look_up(library, "cuMemGetInfo_v2", d.memory_info);
+  look_up(library, "cuDevicePrimaryCtxRetain", d.context_retain);
+  look_up(library, "cuDevicePrimaryCtxRelease_v2", d.context_release);
+  look_up(library, "cuCtxPushCurrent_v2", d.context_push);
+  look_up(library, "cuCtxPopCurrent_v2", d.context_pop);
+  look_up(library, "cuThreadExchangeStreamCaptureMode", d.exchange_capture_mode);
+  look_up(library, "cuStreamIsCapturing", d.stream_is_capturing);
+  look_up(library, "cuMemAddressReserve", d.address_reserve);
+  look_up(library, "cuMemAddressFree", d.address_free);
+  look_up(library, "cuMemGetAllocationGranularity", d.granularity);
+  look_up(library, "cuMemCreate", d.memory_create);
+  look_up(library, "cuMemRelease", d.memory_release);
+  look_up(library, "cuMemMap", d.memory_map);
+  look_up(library, "cuMemUnmap", d.memory_unmap);
+  look_up(library, "cuMemSetAccess", d.memory_access);
+  look_up(library, "cuEventCreate", d.event_create);
+  look_up(library, "cuEventDestroy_v2", d.event_destroy);
+  look_up(library, "cuEventRecord", d.event_record);
+  look_up(library, "cuEventQuery", d.event_query);
+  look_up(library, "cuEventSynchronize", d.event_synchronize);
+  look_up(library, "cuStreamWaitEvent", d.stream_wait);
+  if (const Result result = d.init(0); result != kSuccess) {
+    fail(Status::kSystem, "the CUDA driver cannot start: error %d", result);
+  }
+  return d;
+}
+
+}  // namespace
+
+const Driver& driver() {
+  static const Driver opened = open_driver();
+  return opened;
+}
+
+const char* name_of(Result result) {
+  const char* name = nullptr;
+  return driver().error_name(result, &name) == kSuccess ? name : "unknown error";
+}
+
+void check(Result result, const char* call) {
+  if (result == kSuccess) return;
+  const Status status = result == kOutOfMemory ? Status::kOutOfMemory : Status::kSystem;
+  fail(status, "%s failed: %s (%d)", call, name_of(result), result);
+}
+
+void complain(Result result, const char* call, unsigned long long what) noexcept {
+  if (result == kSuccess || result == kDeinitialized) return;
+  report("%s(0x%llx) failed: %s", call, what, name_of(result));
+}
+
+Entered::Entered(Context context) {
+  check(driver().context_push(context), "cuCtxPushCurrent");
+  driver().exchange_capture_mode(&mode_);
+}
+
+Entered::~Entered() {
+  driver().exchange_capture_mode(&mode_);
+  Context popped = nullptr;
+  driver().context_pop(&popped);
+}
+
+}  // namespace vramkit::cuda

@@ -1,0 +1,113 @@
+// The CUDA driver, opened at run time: no CUDA header and no CUDA library is needed to build or
+// load the pool core. The declarations follow the driver's documented interface (checked against
+// cuda.h in tests/cpp/driver_cuda_test.cpp where the toolkit is installed).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace vramkit::cuda {
+
+using Result = int;
+using Device = int;
+using Context = void*;
+using Stream = void*;
+using EventHandle = void*;
+using Address = unsigned long long;
+using MemoryHandle = unsigned long long;
+
+inline constexpr Result kSuccess = 0;
+inline constexpr Result kOutOfMemory = 2;
+inline constexpr Result kDeinitialized = 4;
+inline constexpr Result kNotReady = 600;
+
+struct Location {
+  int type;  // 1: device
+  int id;
+};
+struct AllocationProperties {
+  int type;          // 1: pinned
+  int handle_types;  // 1: POSIX file descriptor
+  Location location;
+  void* windows_metadata;
+  struct {
+    unsigned char compression;
+    unsigned char gpu_direct_rdma;
+    unsigned short usage;
+    unsigned char reserved[4];
+  } flags;
+};
+struct AccessDescription {
+  Location location;
+  int flags;  // 3: read and write
+};
+
+inline constexpr int kLocationDevice = 1;
+inline constexpr int kAllocationPinned = 1;
+inline constexpr int kPosixFileDescriptor = 1;
+inline constexpr int kReadWrite = 3;
+inline constexpr int kCaptureRelaxed = 2;
+inline constexpr unsigned kEventWithoutTiming = 2;
+inline constexpr int kAttributeVirtualMemory = 102;
+inline constexpr int kAttributePosixHandles = 103;
+inline constexpr int kAttributeRdmaWithVirtualMemory = 110;
+
+/// One pointer for each driver function in use.
+struct Driver {
+  Result (*init)(unsigned);
+  Result (*error_name)(Result, const char**);
+  Result (*device_get)(Device*, int);
+  Result (*device_count)(int*);
+  Result (*device_attribute)(int*, int, Device);
+  Result (*device_memory)(size_t*, Device);
+  Result (*memory_info)(size_t*, size_t*);
+  Result (*context_retain)(Context*, Device);
+  Result (*context_release)(Device);
+  Result (*context_push)(Context);
+  Result (*context_pop)(Context*);
+  Result (*exchange_capture_mode)(int*);
+  Result (*stream_is_capturing)(Stream, int*);
+  Result (*address_reserve)(Address*, size_t, size_t, Address, unsigned long long);
+  Result (*address_free)(Address, size_t);
+  Result (*granularity)(size_t*, const AllocationProperties*, int);
+  Result (*memory_create)(MemoryHandle*, size_t, const AllocationProperties*, unsigned long long);
+  Result (*memory_release)(MemoryHandle);
+  Result (*memory_map)(Address, size_t, size_t, MemoryHandle, unsigned long long);
+  Result (*memory_unmap)(Address, size_t);
+  Result (*memory_access)(Address, size_t, const AccessDescription*, size_t);
+  Result (*event_create)(EventHandle*, unsigned);
+  Result (*event_destroy)(EventHandle);
+  Result (*event_record)(EventHandle, Stream);
+  Result (*event_query)(EventHandle);
+  Result (*event_synchronize)(EventHandle);
+  Result (*stream_wait)(Stream, EventHandle, unsigned);
+};
+
+/// Opens and initialises the driver at the first call. Throws `Error` where there is none.
+const Driver& driver();
+
+/// "CUDA_ERROR_OUT_OF_MEMORY".
+const char* name_of(Result result);
+
+/// Throws unless the call succeeded; running out of memory becomes Status::kOutOfMemory.
+void check(Result result, const char* call);
+
+/// For what runs in destructors: reports a failed call. At process exit the driver is gone before
+/// us, and its memory with it: that is none.
+void complain(Result result, const char* call, unsigned long long what) noexcept;
+
+/// Makes the device's primary context current for a scope, and lets captures of other threads live:
+/// frees come from threads that have no context, and a call in the default capture mode would
+/// invalidate any graph capture of the process.
+class Entered {
+ public:
+  explicit Entered(Context context);
+  Entered(const Entered&) = delete;
+  Entered& operator=(const Entered&) = delete;
+  ~Entered();
+
+ private:
+  int mode_ = kCaptureRelaxed;
+};
+
+}  // namespace vramkit::cuda
