@@ -87,13 +87,15 @@ class Row:
 class Recorder:
     """Prints rows; with ``record`` it also appends them to the results file of this commit."""
 
-    def __init__(self, *, record: bool, allow_dirty: bool) -> None:
-        """Find out where the rows come from.
+    def __init__(
+        self, *, record: bool, allow_dirty: bool, origin: Provenance | None = None
+    ) -> None:
+        """Find out where the rows come from: from here, unless ``origin`` says otherwise.
 
         Raises:
             RuntimeError: recording was asked for from a tree with uncommitted changes.
         """
-        self._origin: Provenance = provenance()
+        self._origin = origin or provenance()
         self._record = record
         if record and self._origin.dirty and not allow_dirty:
             raise RuntimeError(

@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -53,6 +53,30 @@ def provenance() -> Provenance:
     )
 
 
+def gpu_provenance(commit: str | None = None) -> Provenance:
+    """Collect the origin of results measured now on the first GPU.
+
+    Args:
+        commit: The label of the commit where the tree was copied without its repository; it ends
+            in ``-dirty`` when the tree had uncommitted changes.
+
+    Raises:
+        RuntimeError: nvidia-smi finds no GPU.
+    """
+    import torch
+
+    name, driver = _gpu()
+    origin = replace(provenance(), device=name, driver=driver, cuda=torch.version.cuda)
+    if commit is None:
+        return origin
+    return replace(origin, commit=commit.removesuffix("-dirty"), dirty=commit.endswith("-dirty"))
+
+
+def commit_label() -> str:
+    """Name the commit of this tree, marked when there are uncommitted changes."""
+    return provenance().label
+
+
 def measure_this_tree() -> None:
     """Let ``import vramkit`` find this tree, not an installed copy: rows carry its commit."""
     sys.path.insert(0, str(ROOT))
@@ -68,6 +92,16 @@ def _git(*arguments: str) -> str:
 def _is_dirty() -> bool:
     # Result files are what a benchmark itself adds: they do not change the code that was measured.
     return bool(_git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results"))
+
+
+def _gpu() -> tuple[str, str]:
+    question = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(question, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as err:
+        raise RuntimeError(f"no GPU to measure on: nvidia-smi does not answer ({err})") from err
+    name, driver = answer.splitlines()[0].split(", ")
+    return name, driver
 
 
 def _cpu() -> str:

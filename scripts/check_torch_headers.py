@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vramkit._build import BuildError, _install, _recipes, _toolchain, _torch  # noqa: E402
+from vramkit._build import BuildError, _adapters, _recipes, _toolchain, _torch  # noqa: E402
 
 _CACHE = ROOT / ".cache" / "torch-headers"
 _MINORS = tuple(f"2.{minor}" for minor in range(_torch.OLDEST[1], _torch.FIRST_UNSUPPORTED[1]))
@@ -36,7 +36,8 @@ def headers_of(minor: str) -> _torch.Torch:
                 wanted = [name for name in archive.namelist() if name.startswith(_PARTS)]
                 archive.extractall(folder, wanted)
             done.write_text(wheel.name.split("-")[1], encoding="utf-8")
-    return _torch.Torch(done.read_text(encoding="utf-8"), folder / "torch" / "include")
+    version = done.read_text(encoding="utf-8")
+    return _torch.Torch(version, folder / "torch" / "include", has_cuda=True)
 
 
 def _download(minor: str, folder: Path) -> Path:
@@ -50,7 +51,7 @@ def _download(minor: str, folder: Path) -> Path:
 def check(torch: _torch.Torch) -> None:
     """Compile every source that is bound to torch's headers, without keeping the result."""
     root = ROOT / "csrc"
-    adapters = [_recipes.adapter(root, kind, torch) for kind in _install.ADAPTER_KINDS]
+    adapters = [_adapters.recipe(root, kind, torch) for kind in _adapters.kinds(torch)]
     for recipe in (*adapters, _recipes.ops_cpu(root, torch)):
         for source in recipe.sources:
             _toolchain.run([*recipe.compile, "-fsyntax-only", str(source)])

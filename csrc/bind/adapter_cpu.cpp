@@ -10,45 +10,24 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <limits>
 
+#include "bind/adapter_common.h"
 #include "bind/vramkit.h"
 
+namespace vramkit::adapter {
 namespace {
 
 constexpr auto kCpu = c10::DeviceType::CPU;
 
-const vramkit_core_api* core = nullptr;
 c10::Allocator* native = nullptr;
 c10::DeleterFnPtr native_deleter = nullptr;
 
-// Only while the profiler records memory: two calls and a pool's lock.
-void report_to_profiler(vramkit_pool* pool, void* address, int64_t change_bytes) {
-  vramkit_stats stats{};
-  if (core->pool_stats(pool, &stats) == VRAMKIT_OK) {
-    c10::reportMemoryUsageToProfiler(address, change_bytes, stats.allocated_bytes,
-                                     stats.capacity_bytes, kCpu);
-  }
-}
-
-void warn_overflow(vramkit_pool* pool, std::size_t size_bytes) {
-  vramkit_stats stats{};
-  if (core->pool_stats(pool, &stats) != VRAMKIT_OK) return;
-  TORCH_WARN("vramkit: a pool of ", stats.capacity_bytes >> 20, " MiB (", stats.live_bytes >> 20,
-             " MiB live) has no room for ", size_bytes,
-             " bytes: they come from PyTorch's own allocator, as overflow=\"native\" asks. Further "
-             "requests do so silently; stats().overflow_allocations counts them.");
-}
-
 [[noreturn]] void throw_failure(vramkit_status status, std::size_t size_bytes) {
   const char* text = core->last_error();
-  // A size no machine can have is out of memory too, as it is for PyTorch's own allocators.
-  const bool memory = status == VRAMKIT_OUT_OF_MEMORY || status == VRAMKIT_INVALID_ARGUMENT;
+  const bool memory = is_memory_shortage(status);
   if (memory && c10::memoryProfilingEnabled()) {
-    constexpr auto kLargest = static_cast<std::size_t>(std::numeric_limits<int64_t>::max());
-    c10::reportOutOfMemoryToProfiler(
-        static_cast<int64_t>(size_bytes < kLargest ? size_bytes : kLargest), 0, 0, kCpu);
+    c10::reportOutOfMemoryToProfiler(clamped(size_bytes), 0, 0, kCpu);
   }
   TORCH_CHECK_WITH(OutOfMemoryError, !memory, text);
   TORCH_CHECK(false, "vramkit: ", size_bytes, " bytes could not be allocated: ", text);
@@ -65,11 +44,9 @@ void free_block(void* address) {
   if (status == VRAMKIT_NOT_ROUTED) {
     native_deleter(address);
   } else if (status != VRAMKIT_OK) {
-    // Runs in destructors, and at process exit: nobody could catch an exception.
-    std::fprintf(stderr, "vramkit: freeing %p failed (status %d): %s\n", address,
-                 static_cast<int>(status), core->last_error());
+    complain_of_free(address, status);
   } else if (pool != nullptr) {
-    report_to_profiler(pool, address, -static_cast<int64_t>(size_bytes));
+    report_to_profiler(pool, address, -clamped(size_bytes), kCpu);
   }
 }
 
@@ -87,7 +64,7 @@ class CpuAdapter final : public c10::Allocator {
     }
     if (status != VRAMKIT_OK) throw_failure(status, size_bytes);
     if (c10::memoryProfilingEnabled()) {
-      report_to_profiler(core->owner(address), address, static_cast<int64_t>(size_bytes));
+      report_to_profiler(core->owner(address), address, clamped(size_bytes), kCpu);
     }
     return {address, address, &free_block, kCpu};
   }
@@ -100,6 +77,7 @@ class CpuAdapter final : public c10::Allocator {
 };
 
 }  // namespace
+}  // namespace vramkit::adapter
 
 extern "C" {
 
@@ -109,20 +87,19 @@ VRAMKIT_API const char* vramkit_adapter_torch_version(void) { return TORCH_VERSI
 // Puts the adapter in front of PyTorch's CPU allocator, for the rest of the process. Not
 // thread-safe, as c10::SetAllocator is not. Returns null, or why nothing was installed.
 VRAMKIT_API const char* vramkit_adapter_install(const vramkit_core_api* api) {
-  if (core != nullptr) return nullptr;
-  if (api->abi_version != VRAMKIT_ABI_VERSION || api->struct_bytes < sizeof(vramkit_core_api)) {
-    return "the core library is of another vramkit version";
-  }
-  c10::Allocator* const previous = c10::GetAllocator(kCpu);
+  namespace own = vramkit::adapter;
+  if (own::core != nullptr) return nullptr;
+  if (const char* const refusal = own::refusal_of(*api)) return refusal;
+  c10::Allocator* const previous = c10::GetAllocator(own::kCpu);
   if (previous->raw_deleter() == nullptr) {
     return "the CPU allocator in use cannot free by address alone";
   }
-  native = previous;
-  native_deleter = previous->raw_deleter();
-  core = api;
+  own::native = previous;
+  own::native_deleter = previous->raw_deleter();
+  own::core = api;
   // Never destroyed: storages keep a pointer to it until the process ends.
-  auto* const adapter = new CpuAdapter;
-  c10::SetAllocator(kCpu, adapter, std::numeric_limits<uint8_t>::max());
+  auto* const adapter = new own::CpuAdapter;
+  c10::SetAllocator(own::kCpu, adapter, std::numeric_limits<uint8_t>::max());
   return nullptr;
 }
 

@@ -49,8 +49,11 @@ def test_a_failed_build_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise _build.BuildError(f"no compiler for the {kind} adapter; install g++")
 
     monkeypatch.setattr(_build, "adapter_path", fail)
-    with pytest.raises(NativeLibraryError, match=r"no compiler for the cpu adapter; install g\+\+"):
-        _adapter._adapter_path()
+    with pytest.raises(
+        NativeLibraryError,
+        match=r"for cuda tensors: no compiler for the cuda adapter; install g\+\+",
+    ):
+        _adapter._adapter_path("cuda")
 
 
 def test_a_refusal_is_told(tmp_path: Path) -> None:

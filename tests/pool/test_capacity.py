@@ -5,11 +5,16 @@ import numpy as np
 import pytest
 
 from vramkit.errors import CapacityError, InvalidArgumentError
-from vramkit.pool import _machine
-from vramkit.pool._capacity import capacity_bytes, checked_page_bytes
+from vramkit.pool import _capacity, _cuda, _machine
+from vramkit.pool._capacity import checked_page_bytes, room_on
+from vramkit.pool._device import CPU, PoolDevice
 
 GIB = 1 << 30
 PAGE = 2 << 20
+
+
+def capacity_bytes(capacity: float | str, *, page_bytes: int) -> int:
+    return _capacity.capacity_bytes(capacity, page_bytes=page_bytes, room=room_on(CPU))
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +83,38 @@ def test_a_text_that_cannot_be_read_is_a_capacity_error() -> None:
     ("page", "size_bytes"), [("64KiB", 1 << 16), (PAGE, PAGE), ("4MiB", 4 << 20)]
 )
 def test_page_sizes(page: int | str, size_bytes: int) -> None:
-    assert checked_page_bytes(page) == size_bytes
+    assert checked_page_bytes(page, CPU) == size_bytes
 
 
 @pytest.mark.parametrize("page", [4096, "3MiB", (1 << 16) - 1])
 def test_page_sizes_that_cannot_work(page: int | str) -> None:
     with pytest.raises(InvalidArgumentError, match="power of two of at least 65,536, got"):
-        checked_page_bytes(page)
+        checked_page_bytes(page, CPU)
+
+
+def test_the_default_page_is_larger_where_mapping_costs_by_the_page() -> None:
+    assert checked_page_bytes(None, CPU) == PAGE
+    assert checked_page_bytes(None, PoolDevice(0)) == 2 * PAGE
+
+
+def test_on_cuda_no_more_than_is_free_and_a_resized_pool_may_keep_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_cuda, "free_bytes", lambda ordinal: (ordinal + 1) * GIB)
+    monkeypatch.setattr(_cuda, "describe_memory", lambda ordinal: f"cuda:{ordinal} is nearly full")
+    room = room_on(PoolDevice(2))
+    assert _capacity.capacity_bytes(0.5, page_bytes=PAGE, room=room) == 3 * GIB // 2
+    assert _capacity.capacity_bytes("3GiB", page_bytes=PAGE, room=room) == 3 * GIB
+    with pytest.raises(
+        CapacityError, match="capacity '4GiB' is 4,096 MiB, but cuda:2 is nearly full; ask for less"
+    ):
+        _capacity.capacity_bytes("4GiB", page_bytes=PAGE, room=room)
+    room = room_on(PoolDevice(2), held_bytes=GIB)
+    assert _capacity.capacity_bytes("4GiB", page_bytes=PAGE, room=room) == 4 * GIB
+    assert _capacity.capacity_bytes(0.5, page_bytes=PAGE, room=room) == 3 * GIB // 2
+
+
+def test_an_upstream_resource_alone_knows_what_it_can_give() -> None:
+    assert _capacity.capacity_bytes("9000GiB", page_bytes=PAGE, room=None) == 9000 * GIB
+    with pytest.raises(CapacityError, match=r"0\.5: .* with upstream= nobody knows what the"):
+        _capacity.capacity_bytes(0.5, page_bytes=PAGE, room=None)

@@ -220,7 +220,10 @@ def test_close_refuses_while_tensors_live_and_says_how_many() -> None:
         pool.close()
     assert str(caught.value) == (
         "cpu: cannot close: 2 tensors or buffers of 6.00 MiB in total are still in the pool; "
-        "delete them first (pool.snapshot() lists them)"
+        "delete them first (pool.snapshot() lists them)\n"
+        "The 2 largest:\n"
+        f"         4 MiB at {kept[0].data_ptr():#x}\n"
+        f"         2 MiB at {kept[1].data_ptr():#x}"
     )
     assert not pool.closed
     with pool:

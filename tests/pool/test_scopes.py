@@ -35,6 +35,10 @@ def _in_thread(work: Callable[[], object]) -> None:
         raise failures[0]
 
 
+def _require_native(tensor: torch.Tensor) -> None:
+    assert is_native(tensor)
+
+
 def test_only_inside_the_scope(pool: MemoryPool) -> None:
     before = torch.empty(1000)
     with pool:
@@ -59,6 +63,33 @@ def test_nesting_the_latest_wins(pool: MemoryPool, other: MemoryPool) -> None:
             assert is_in(other, torch.empty(1000))
         assert is_in(pool, torch.empty(1000))
     assert is_native(torch.empty(1000))
+
+
+def test_outside(pool: MemoryPool, other: MemoryPool) -> None:
+    with pool:
+        with pool.outside():
+            assert is_native(torch.empty(1000))
+            _in_thread(lambda: _require_native(torch.empty(1000)))
+            with other:
+                assert is_in(other, torch.empty(1000))
+            assert is_native(torch.empty(1000))
+        assert is_in(pool, torch.empty(1000))
+        with pytest.raises(ZeroDivisionError), other.outside():
+            raise ZeroDivisionError
+        assert is_in(pool, torch.empty(1000))
+    with pool.outside():
+        assert is_native(torch.empty(1000))
+
+
+def test_outside_as_a_decorator(pool: MemoryPool) -> None:
+    @pool.outside()
+    def make() -> torch.Tensor:
+        return torch.empty(1000)
+
+    with pool:
+        assert is_native(make())
+        assert is_native(make())
+        assert is_in(pool, torch.empty(1000))
 
 
 def test_reentry(pool: MemoryPool) -> None:

@@ -160,7 +160,7 @@ static void* work(void* unused) {
     uint64_t size;
     vramkit_pool* overflowed;
     usleep(200);
-    if (api->route_alloc(VRAMKIT_DEVICE_CPU, 5000, 0, &address, &overflowed) == VRAMKIT_OK)
+    if (api->route_alloc(VRAMKIT_DEVICE_CPU, 5000, 0, 0, &address, &overflowed) == VRAMKIT_OK)
       api->route_free(address, &size);
   }
   return unused;

@@ -174,7 +174,7 @@ torch.set_num_threads(1)
 real = _library.library().vramkit_core().contents
 table = _structs.CoreApi.from_buffer_copy(real)
 ROUTE = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64,
+    ctypes.c_int, ctypes.c_int32, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32,
     ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p),
 )
 route, last_error = ROUTE(real.route_alloc), ctypes.CFUNCTYPE(ctypes.c_void_p)(real.last_error)

@@ -6,13 +6,12 @@ import sys
 
 from . import BuildError
 from ._first_use import rebuild
-from ._install import ADAPTER_KINDS
 
 
 def main() -> int:
     """Rebuild, print the paths, and return the exit status."""
     try:
-        for path in rebuild(ADAPTER_KINDS):
+        for path in rebuild():
             print(path)
     except BuildError as err:
         print(f"error: {err}", file=sys.stderr)

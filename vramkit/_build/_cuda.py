@@ -1,21 +1,28 @@
-"""The CUDA ops: nvcc's flags, and stand-ins for torch libraries that a build machine lacks."""
+"""What runs with CUDA: nvcc's flags, CUDA's headers, and stand-ins for libraries of torch."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from . import _recipes
 from ._errors import BuildError
 from ._objects import Recipe
 from ._recipes import STABLE_ABI, torch_flags, warnings_are_errors
 from ._sources import ops_cuda_sources
-from ._toolchain import find_cxx, job_count, run
+from ._toolchain import find_cxx, find_nvcc, job_count, run
 from ._torch import Torch
 
 OPS_CUDA_LIBRARY = "libvramkit_ops_cuda.so"
 RELEASE_ARCHS = ("80", "86", "89", "90", "100", "120")
-_TORCH_LIBRARIES = ("torch_cpu", "torch_cuda", "c10")
+_OPS_NEED = ("torch_cpu", "torch_cuda", "c10")
+_STUBS = (*_OPS_NEED, "c10_cuda")
+# The first one includes the second, which a package of its own may hold.
+_RUNTIME_HEADERS = ("cuda_runtime_api.h", "crt/host_defines.h")
 
 
 def wanted_archs(nvcc: str) -> tuple[str, ...]:
@@ -56,16 +63,73 @@ def ops_cuda(root: Path, torch: Torch, nvcc: str, stub_dir: Path) -> Recipe:
         link=(nvcc, "-ccbin", cxx, "-shared", "-cudart", "static"),
         link_tail=(
             *("-Xlinker", "--no-as-needed", f"-L{make_stubs(stub_dir)}"),
-            *(f"-l{name}" for name in _TORCH_LIBRARIES),
+            *(f"-l{name}" for name in _OPS_NEED),
         ),
         exports="vramkit_*",
     )
 
 
+def adapter(root: Path, torch: Torch) -> Recipe:
+    """Return the recipe of the CUDA allocator adapter.
+
+    CUDA's runtime is not linked: libc10_cuda brings the one that torch uses.
+
+    Raises:
+        BuildError: CUDA's runtime headers are not found.
+    """
+    plain = _recipes.adapter(root, "cuda", torch)
+    macros = torch.include / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+    return replace(
+        plain,
+        compile=(
+            *plain.compile,
+            f"-isystem{cuda_include()}",
+            *(() if macros.is_file() else ("-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE",)),
+        ),
+        link=(find_cxx(), *_recipes.SHARED_UNRESOLVED),
+        link_tail=(*plain.link_tail, "-lc10_cuda"),
+    )
+
+
+def cuda_include() -> Path:
+    """Return the folder of CUDA's runtime headers.
+
+    Looks into ``$CUDA_HOME``, NVIDIA's Python packages, nvcc's toolkit, and /usr/local/cuda.
+
+    Raises:
+        BuildError: They are in none of these.
+    """
+    candidates = list(_include_candidates())
+    for folder in candidates:
+        if all((folder / header).is_file() for header in _RUNTIME_HEADERS):
+            return folder
+    looked_in = ", ".join(map(str, candidates))
+    raise BuildError(
+        f"the CUDA allocator adapter needs CUDA's headers {' and '.join(_RUNTIME_HEADERS)} and "
+        f"found them in none of: {looked_in}; install CUDA's toolkit and set CUDA_HOME to it"
+    )
+
+
+def _include_candidates() -> Iterator[Path]:
+    home = os.environ.get("CUDA_HOME", "").strip()
+    if home:
+        yield Path(home) / "include"
+    packages = importlib.util.find_spec("nvidia")
+    for folder in (packages and packages.submodule_search_locations) or ():
+        yield from sorted(Path(folder).glob("*/include"), reverse=True)
+    nvcc = find_nvcc()
+    if nvcc is not None:
+        # Asked, as what is in PATH may be a script that starts the real one.
+        top = re.search(r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-E", "x.cu"]), re.MULTILINE)
+        if top is not None:
+            yield (Path(top[1]) / "include").resolve()
+    yield Path("/usr/local/cuda/include")
+
+
 def make_stubs(folder: Path) -> Path:
     """Make empty shared libraries that carry the names of torch's, and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _TORCH_LIBRARIES:
+    for name in _STUBS:
         file = f"lib{name}.so"
         if not (folder / file).exists():
             flags = ["-shared", "-nostdlib", f"-Wl,-soname,{file}", "-x", "c", "/dev/null"]

@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from . import _recipes
+from . import _adapters, _recipes
 from ._errors import BuildError
 from ._objects import Recipe, build, locked
-from ._sources import adapter_source, digest, library_dir, ops_cpu_sources, source_root
+from ._sources import adapter_sources, digest, library_dir, ops_cpu_sources, source_root
 from ._torch import Torch, find_torch
 
 _REBUILD = f"{sys.executable} -m vramkit._build"
@@ -48,10 +48,11 @@ def adapter_path(kind: str) -> Path:
     Imports torch. The adapter has been asked for its torch version, so it is safe to load.
 
     Args:
-        kind: ``cpu``.
+        kind: ``cpu`` or ``cuda``.
 
     Raises:
-        BuildError: No compiler, no torch, an unsupported torch, or an adapter for another torch.
+        BuildError: No compiler, no torch, an unsupported torch, one without CUDA for ``cuda``, or
+            an adapter for another torch.
     """
     library = _adapter(kind, _installed_torch())
     path = _find_or_build(library)
@@ -88,14 +89,14 @@ def check_adapter(path: Path, torch: Torch) -> None:
         raise BuildError(f"{path} was built for torch {built_for}; {advice}")
 
 
-def rebuild(kinds: tuple[str, ...]) -> list[Path]:
+def rebuild() -> list[Path]:
     """Build the adapters and CPU ops for the installed torch anew, into the user's cache.
 
     Raises:
         BuildError: No compiler, no torch, or an unsupported torch.
     """
     torch = _installed_torch()
-    libraries = [*(_adapter(kind, torch) for kind in kinds), _ops_cpu(torch)]
+    libraries = [*(_adapter(kind, torch) for kind in _adapters.kinds(torch)), _ops_cpu(torch)]
     for library in libraries:
         (library.cache_dir() / library.name).unlink(missing_ok=True)
     return [_build_in_cache(library) for library in libraries]
@@ -114,9 +115,9 @@ def _adapter(kind: str, torch: Torch) -> _Library:
     root = source_root()
     return _Library(
         name=_recipes.adapter_name(kind, torch.minor),
-        sources=(adapter_source(root, kind),),
+        sources=adapter_sources(root, kind),
         torch=torch,
-        recipe=lambda: _recipes.adapter(root, kind, torch),
+        recipe=lambda: _adapters.recipe(root, kind, torch),
     )
 
 

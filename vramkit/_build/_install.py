@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import _cuda, _recipes
+from . import _adapters, _cuda, _recipes
+from ._errors import BuildError
 from ._objects import Recipe, build
 from ._sources import ops_cuda_sources, source_root
 from ._toolchain import find_nvcc
 from ._torch import Torch, find_torch
-
-ADAPTER_KINDS = ("cpu",)
 
 
 def build_all(output_dir: Path, object_dir: Path) -> list[Path]:
@@ -36,8 +35,12 @@ def build_all(output_dir: Path, object_dir: Path) -> list[Path]:
 
 def _torch_recipes(torch: Torch, object_dir: Path) -> list[Recipe]:
     root = source_root()
-    recipes = [_recipes.adapter(root, kind, torch) for kind in ADAPTER_KINDS]
-    recipes.append(_recipes.ops_cpu(root, torch))
+    recipes = [_adapters.recipe(root, "cpu", torch), _recipes.ops_cpu(root, torch)]
+    if torch.has_cuda:
+        try:
+            recipes.append(_adapters.recipe(root, "cuda", torch))
+        except BuildError as err:
+            print(f"vramkit: the CUDA adapter is left to its first use: {err}")
     nvcc = find_nvcc()
     if nvcc is None:
         print("vramkit: nvcc is not found: the CUDA parts are left out")

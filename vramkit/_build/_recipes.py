@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ._objects import Recipe
-from ._sources import adapter_source, core_sources, ops_cpu_sources
+from ._sources import adapter_sources, core_sources, ops_cpu_sources
 from ._toolchain import find_cxx
 from ._torch import Torch
 
@@ -18,6 +18,8 @@ OPS_CPU_LIBRARY = "libvramkit_ops_cpu.so"
 _WARNINGS = ("-Wall", "-Wextra", "-Wundef", "-Wconversion", "-Wshadow")
 _CODE = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 _SHARED = ("-shared", "-pthread", "-Wl,-z,defs", "-Wl,--as-needed")
+# Every library named stays a needed one, and its symbols are found at load time.
+SHARED_UNRESOLVED = ("-shared", "-pthread", "-Wl,--no-as-needed")
 # The oldest torch whose stable interface the ops use: 2.11.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
@@ -50,9 +52,9 @@ def adapter(root: Path, kind: str, torch: Torch) -> Recipe:
     return Recipe(
         name=adapter_name(kind, torch.minor),
         root=root,
-        sources=(adapter_source(root, kind),),
+        sources=adapter_sources(root, kind),
         compile=(*core_flags(root), *torch_flags(torch)),
-        link=(find_cxx(), *_SHARED),
+        link=(find_cxx(), *_shared(torch)),
         link_tail=(f"-L{torch.lib}", "-lc10"),
         exports="vramkit_*",
     )
@@ -65,10 +67,14 @@ def ops_cpu(root: Path, torch: Torch) -> Recipe:
         root=root,
         sources=ops_cpu_sources(root),
         compile=(*core_flags(root), *torch_flags(torch), STABLE_ABI),
-        link=(find_cxx(), *_SHARED),
+        link=(find_cxx(), *_shared(torch)),
         link_tail=(f"-L{torch.lib}", "-ltorch_cpu"),
         exports="vramkit_*",
     )
+
+
+def _shared(torch: Torch) -> tuple[str, ...]:
+    return SHARED_UNRESOLVED if torch.stubs else _SHARED
 
 
 def torch_flags(torch: Torch) -> tuple[str, ...]:
@@ -94,5 +100,3 @@ def warnings_are_errors() -> bool:
 def user_flags() -> Sequence[str]:
     """Return the flags in ``CXXFLAGS``."""
     return shlex.split(os.environ.get("CXXFLAGS", ""))
-
-

@@ -40,17 +40,18 @@ def core_sources(root: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in found if not path.name.startswith(_ADAPTER_PREFIX)))
 
 
-def adapter_source(root: Path, kind: str) -> Path:
-    """Return the source of the allocator adapter for ``kind``, for instance ``cpu``.
+def adapter_sources(root: Path, kind: str) -> tuple[Path, ...]:
+    """Return the sources of the allocator adapter for ``kind``, for instance ``cpu``.
 
     Raises:
         BuildError: There is no such adapter.
     """
     path = root / "bind" / f"{_ADAPTER_PREFIX}{kind}.cpp"
     if not path.is_file():
-        known = sorted(each.stem for each in path.parent.glob(f"{_ADAPTER_PREFIX}*.cpp"))
+        stems = (each.stem for each in path.parent.glob(f"{_ADAPTER_PREFIX}*.cpp"))
+        known = sorted(stem for stem in stems if stem.count("_") == 1)
         raise BuildError(f"no adapter for {kind!r}: {path} does not exist; there are {known}")
-    return path
+    return (path, *sorted(path.parent.glob(f"{path.stem}_*.cpp")))
 
 
 def ops_cpu_sources(root: Path) -> tuple[Path, ...]:

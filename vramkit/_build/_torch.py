@@ -21,12 +21,16 @@ class Torch:
         version: Full version, for instance ``2.13.0+cpu``.
         include: Folder of its headers.
         lib: Folder of its libraries; None when there are only headers, to compile but not to link.
+        stubs: Whether ``lib`` holds stand-ins that have the libraries' names and no symbols.
+        has_cuda: Whether it was built for CUDA.
         cxx11_abi: Value of ``_GLIBCXX_USE_CXX11_ABI`` that it was built with.
     """
 
     version: str
     include: Path
     lib: Path | None = None
+    stubs: bool = False
+    has_cuda: bool = False
     cxx11_abi: bool = True
 
     @property
@@ -65,6 +69,7 @@ def find_torch() -> Torch | None:
         version=str(torch.__version__),
         include=home / "include",
         lib=home / "lib",
+        has_cuda=torch.version.cuda is not None,
         cxx11_abi=bool(torch.compiled_with_cxx11_abi()),
     )
 

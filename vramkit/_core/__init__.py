@@ -1,7 +1,13 @@
 """The binding of the pool core (csrc/bind/vramkit.h)."""
 
 from vramkit._core._library import CORE_LIBRARY, library
-from vramkit._core._pool import CorePool, active_pool, close_scope, owner
+from vramkit._core._pool import (
+    CorePool,
+    active_pool,
+    close_scope,
+    open_outside_scope,
+    owner,
+)
 from vramkit._core._replay import CoreReplay, last_error
 from vramkit._core._structs import (
     DEVICE_CPU,
@@ -34,5 +40,6 @@ __all__ = [
     "close_scope",
     "last_error",
     "library",
+    "open_outside_scope",
     "owner",
 ]

@@ -157,9 +157,7 @@ class CorePool:
 
     def open_scope(self, device: int = s.DEVICE_CPU) -> int:
         """Route the device's allocations to this pool; returns the token that ends it."""
-        token = ctypes.c_uint64()
-        call("vramkit_scope_open", self.handle, device, ctypes.byref(token))
-        return token.value
+        return _open_scope(self.handle, device)
 
     def fault(self, backend_call: str, nth: int) -> None:
         """Let the n-th next backend call of that name fail (backends with ``+faults``)."""
@@ -168,6 +166,17 @@ class CorePool:
     def complete_events(self, count: int) -> None:
         """Let the oldest events complete (backends with ``+late_events``)."""
         call("vramkit_complete_events", self.handle, count)
+
+
+def open_outside_scope(device: int = s.DEVICE_CPU) -> int:
+    """Route the device's allocations to no pool; returns the token that ends it."""
+    return _open_scope(None, device)
+
+
+def _open_scope(handle: int | None, device: int) -> int:
+    token = ctypes.c_uint64()
+    call("vramkit_scope_open", handle, device, ctypes.byref(token))
+    return token.value
 
 
 def close_scope(token: int) -> None:

@@ -11,6 +11,7 @@ ABI_VERSION = 1
 DEVICE_CPU = -1
 MAX_DEVICES = 64
 SIZE_CLASSES = 40
+STREAM_SHORT_LIVED = 1
 
 
 class Status(enum.IntEnum):
@@ -160,6 +161,11 @@ class CoreApi(ctypes.Structure):
         ("record_stream", ctypes.c_void_p),
         ("find_block", ctypes.c_void_p),
         ("pool_stats", ctypes.c_void_p),
+        ("snapshot", ctypes.c_void_p),
+        ("device_pools", ctypes.c_void_p),
+        ("device_capture", ctypes.c_void_p),
+        ("device_add_peer", ctypes.c_void_p),
+        ("pool_reset_peaks", ctypes.c_void_p),
     )
 
 

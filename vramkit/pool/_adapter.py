@@ -1,4 +1,4 @@
-"""Puts the pool core in front of PyTorch's CPU allocator, once in a process."""
+"""Puts the pool core in front of PyTorch's allocators, once in a process."""
 
 import ctypes
 import functools
@@ -13,25 +13,35 @@ _lock = threading.Lock()
 
 
 def install_cpu() -> None:
-    """Install the adapter unless it is there; it stays for the life of the process.
+    """Install the adapter of CPU tensors unless it is there; it stays for the process's life.
 
     Raises:
         NativeLibraryError: The adapter cannot be built or loaded, or refuses.
     """
     with _lock:
-        _install_once()
+        _install_once("cpu")
+
+
+def install_cuda() -> None:
+    """Install the adapter of CUDA tensors likewise; CUDA must have been started.
+
+    Raises:
+        NativeLibraryError: The adapter cannot be built or loaded, or refuses.
+    """
+    with _lock:
+        _install_once("cuda")
 
 
 @functools.cache
-def _install_once() -> None:
-    _install(_adapter_path())
+def _install_once(kind: str) -> None:
+    _install(_adapter_path(kind))
 
 
-def _adapter_path() -> Path:
+def _adapter_path(kind: str) -> Path:
     try:
-        return _build.adapter_path("cpu")
+        return _build.adapter_path(kind)
     except _build.BuildError as err:
-        raise NativeLibraryError(str(err)) from err
+        raise NativeLibraryError(f"no allocator adapter for {kind} tensors: {err}") from err
 
 
 def _install(path: Path) -> None:

@@ -4,6 +4,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -16,15 +17,18 @@ from typing import (
     cast,
 )
 
-from vramkit._core import CorePool
 from vramkit.errors import (
+    CapacityError,
     ForkedPoolError,
     InvalidArgumentError,
     PoolBusyError,
     PoolClosedError,
+    PoolOutOfMemoryError,
+    UnsupportedDeviceError,
 )
-from vramkit.pool import _adapter, _capacity, _stacks
-from vramkit.pool._device import require_cpu
+from vramkit.pool import _capacity, _cuda, _ending, _interop, _stacks
+from vramkit.pool._device import pool_device
+from vramkit.pool._making import make_core
 from vramkit.pool._report import (
     PoolBlock,
     PoolStats,
@@ -32,11 +36,13 @@ from vramkit.pool._report import (
     make_block,
     make_stats,
 )
-from vramkit.pool._scopes import Scopes
+from vramkit.pool._scopes import Scopes, outside_scope
 from vramkit.units import format_mib
 
 if TYPE_CHECKING:
+    import cupy
     import torch
+    from rmm.mr import CallbackMemoryResource, DeviceMemoryResource
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -53,24 +59,33 @@ class MemoryPool:
 
     When the pool is full, allocating raises ``torch.OutOfMemoryError`` with an explanation.
 
+    On CUDA, what a CUDA graph allocates while it is captured, and what is allocated inside
+    ``torch.cuda.use_mem_pool``, goes to PyTorch's private pools and not to this one.
+
     Args:
         capacity: The most the pool may hold: bytes, a text such as ``"2GiB"``, or a float in
-            (0, 1]: that part of the memory free now. Rounded down to whole pages.
-        device: Whose tensors. ``None`` is the current accelerator, or the CPU where there is
-            none. This version has pools for the CPU only.
+            (0, 1]: that part of the memory free now on the device. Rounded down to whole pages.
+            On CUDA the device's memory is taken at once.
+        device: Whose tensors: ``"cuda"`` (the current CUDA device), ``"cuda:1"``, ``"cpu"``, a
+            ``torch.device``, or the number of a CUDA device. ``None`` is the current accelerator,
+            or the CPU where there is none.
         overflow: ``"error"``, or ``"native"``: what does not fit comes from PyTorch's own
             allocator, is counted, and is warned about once.
         record_stacks: Note the Python stack of each allocation, for the explanation and for
             :meth:`snapshot`. Costs some microseconds an allocation.
         page_bytes: Size of the pages that are stitched together when no hole is large enough:
-            a power of two of at least 64 KiB.
+            a power of two of at least 64 KiB, on CUDA of 2 MiB. ``None`` is 4 MiB on CUDA and
+            2 MiB on the CPU.
+        upstream: An RMM resource that gives the capacity, in one piece, once; it gets it back
+            after the pool has closed. Such a pool neither stitches nor changes its size.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        CapacityError: The capacity cannot be read, or the machine does not have it.
+        CapacityError: The capacity cannot be read, or the device does not have it.
         InvalidArgumentError: Another argument can never work.
         UnsupportedDeviceError: There is no pool for the device.
         NativeLibraryError: A native library is missing and cannot be built.
+        RuntimeError: CUDA was started before this process was forked.
 
     >>> import torch
     >>> with MemoryPool("64MiB", device="cpu") as pool:
@@ -85,29 +100,31 @@ class MemoryPool:
         self,
         capacity: SupportsIndex | str | float,
         *,
-        device: "torch.device | str | None" = None,
+        device: "torch.device | str | int | None" = None,
         overflow: Literal["error", "native"] = "error",
         record_stacks: bool = False,
-        page_bytes: SupportsIndex | str = _capacity.DEFAULT_PAGE_BYTES,
+        page_bytes: SupportsIndex | str | None = None,
+        upstream: "DeviceMemoryResource | None" = None,
     ) -> None:
-        """Make the pool; physical memory is taken as tensors need it."""
+        """Make the pool; on the CPU physical memory is taken as tensors need it."""
         if overflow not in ("error", "native"):
             raise InvalidArgumentError(f"overflow must be 'error' or 'native', got {overflow!r}")
-        page = _capacity.checked_page_bytes(page_bytes)
-        require_cpu(device)
-        wanted = _capacity.capacity_bytes(capacity, page_bytes=page)
-        _adapter.install_cpu()
-        self._core = CorePool.create(
-            backend="host",
-            label="cpu",
-            capacity_bytes=wanted,
-            page_bytes=page,
+        self._device = pool_device(device)
+        made = make_core(
+            capacity,
+            device=self._device,
+            page_bytes=page_bytes,
             overflow_native=overflow == "native",
+            upstream=upstream,
         )
-        self._page_bytes = page
-        self._scopes = Scopes(self._core)
+        self._core = made.core
+        self._page_bytes = made.page_bytes
+        self._has_upstream = upstream is not None
+        self._scopes = Scopes(self._core, self._device.ordinal)
         self._closed = False
-        self._finalizer = weakref.finalize(self, _let_go, self._core, self._scopes)
+        self._finalizer = weakref.finalize(
+            self, _ending.let_go, self._core, self._scopes, made.buffer
+        )
         # At process exit other threads may still use the memory; the system takes it back.
         self._finalizer.atexit = False
         if record_stacks:
@@ -170,6 +187,60 @@ class MemoryPool:
 
         return scoped
 
+    def outside(self) -> AbstractContextManager[None]:
+        """A scope in which the device's allocations go to PyTorch's own allocator.
+
+        For memory that must not be a pool's: buffers that NCCL registers, tensors that other
+        processes share. Like the pool's own scope it counts for the whole process.
+
+        >>> import torch
+        >>> pool = MemoryPool("64MiB", device="cpu")
+        >>> with pool, pool.outside():
+        ...     native = torch.empty(256)
+        >>> pool.stats().allocations
+        0
+        """
+        return outside_scope(self._device.ordinal)
+
+    # ---- for other libraries
+
+    def rmm_resource(self) -> "CallbackMemoryResource":
+        """The pool as an RMM memory resource, for cuDF and others.
+
+        It honours the stream of each request, and keeps this object alive.
+
+        >>> import rmm  # doctest: +SKIP
+        >>> rmm.mr.set_current_device_resource(pool.rmm_resource())  # doctest: +SKIP
+
+        Raises:
+            ImportError: RMM is not installed: ``pip install 'vramkit[rmm]'``.
+            UnsupportedDeviceError: The pool is not on a CUDA device.
+        """
+        self._require_cuda("rmm_resource()")
+        return _interop.rmm_resource(_interop.StreamMemory(self._core, keeper=self))
+
+    def cupy_allocator(self) -> "Callable[[int], cupy.cuda.MemoryPointer]":
+        """The pool as an allocator for ``cupy.cuda.set_allocator``.
+
+        It honours CuPy's current stream, and keeps this object alive.
+
+        >>> import cupy  # doctest: +SKIP
+        >>> cupy.cuda.set_allocator(pool.cupy_allocator())  # doctest: +SKIP
+
+        Raises:
+            ImportError: CuPy is not installed: ``pip install 'vramkit[cupy]'``.
+            UnsupportedDeviceError: The pool is not on a CUDA device.
+        """
+        self._require_cuda("cupy_allocator()")
+        memory = _interop.StreamMemory(self._core, keeper=self)
+        return _interop.cupy_allocator(memory, self._device.ordinal)
+
+    def _require_cuda(self, wish: str) -> None:
+        if self._device.kind != "cuda":
+            raise UnsupportedDeviceError(
+                f"{wish} is for CUDA pools and this one is on the CPU; make one with device='cuda'"
+            )
+
     # ---- what it holds
 
     def stats(self) -> PoolStats:
@@ -187,8 +258,16 @@ class MemoryPool:
             PoolClosedError: The pool is closed.
         """
         stats = self.stats()
-        title = f"vramkit memory pool, device cpu, {format_mib(stats.capacity_bytes)}"
-        return format_summary(stats, title)
+        title = f"vramkit memory pool, device {self._device.name}, "
+        title += format_mib(stats.capacity_bytes)
+        if self._device.kind == "cpu":
+            return format_summary(stats, title)
+        private, native = _cuda.held_outside_pools(self._device.ordinal)
+        outside = [
+            ("By CUDA graphs and torch.cuda.MemPool", private),
+            ("By PyTorch's own allocator", native),
+        ]
+        return format_summary(stats, title, outside=outside)
 
     def snapshot(self) -> list[PoolBlock]:
         """All blocks, by address.
@@ -221,13 +300,28 @@ class MemoryPool:
             capacity: As for the constructor.
 
         Raises:
-            CapacityError: It cannot be read, or the machine does not have it.
+            CapacityError: It cannot be read, or the device does not have it.
             PoolBusyError: Shrinking, too few pages are wholly free; nothing has changed.
+            InvalidArgumentError: The pool stands on an upstream resource.
         """
-        self._core.resize(_capacity.capacity_bytes(capacity, page_bytes=self._page_bytes))
+        if self._has_upstream:
+            raise InvalidArgumentError(
+                "a pool with upstream= cannot be resized: its memory is one piece of the "
+                "resource's; make a new pool"
+            )
+        held_bytes = self._core.stats()["capacity_bytes"]
+        room = _capacity.room_on(self._device, held_bytes=held_bytes)
+        wanted = _capacity.capacity_bytes(capacity, page_bytes=self._page_bytes, room=room)
+        try:
+            self._core.resize(wanted)
+        except PoolOutOfMemoryError as err:
+            raise CapacityError(str(err)) from err
 
     def close(self) -> None:
         """Give everything back. A closed pool stays closed; closing it again does nothing.
+
+        What PyTorch's libraries keep for ever on a CUDA device, cuBLAS's workspaces, is dropped
+        when it alone stands in the way and no CUDA graph is alive; this waits for the device.
 
         Raises:
             PoolBusyError: Tensors of the pool are alive, or a scope is open.
@@ -239,7 +333,7 @@ class MemoryPool:
                 f"the pool has {len(self._scopes)} open scope(s), so tensors would still be "
                 "allocated from it; leave the `with` block before close()"
             )
-        self._core.close()
+        _ending.close(self._core, self._device)
         self._closed = True
         self._finalizer.detach()
 
@@ -254,9 +348,10 @@ class MemoryPool:
             counters = self._core.stats()
         except (PoolClosedError, ForkedPoolError) as err:
             state = "closed" if isinstance(err, PoolClosedError) else "of the parent process"
-            return f"<MemoryPool device='cpu' {state}>"
+            return f"<MemoryPool device={self._device.name!r} {state}>"
+        capacity = format_mib(counters["capacity_bytes"])
         return (
-            f"<MemoryPool device='cpu' capacity={format_mib(counters['capacity_bytes'])} "
+            f"<MemoryPool device={self._device.name!r} capacity={capacity} "
             f"live={format_mib(counters['live_bytes'])} in {counters['live_blocks']:,} blocks>"
         )
 
@@ -270,12 +365,3 @@ class MemoryPool:
             "a MemoryPool cannot be copied or pickled: it is memory of this process. Make a pool "
             "in each process, and keep it out of what is sent to spawned workers"
         )
-
-
-def _let_go(core: CorePool, scopes: Scopes) -> None:
-    """The pool object is gone: its memory goes with the last tensor in it."""
-    try:
-        scopes.close_all()
-        core.release()
-    except (PoolClosedError, ForkedPoolError):
-        return

@@ -1,5 +1,6 @@
 """What a pool tells about itself: statistics, blocks, and the table for people."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,8 +130,14 @@ def make_block(block: Block) -> PoolBlock:
 _WIDTH = 75
 
 
-def format_summary(stats: PoolStats, title: str) -> str:
-    """The statistics as a table of ``_WIDTH`` columns."""
+def format_summary(stats: PoolStats, title: str, *, outside: Sequence[tuple[str, int]] = ()) -> str:
+    """The statistics as a table of ``_WIDTH`` columns.
+
+    Args:
+        stats: The statistics.
+        title: Stands above them.
+        outside: What else is held on the device, by name, in bytes.
+    """
     double, single = "|" + "=" * _WIDTH + "|", "|" + "-" * _WIDTH + "|"
     lines = [
         double,
@@ -160,6 +167,7 @@ def format_summary(stats: PoolStats, title: str) -> str:
             )
             for row in stats.size_classes
         ),
+        *_outside_rows(outside, single),
         double,
     ]
     return "\n".join(lines)
@@ -193,6 +201,13 @@ def _count_rows(stats: PoolStats) -> list[str]:
         _row("Mapping calls", "", f"{stats.mapping_calls:,}"),
         _row("Waits between streams", "", f"{stats.cross_stream_waits:,}"),
     ]
+
+
+def _outside_rows(outside: Sequence[tuple[str, int]], line: str) -> list[str]:
+    if not outside:
+        return []
+    rows = [_row(name, format_mib(size_bytes)) for name, size_bytes in outside]
+    return [line, _row("Held on the device outside the pool", "Current"), line, *rows]
 
 
 def _centred(text: str) -> str:

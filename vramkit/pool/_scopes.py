@@ -4,9 +4,11 @@ The core ends scopes by token, in any order; what is decided here is which token
 ends: the latest that its own thread or task opened, else the pool's latest.
 """
 
+import contextlib
 import contextvars
+from collections.abc import Iterator
 
-from vramkit._core import CorePool, close_scope
+from vramkit._core import CorePool, close_scope, open_outside_scope
 from vramkit.errors import ForkedPoolError
 
 # The open tokens of this thread or asyncio task, of all pools, oldest first. One variable for all
@@ -28,9 +30,10 @@ class Scopes:
     thread holds at a fork would stay locked in the child.
     """
 
-    def __init__(self, pool: CorePool) -> None:
-        """Start with no scope open."""
+    def __init__(self, pool: CorePool, ordinal: int) -> None:
+        """Start with no scope open; ``ordinal`` is the device's as the core counts them."""
         self._pool = pool
+        self._ordinal = ordinal
         self._open: dict[int, None] = {}
 
     def __len__(self) -> int:
@@ -44,7 +47,7 @@ class Scopes:
             PoolClosedError: The pool is closed.
         """
         try:
-            token = self._pool.open_scope()
+            token = self._pool.open_scope(self._ordinal)
         except ForkedPoolError:
             token = _INHERITED
         else:
@@ -90,3 +93,13 @@ class Scopes:
         except ForkedPoolError:
             # A child leaves the `with` block that its parent entered before the fork.
             return
+
+
+@contextlib.contextmanager
+def outside_scope(ordinal: int) -> Iterator[None]:
+    """A scope in which the device's allocations go to no pool."""
+    token = open_outside_scope(ordinal)
+    try:
+        yield
+    finally:
+        close_scope(token)
