@@ -49,6 +49,7 @@ def train(after_step=lambda: None):
 
 
 def main():
+    torch.set_num_threads(1)  # images of 8 x 8 pixels are too small for more
     plain_losses, _ = train()
 
     # The only lines that a training script needs: make a pool, and train inside it.

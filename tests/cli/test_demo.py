@@ -32,11 +32,9 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedP
 
 
 def demo(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
-    # One thread: several, each on a busy core, wait for each other most of the time.
     return subprocess.run(
         [sys.executable, "-m", "vramkit", "demo", "--out", str(out), *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -239,11 +237,13 @@ def test_a_large_budget_does_not_press_the_curves_flat(
     assert axes.get_lines()[0].get_label() == label
 
 
-def test_a_bar_on_a_terminal() -> None:
+def test_a_bar_on_a_terminal_that_does_not_tell_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = pty.openpty()
-    with os.fdopen(writer, "w") as terminal, Progress("t", line_every=1, stream=terminal) as told:
-        for step in range(1, 4):
-            told(step, 3, 0.5)
+    with os.fdopen(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Progress("t", line_every=1) as told:
+            for step in range(1, 4):
+                told(step, 3, 0.5)
     printed = os.read(reader, 1 << 16).decode()
     os.close(reader)
     assert "t: 100%" in printed
