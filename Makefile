@@ -7,12 +7,16 @@
 .PHONY: help demo test native build lint format docs doctest native-test bench torch-headers packages clean \
         print-python rebuild
 
-export TORCH
-PYTHON := $(shell scripts/interpreter.sh)
+export TORCH VRAMKIT_CUDA_ARCHS VRAMKIT_WERROR
+PYTHON := $(shell TORCH='$(TORCH)' scripts/interpreter.sh)
 # Inside .venv the stamps go when it goes; other environments are the user's and stay untouched.
 STAMPS := $(if $(filter $(CURDIR)/.venv/%,$(PYTHON)),.venv,build)/stamps$(subst /,-,$(PYTHON))
 # The folders too: their time tells of added and removed files.
 SOURCES := $(shell find csrc) $(wildcard vramkit/_build/*.py) setup.py
+# What changes the result besides the sources; the file is touched only when one of them changes.
+SETTINGS := $(foreach name,CXX CXXFLAGS CUDA_HOME VRAMKIT_CUDA_ARCHS VRAMKIT_WERROR,\
+  $(name)=$(if $(filter default undefined,$(origin $(name))),,$($(name)))) nvcc=$(shell command -v nvcc)
+$(shell mkdir -p build; echo '$(SETTINGS)' | cmp -s - build/settings || echo '$(SETTINGS)' >build/settings)
 BUILT := $(if $(wildcard vramkit/_lib/libvramkit_core.so),,rebuild)
 NATIVE_FILES = $$(find csrc tests/cpp benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 ARGS ?=
@@ -65,7 +69,7 @@ print-python: $(STAMPS)/base
 
 rebuild:
 
-$(STAMPS)/native: $(SOURCES) $(BUILT) | $(STAMPS)/base
+$(STAMPS)/native: $(SOURCES) build/settings $(BUILT) | $(STAMPS)/base
 	@$(PYTHON) setup.py --quiet build_ext --inplace
 	@touch $@
 

@@ -23,7 +23,7 @@ extensions = [
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"(torch|numpy|np)\..*")]
+nitpick_ignore_regex = [(r"py:.*", r"(torch|numpy|np|pathlib|collections)\..*")]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

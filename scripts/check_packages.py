@@ -31,13 +31,12 @@ print("used", vramkit.__file__)
 
 
 def copy_sources(target: Path) -> None:
-    """Copy what git tracks or would track, as a clean clone holds."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+    """Copy what a clean clone holds, as far as a build looks at it."""
+    built = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("csrc", "vramkit"):
+        shutil.copytree(ROOT / name, target / name, ignore=built)
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy2(ROOT / name, target / name)
 
 
 def python(*arguments: str | Path, **variables: str | Path) -> None:

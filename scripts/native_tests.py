@@ -25,6 +25,7 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
 }
 _ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=1",
+    "LSAN_OPTIONS": f"suppressions={ROOT / 'tests' / 'cpp' / 'lsan.supp'}:print_suppressions=0",
     "TSAN_OPTIONS": "halt_on_error=1 second_deadlock_stack=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
@@ -39,8 +40,9 @@ def build_tests(variant: str) -> Path:
         core,
         name="native_tests",
         sources=(*core.sources, *tests),
-        compile=(*core.compile, *flags),
-        link=(_toolchain.find_cxx(), "-pthread", *flags),
+        # Sanitizers want each function as it was written; the plain variant shares core's objects.
+        compile=(*_recipes.core_flags(core.root), *flags) if flags else core.compile,
+        link=(_toolchain.find_cxx(), "-pthread", *(flags or _recipes.whole_program_flags())),
         link_tail=("-lgtest", "-lgtest_main", "-ldl"),
         exports=None,
     )

@@ -52,9 +52,11 @@ def parse_bytes(size: SupportsIndex | str, *, name: str = "size") -> int:
 def format_mib(size_bytes: int) -> str:
     """Write a byte size for people: in MiB (2**20 bytes), small ones exactly.
 
-    >>> format_mib(3 << 30), format_mib(1_572_864), format_mib(512)
-    ('3,072 MiB', '1.5 MiB', '512 B')
+    >>> format_mib(3 << 30), format_mib(1_572_864), format_mib(16_384), format_mib(500)
+    ('3,072 MiB', '1.5 MiB', '16 KiB', '500 B')
     """
+    if size_bytes and size_bytes % 1024 == 0 and abs(size_bytes) < _MIB:
+        return f"{size_bytes // 1024:,} KiB"
     if abs(size_bytes) < _MIB // 100:
         return f"{size_bytes:,} B"
     if size_bytes % _MIB == 0:

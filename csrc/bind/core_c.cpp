@@ -153,8 +153,9 @@ vramkit_status vramkit_alloc(vramkit_pool* pool, uint64_t size_bytes, uint64_t s
     const Status status = pool_of(pool).allocate(size_bytes, stream, stack_id, &got);
     *address = reinterpret_cast<void*>(got);
     if (status == Status::kOutOfMemory) last_error = pool_of(pool).explain(size_bytes);
-    if (status == Status::kClosed) last_error = "the pool is closed; make a new one";
-    if (status == Status::kForked) last_error = "the pool belongs to the parent of this process";
+    if (status == Status::kClosed || status == Status::kForked) {
+      pool_of(pool).inspect([](Engine&) {});  // throws the reason
+    }
     return status;
   });
 }
@@ -275,7 +276,10 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
 vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes) {
   Pool* pool = Registry::instance().owner(number(address));
   if (pool == nullptr) return VRAMKIT_NOT_ROUTED;
-  return guarded([&] { *size_bytes = pool->release_block(number(address)); });
+  return guarded([&] {
+    const uint64_t size = pool->release_block(number(address));
+    if (size_bytes != nullptr) *size_bytes = size;
+  });
 }
 
 const vramkit_core_api* vramkit_core() {

@@ -262,7 +262,8 @@ class DeviceModel : public Decorator {
 
   template <typename... Values>
   void accuse(const char* pattern, Values... values) {
-    if (violations_.size() < 2000) violations_ += format(pattern, values...) + "\n";
+    const std::string text = format(pattern, values...) + "\n";
+    if (!violations_.ends_with(text) && violations_.size() < 1000) violations_ += text;
   }
   void must_not_capture(const char* call) {
     if (capturing_) accuse("%s of an event during a capture", call);

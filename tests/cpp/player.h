@@ -16,6 +16,7 @@
 #include "base/bytes.h"
 #include "device_model.h"
 #include "pool/engine.h"
+#include "support.h"
 
 namespace vramkit {
 
@@ -63,7 +64,7 @@ class Player {
   /// Frees all and closes, as a pool does. Returns what went wrong.
   std::string finish() {
     capture(false);
-    for (const char* call : kCalls) engine_->inject_fault(call, 0);
+    for (const char* call : kBackendCalls) engine_->inject_fault(call, 0);
     while (!live_.empty()) free_block(live_.begin()->first);
     engine_->drain();
     device_ = nullptr;
@@ -76,8 +77,6 @@ class Player {
   uint64_t faults_seen() const { return faults_seen_; }
 
  private:
-  static constexpr std::array<const char*, 6> kCalls = {
-      "back", "unback", "map_alias", "unmap_alias", "record_event", "wait_event"};
   struct Block {
     uint64_t requested;
     uint64_t size;
@@ -236,7 +235,7 @@ class Player {
     while (!live_.empty()) free_block(any_live()->first);
   }
 
-  void arm() { engine_->inject_fault(kCalls[pick(kCalls.size())], 1 + pick(3)); }
+  void arm() { engine_->inject_fault(kBackendCalls[pick(kBackendCalls.size())], 1 + pick(3)); }
 
   /// Runs what may fail. False if it did: then for a reason that it may have.
   template <typename Body>

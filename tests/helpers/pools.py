@@ -32,4 +32,6 @@ def run_script(source: str, *arguments: str, timeout_s: float = 120) -> str:
         check=False,
     )
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    # What fails while the interpreter ends changes no exit status.
+    assert "Traceback" not in done.stderr, done.stderr
     return done.stdout

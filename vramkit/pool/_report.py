@@ -40,11 +40,12 @@ class PoolStats:
     largest_free_bytes: int
     """The largest contiguous hole."""
     largest_stitch_bytes: int
-    """Wholly free pages together: the most that stitching could serve."""
+    """Wholly free pages together, the most that stitching could serve."""
     pending_bytes: int
     """Freed, but work of another stream may still use it."""
     fragmentation: float
-    """The part of the free bytes that lies outside the largest hole, from 0 to 1."""
+    """The part of the free bytes that no single request could get, by its largest hole or by
+    stitching: 0 to 1."""
     live_blocks: int
     allocations: int
     frees: int
@@ -97,9 +98,10 @@ _KINDS: dict[int, Literal["large", "small", "stitched"]] = {
 def make_stats(counters: dict[str, int], rows: list[SizeClass]) -> PoolStats:
     """The statistics from the core's counters."""
     free = counters["free_bytes"]
+    most = max(counters["largest_free_bytes"], counters["largest_stitch_bytes"])
     return PoolStats(
         **counters,
-        fragmentation=1 - counters["largest_free_bytes"] / free if free else 0.0,
+        fragmentation=1 - most / free if free else 0.0,
         size_classes=tuple(
             SizeClassStats(
                 upper_bytes=row.upper_bytes,
@@ -196,8 +198,8 @@ def _count_rows(stats: PoolStats) -> list[str]:
     return [
         _row("Blocks", f"{stats.live_blocks:,}", f"{stats.allocations:,}"),
         _row("Stitched requests", "", f"{stats.stitched_requests:,}"),
-        _row("  of these, address reused", "", f"{stats.alias_hits:,}"),
         _row("Stitched pages", "", f"{stats.stitched_pages:,}"),
+        _row("Stitched addresses used again", "", f"{stats.alias_hits:,}"),
         _row("Mapping calls", "", f"{stats.mapping_calls:,}"),
         _row("Waits between streams", "", f"{stats.cross_stream_waits:,}"),
     ]

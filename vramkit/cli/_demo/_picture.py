@@ -42,7 +42,9 @@ def draw(samples: Sequence[Sample], *, stats: PoolStats, path: Path) -> None:
     _draw_detail(detail, samples)
     for axes in (whole, detail):
         _finish(axes, stats)
-    figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    figure.legend(
+        *whole.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
     figure.suptitle(
         f"Training inside a vramkit pool of {format_mib(stats.capacity_bytes)}",
         color=_TEXT,

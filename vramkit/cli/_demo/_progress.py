@@ -1,5 +1,6 @@
 """A progress bar on a terminal, plain lines elsewhere; on standard error in both cases."""
 
+import shutil
 import sys
 from types import TracebackType
 from typing import Self, TextIO
@@ -18,6 +19,7 @@ class Progress:
         """Show a bar of no length; its total comes with the first step."""
         from tqdm import tqdm
 
+        size = shutil.get_terminal_size()
         self._title = title
         self._line_every = line_every
         self._stream = stream or sys.stderr
@@ -26,6 +28,9 @@ class Progress:
             total=0,
             unit="step",
             file=self._stream,
+            # tqdm shows nothing on a terminal that does not tell its size.
+            ncols=size.columns,
+            nrows=size.lines,
             disable=not self._stream.isatty(),
         )
 

@@ -1,6 +1,8 @@
 """Runs the demo: the same training outside the pool and inside it."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +44,13 @@ def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
         torch.OutOfMemoryError: The pool's budget is too small.
         InvalidArgumentError: The picture cannot be written.
     """
-    outside = _train(digits, plan, "outside the pool", None)
-    recorder = MemoryRecorder(pool)
-    begin_s = time.perf_counter()
-    with pool:
-        inside = _train(digits, plan, "inside the pool", recorder)
-    seconds = time.perf_counter() - begin_s
+    with _one_thread():
+        outside = _train(digits, plan, "outside the pool", None)
+        recorder = MemoryRecorder(pool)
+        begin_s = time.perf_counter()
+        with pool:
+            inside = _train(digits, plan, "inside the pool", recorder)
+        seconds = time.perf_counter() - begin_s
     stats = pool.stats()
     try:
         draw(recorder.samples, stats=stats, path=plan.out)
@@ -65,6 +68,17 @@ def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
         samples=len(recorder.samples),
         picture=plan.out,
     )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Images of 8 x 8 pixels are too small for more: threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train(digits: Digits, plan: Plan, title: str, recorder: MemoryRecorder | None) -> Training:

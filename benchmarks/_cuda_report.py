@@ -1,0 +1,187 @@
+"""The results of bench_pool_cuda as rows: the pool's figure beside that of a peer."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from _cuda_figures import standings, start, totals_s, whole_rounds, worst_ms
+from _cuda_loops import LOOPS
+from _cuda_plan import (
+    EQUAL_CYCLE,
+    EQUAL_LOOPS,
+    HOST_ROUNDS,
+    HOST_SIZES,
+    HOST_THREADS,
+    NATIVE,
+    POOL,
+    RATIOS,
+    STARTUP_PAGES_MIB,
+    Choice,
+    Result,
+    at,
+    equal_key,
+    peak_bytes,
+    reference_key,
+    startup_key,
+)
+from _cuda_state import State
+from _harness import Row, Setting, Summary, summarize
+
+BENCH = "bench_pool_cuda"
+SIGNS_OF_OTHER_WORK = 0.02
+
+
+def rows(state: State, choice: Choice) -> Iterable[Row]:
+    """Yield a row for each figure that was measured."""
+    for loop in choice.loops:
+        yield from _whole_rows(state, loop, choice)
+    yield from _smallest_rows(state, choice)
+    yield from _equal_rows(state, choice)
+    yield from _host_rows(state)
+    yield from _startup_rows(state, choice)
+
+
+def _settings(state: State, loop: str, choice: Choice) -> dict[str, Setting]:
+    return {
+        "loop": LOOPS[loop].what,
+        "steps": LOOPS[loop].steps,
+        "peak_requested_bytes": peak_bytes(state, loop),
+        "page_bytes": choice.page_bytes,
+    }
+
+
+def _whole_rows(state: State, loop: str, choice: Choice) -> Iterable[Row]:
+    rounds = whole_rounds(state, loop, choice.rounds)
+    native = totals_s(rounds[NATIVE])
+    if not native:
+        return
+    settings = _settings(state, loop, choice)
+    for ratio in RATIOS:
+        taken = rounds[at(ratio)]
+        done = [result for result in taken if result["ok"]]
+        if not taken:
+            continue
+        share = summarize([float(result["ok"]) for result in taken])
+        yield Row(BENCH, loop, f"completes_at_{ratio:.2f}", "share", share, settings)
+        if not done:
+            continue
+        books = settings | {name: done[-1][name] for name in ("mapping_calls", "stitched_requests")}
+        own, theirs = summarize(totals_s(done)), summarize(native)
+        yield Row(BENCH, loop, f"whole_loop_at_{ratio:.2f}", "s", own, books, NATIVE, theirs)
+        own = summarize([worst_ms(result) for result in done])
+        theirs = summarize([worst_ms(result) for result in rounds[NATIVE] if result["ok"]])
+        yield Row(BENCH, loop, f"worst_step_at_{ratio:.2f}", "ms", own, books, NATIVE, theirs)
+
+
+def _smallest_rows(state: State, choice: Choice) -> Iterable[Row]:
+    found = {(each.loop, each.allocator): each for each in standings(state, choice)}
+    for (loop, allocator), theirs in found.items():
+        mine = found.get((loop, POOL))
+        if allocator == POOL or mine is None:
+            continue
+        settings = _settings(state, loop, choice)
+        if mine.smallest and theirs.smallest:
+            exact: dict[str, Setting] = {"own_exact": mine.exact, "peer_exact": theirs.exact}
+            pair = _once(mine.smallest.ratio), _once(theirs.smallest.ratio)
+            yield _beside(loop, "smallest_capacity", "x peak", pair, settings | exact, allocator)
+            pair = _once(mine.smallest.step_ms), _once(theirs.smallest.step_ms)
+            yield _beside(loop, "step_at_smallest", "ms", pair, settings | exact, allocator)
+        if allocator != NATIVE and mine.uncapped and theirs.uncapped:
+            pair = _once(mine.uncapped.step_ms), _once(theirs.uncapped.step_ms)
+            yield _beside(loop, "step_uncapped", "ms", pair, settings, allocator)
+
+
+def _once(value: float) -> Summary:
+    return summarize([value])
+
+
+def _beside(
+    case: str,
+    metric: str,
+    unit: str,
+    pair: tuple[Summary, Summary],
+    settings: Mapping[str, Setting],
+    peer: str,
+) -> Row:
+    return Row(BENCH, case, metric, unit, pair[0], settings, peer, pair[1])
+
+
+def _equal_rows(state: State, choice: Choice) -> Iterable[Row]:
+    for loop in EQUAL_LOOPS:
+        result = state.result(equal_key(loop, POOL))
+        if not result or not result["ok"]:
+            continue
+        # The count stands after each step: from the second step's end on nothing may be added.
+        calls = result["mapping_calls"]
+        settings: dict[str, Setting] = {
+            "loop": LOOPS[loop].what,
+            "step": f"a cycle of {EQUAL_CYCLE} sizes",
+            "steps": len(calls),
+            "capacity_bytes": result["capacity_bytes"],
+            "calls_after_step_1": calls[0],
+            "calls_after_step_2": calls[1],
+        }
+        own = _once(calls[-1] - calls[1])
+        yield Row(BENCH, loop, "mapping_calls_from_step_3", "calls", own, settings)
+
+
+def _host_rows(state: State) -> Iterable[Row]:
+    keys = [f"host/{who}/{n}" for who in (POOL, NATIVE) for n in range(HOST_ROUNDS)]
+    results = state.together(keys)
+    if results is None or not all(result["ok"] for result in results):
+        return
+    own, theirs = results[:HOST_ROUNDS], results[HOST_ROUNDS:]
+    for size in HOST_SIZES:
+        for threads in HOST_THREADS:
+            name = f"{size}_{threads}"
+            pair = _samples(own, name), _samples(theirs, name)
+            case = f"empty_{size.replace(' ', '_')}_{threads}_threads"
+            settings: dict[str, Setting] = {"threads": threads, "size": size}
+            yield _beside(case, "pair_ns", "ns", pair, settings, NATIVE)
+
+
+def _samples(results: Iterable[Result], name: str) -> Summary:
+    return summarize([sample for result in results for sample in result[name]])
+
+
+def _startup_rows(state: State, choice: Choice) -> Iterable[Row]:
+    for pages in STARTUP_PAGES_MIB:
+        mine = start(state, POOL, pages)
+        if mine is None:
+            continue
+        result = state.result(startup_key(POOL, pages)) or {}
+        books: dict[str, Setting] = {"page_MiB": pages, "capacity": "40 GiB"}
+        books |= {name: result["turns"][0][name] for name in ("returned_s", "closed_s")}
+        for peer in (NATIVE, *choice.others):
+            theirs = start(state, peer)
+            if theirs is None:
+                continue
+            case = f"startup_{pages}_MiB_pages"
+            pair = _once(mine.first_s), _once(theirs.first_s)
+            yield _beside(case, "first_tensor", "s", pair, books, peer)
+            pair = _once(mine.all_s), _once(theirs.all_s)
+            yield _beside(case, "all_40_GiB", "s", pair, books, peer)
+
+
+def doubts(state: State, choice: Choice) -> list[str]:
+    """Name results that cannot be trusted: other losses than the reference's, bad exits."""
+    found = []
+    for loop in choice.loops:
+        reference = state.result(reference_key(loop))
+        if not reference or not reference["ok"]:
+            continue
+        expected = reference["first_loss"]
+        rounds = whole_rounds(state, loop, choice.rounds)
+        for who, results in rounds.items():
+            for result in results:
+                loss = result.get("first_loss")
+                if loss is not None and not _close(loss, expected):
+                    found.append(f"{loop}: {who} began with loss {loss:.6g}, not {expected:.6g}")
+                if result["ok"] and math.isnan(result["last_loss"]):
+                    found.append(f"{loop}: {who} ended with a loss that is not a number")
+                if "exit" in result:
+                    found.append(f"{loop}: {who} did not end cleanly: {result['exit']}")
+    return found
+
+
+def _close(loss: float, expected: float) -> bool:
+    return abs(loss - expected) <= SIGNS_OF_OTHER_WORK * max(abs(expected), 1e-6)

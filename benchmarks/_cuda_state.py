@@ -1,0 +1,121 @@
+"""The measurements that are done: a file that grows by a line each, where a later run goes on."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from _cuda_plan import POOL, Group, Measurement, Result
+from _provenance import Provenance
+
+
+class State:
+    """What is done. Lines of the pool at another commit do not count; those of peers do."""
+
+    def __init__(self, path: Path, *, commit: str | None = None) -> None:
+        """Read the file, if there is one; ``commit`` None takes the pool at any commit."""
+        self._path = path
+        self._records: dict[str, Mapping[str, Any]] = {}
+        self.origins: dict[str, Provenance] = {}
+        self.dropped = 0
+        self._run = ""
+        for line in _whole_lines(path):
+            self._take(json.loads(line), commit)
+
+    def _take(self, record: Mapping[str, Any], commit: str | None) -> None:
+        if "origin" in record:
+            self.origins[record["run"]] = Provenance(**record["origin"])
+            return
+        label = self.origins[record["run"]].label
+        if record["spec"]["allocator"] == POOL and commit not in (None, label):
+            self.dropped += 1
+            return
+        self._records[record["key"]] = record
+
+    def begin_run(self, origin: Provenance) -> None:
+        """Begin to add: what follows was measured by one run of the benchmark."""
+        self._run = datetime.now(UTC).isoformat()
+        self.origins[self._run] = origin
+        self._append({"run": self._run, "origin": asdict(origin)})
+
+    def add(self, measurement: Measurement, result: Result, wall_s: float) -> None:
+        """Note a result, in the file too."""
+        record = {
+            "run": self._run,
+            "key": measurement.key,
+            "spec": measurement.spec.as_json(),
+            "wall_s": round(wall_s, 3),
+            "result": result,
+        }
+        self._append(record)
+        self._records[measurement.key] = record
+
+    def _append(self, record: Mapping[str, object]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def result(self, key: str) -> Result | None:
+        """Return the result of a measurement; None when it is not done."""
+        record = self._records.get(key)
+        return None if record is None else record["result"]
+
+    def complete(self, group: Group) -> bool:
+        """Tell whether one run made all of a group."""
+        runs = {self._records.get(each.key, {}).get("run") for each in group}
+        return len(runs) == 1 and None not in runs
+
+    def together(self, keys: list[str]) -> list[Result] | None:
+        """Return the results of a group; None unless one run made all of them."""
+        records = [self._records.get(key) for key in keys]
+        if any(record is None for record in records):
+            return None
+        if len({record["run"] for record in records if record}) > 1:
+            return None
+        return [record["result"] for record in records if record]
+
+    def expected_s(self, measurement: Measurement, unknown_s: float) -> float:
+        """Guess how long a measurement takes: as long as the longest of its kind took."""
+        spec = measurement.spec
+        like = [
+            float(record["wall_s"])
+            for record in self._records.values()
+            if (record["spec"]["kind"], record["spec"]["loop"]) == (spec.kind, spec.loop)
+        ]
+        return max(like, default=unknown_s)
+
+    def forget_failures(self) -> int:
+        """Let crashed measurements be made again; returns how many."""
+        crashed = [key for key, record in self._records.items() if "crash" in record["result"]]
+        for key in crashed:
+            del self._records[key]
+        return len(crashed)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Read the file, and cut off a last line that a run which was killed left unfinished."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return whole.splitlines()
+
+
+def continue_from(earlier: Path | None, path: Path) -> None:
+    """Begin a new state file with what an earlier one holds.
+
+    Raises:
+        FileNotFoundError: there is no earlier file.
+        FileExistsError: the state file holds something already.
+    """
+    if earlier is None:
+        return
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: leave --resume out to go on with it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(earlier, path)

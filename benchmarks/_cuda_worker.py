@@ -1,0 +1,142 @@
+"""A child process of bench_pool_cuda: makes one measurement when its parent says so.
+
+usage: _cuda_worker.py SPEC
+
+SPEC is the JSON object of a Measurement. The process imports what it needs, prints "ready", waits
+for a line on standard input, and prints its result: one JSON object.
+"""
+
+import contextlib
+import gc
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from typing import TextIO
+
+import torch
+from _cuda_allocators import Books, allocator_scope, is_out_of_memory
+from _cuda_loops import LOOPS, Loop
+from _cuda_micro import host_cost, start_up
+from _cuda_plan import EQUAL_CYCLE, EQUAL_STEPS, Spec
+from _cuda_text_loops import Step
+from _provenance import measure_this_tree
+
+
+@dataclass
+class Course:
+    """How the steps of a loop went; step times are the GPU's, from one step's end to the next's."""
+
+    ok: bool = False
+    steps_done: int = 0
+    total_s: float = 0.0
+    steps_ms: list[float] = field(default_factory=list)
+    first_loss: float | None = None
+    last_loss: float | None = None
+    mapping_calls: list[int] = field(default_factory=list)
+    out_of_memory: str | None = None
+
+
+def steps_of(loop: Loop, mode: str) -> tuple[Step, int]:
+    """Build a loop; in the mode "equal" each step is one and the same cycle of sizes."""
+    draw = random.Random(loop.seed)
+    step = loop.make(draw)
+    if mode != "equal":
+        return step, loop.steps
+
+    def equal_step() -> torch.Tensor:
+        draw.seed(loop.seed)
+        for _ in range(EQUAL_CYCLE - 1):
+            step()
+        return step()
+
+    return equal_step, EQUAL_STEPS
+
+
+def run_steps(course: Course, step: Step, count: int, spec: Spec, books: Books) -> None:
+    """Run the loop; the host waits for the GPU after the first step and at the end only.
+
+    In the mode "synced" it waits after every step, so that nothing is alive longer than it must be.
+    """
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    torch.cuda.synchronize()
+    ends[0].record()
+    start = time.perf_counter()
+    for end in ends[1:]:
+        loss = step()
+        end.record()
+        course.steps_done += 1
+        if course.first_loss is None:
+            course.first_loss = loss.item()
+        if spec.mode == "synced":
+            torch.cuda.synchronize()
+        elif spec.mode == "equal" and books.mapping_calls is not None:
+            course.mapping_calls.append(books.mapping_calls())
+    torch.cuda.synchronize()
+    course.total_s = time.perf_counter() - start
+    course.last_loss = loss.item()
+    course.steps_ms = [a.elapsed_time(b) for a, b in itertools.pairwise(ends)]
+    course.ok = True
+
+
+def run_loop(spec: Spec) -> dict[str, object]:
+    """Run one loop under one allocator."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.manual_seed(0)
+    course = Course()
+    with allocator_scope(spec) as books:
+        try:
+            step, count = steps_of(LOOPS[spec.loop], spec.mode)
+            run_steps(course, step, count, spec, books)
+        except Exception as err:  # every allocator and library has its own
+            if not is_out_of_memory(err):
+                raise
+            course.out_of_memory = str(err)[:2000]
+        return asdict(course) | books.figures()
+
+
+MEASURES: dict[str, Callable[[Spec], dict[str, object]]] = {
+    "loop": run_loop,
+    "host": host_cost,
+    "startup": start_up,
+}
+
+
+def prepare(spec: Spec) -> None:
+    """Import what takes long to import, so that it costs no time on the GPU."""
+    if spec.kind == "loop" and (needed := LOOPS[spec.loop].needs):
+        import_module(needed)
+    if spec.allocator == "vramkit":
+        measure_this_tree()
+        import_module("vramkit.pool")
+    if spec.allocator == "rmm":
+        import_module("rmm.allocators.torch")
+
+
+def _own_output() -> TextIO:
+    # What libraries print goes to standard error: the parent reads lines that are ours.
+    ours = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return ours
+
+
+def main() -> None:
+    """Get ready, wait for the word, measure."""
+    with contextlib.closing(_own_output()) as output:
+        spec = Spec(**json.loads(sys.argv[1]))
+        prepare(spec)
+        output.write("ready\n")
+        if not sys.stdin.readline():
+            return
+        result = MEASURES[spec.kind](spec)
+        gc.collect()
+        output.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

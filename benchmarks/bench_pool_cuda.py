@@ -1,0 +1,143 @@
+"""CUDA loops inside vramkit.MemoryPool beside PyTorch's own allocators and RMM's pool.
+
+Every measurement is a process of its own and is noted in a state file at once. A later run with
+that file goes on where the last one stopped, so that the whole outlasts one stay on a GPU machine;
+what is compared was measured in one run. Without a GPU, --report shows what a state file holds.
+"""
+
+import argparse
+import math
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from _cuda_loops import LOOPS
+from _cuda_picture import draw
+from _cuda_plan import OTHERS, PARTS, Choice, pending
+from _cuda_report import doubts, rows
+from _cuda_run import UNKNOWN_S, Budget, run
+from _cuda_state import State, continue_from
+from _cuda_table import table
+from _harness import Recorder, parser, say
+from _provenance import ROOT, commit_label, gpu_provenance
+
+STATE = ROOT / "build" / "benchmarks" / "pool_cuda.jsonl"
+
+
+def _names(known: tuple[str, ...], text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(known)}")
+    return chosen
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__doc__ or "")
+    add = options.add_argument
+    add("--state", type=Path, default=STATE, help="file of the done measurements")
+    add("--resume", type=Path, help="begin the state file with this earlier one")
+    add("--budget-s", type=float, default=math.inf, help="stop before this many seconds are over")
+    add("--only", type=lambda text: _names(PARTS, text), default=PARTS, help=",".join(PARTS))
+    add(
+        "--loops",
+        type=lambda text: _names(tuple(LOOPS), text),
+        default=tuple(LOOPS),
+        help=",".join(LOOPS),
+    )
+    add("--rounds", type=int, default=3, help="of native beside the pool; 3 unless told")
+    add("--page-mib", type=int, default=2, help="page size; one state file is for one size")
+    add("--commit", help="label of the commit, where the tree is a copy without its repository")
+    add("--plan", action="store_true", help="say what would be measured next, and end")
+    add("--report", action="store_true", help="measure nothing: show what the state file holds")
+    add("--retry", action="store_true", help="measure again what crashed")
+    add("--table", type=Path, help="write the table to this file too")
+    add("--picture", type=Path, help="draw memory against step time into this PNG file")
+    return options
+
+
+def _choice(chosen: argparse.Namespace) -> Choice:
+    loops = []
+    for name in chosen.loops:
+        # A report is of another machine's results: it needs nothing of what they needed.
+        if (missing := LOOPS[name].missing) and not chosen.report:
+            say(f"skipped: {name} needs {missing}, which is not installed")
+        else:
+            loops.append(name)
+    others: tuple[str, ...] = OTHERS
+    if find_spec("rmm") is None and not chosen.report:
+        say("skipped: rmm is not installed")
+        others = tuple(name for name in OTHERS if name != "rmm")
+    return Choice(
+        tuple(loops),
+        chosen.only,
+        1 if chosen.quick else chosen.rounds,
+        chosen.page_mib << 20,
+        others,
+    )
+
+
+def _show_plan(state: State, choice: Choice) -> None:
+    total_s = 0.0
+    for group in pending(state, choice):
+        expected_s = sum(state.expected_s(each, UNKNOWN_S[each.spec.kind]) for each in group)
+        total_s += expected_s
+        say(f"{expected_s:6.0f} s  {', '.join(each.key for each in group)}")
+    say(f"about {total_s:.0f} s at most; what needs these results comes after them")
+
+
+def _measure(state: State, choice: Choice, budget: Budget, commit: str | None) -> None:
+    try:
+        origin = gpu_provenance(commit)
+    except RuntimeError as err:
+        say(f"skipped: {err}")
+        return
+    state.begin_run(origin)
+    if run(state, choice, budget):
+        say("all is measured")
+        return
+    left = len(pending(state, choice))
+    say(f"the time is up, {left} groups are left; --resume with this state file goes on")
+
+
+def _show(state: State, choice: Choice, chosen: argparse.Namespace) -> None:
+    text = table(state, choice)
+    if chosen.table:
+        chosen.table.write_text(text + "\n", encoding="utf-8")
+    origin = state.origins[max(state.origins)]
+    recorder = Recorder(record=chosen.record, allow_dirty=chosen.allow_dirty, origin=origin)
+    for row in rows(state, choice):
+        recorder.add(row)
+    say(text)
+    for doubt in doubts(state, choice):
+        say(f"DOUBTFUL: {doubt}")
+    if chosen.picture:
+        draw(state, choice, chosen.picture)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    start = time.monotonic()
+    chosen = _options().parse_args()
+    continue_from(chosen.resume, chosen.state)
+    # A report is of what was measured, whatever the tree has become since.
+    commit = chosen.commit if chosen.report else chosen.commit or commit_label()
+    state = State(chosen.state, commit=commit)
+    if state.dropped:
+        say(f"{state.dropped} measurements of the pool at other commits do not count")
+    if chosen.retry:
+        say(f"{state.forget_failures()} crashed measurements are made again")
+    choice = _choice(chosen)
+    if chosen.plan:
+        _show_plan(state, choice)
+        return 0
+    if not chosen.report:
+        _measure(state, choice, Budget(chosen.budget_s, start), chosen.commit)
+    if state.origins:
+        _show(state, choice, chosen)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Trains a digit classifier inside a vramkit memory pool, and checks that nothing else changes.
+
+Run it with `python examples/train_digits.py`; needs `pip install 'vramkit[demo]'`.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import vramkit
+
+EPOCHS = 12
+BATCH = 128
+MIB = 1 << 20
+
+bunch = load_digits()
+images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
+digits = torch.from_numpy(bunch.target)
+is_test = torch.arange(len(digits)) % 5 == 0
+
+
+def train(after_step=lambda: None):
+    """Train from scratch; return the loss of each step and the accuracy on unseen images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(4),
+        nn.Flatten(),
+        nn.Linear(64 * 2 * 2, 10),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
+    train_images, train_digits = images[~is_test], digits[~is_test]
+    losses = []
+    for _ in range(EPOCHS):
+        for batch in torch.randperm(len(train_digits)).split(BATCH):
+            loss = nn.functional.cross_entropy(model(train_images[batch]), train_digits[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            after_step()
+    with torch.no_grad():
+        right = model(images[is_test]).argmax(dim=1) == digits[is_test]
+    return torch.tensor(losses), right.float().mean().item()
+
+
+def main():
+    torch.set_num_threads(1)  # images of 8 x 8 pixels are too small for more
+    plain_losses, _ = train()
+
+    # The only lines that a training script needs: make a pool, and train inside it.
+    pool = vramkit.MemoryPool("32MiB", device="cpu")
+    highest_mib, mapped_mib = [], []
+
+    def look():
+        stats = pool.stats()
+        highest_mib.append(stats.peak_live_bytes / MIB)
+        mapped_mib.append(stats.mapped_bytes / MIB)
+        pool.reset_peak_stats()
+
+    with pool:
+        losses, accuracy = train(look)
+
+    print(pool.memory_summary())
+    print(f"accuracy on unseen digits: {accuracy:.4f}")
+    print(f"losses as outside the pool, bit for bit: {torch.equal(losses, plain_losses)}")
+
+    plt.plot(mapped_mib, label="mapped")
+    plt.plot(highest_mib, label="live, highest in the step")
+    plt.axhline(pool.stats().capacity_bytes / MIB, color="red", linestyle="--", label="budget")
+    plt.xlabel("training step")
+    plt.ylabel("MiB")
+    plt.legend()
+    plt.savefig("train_digits.png")
+
+
+if __name__ == "__main__":
+    main()

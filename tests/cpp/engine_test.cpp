@@ -1,0 +1,285 @@
+#include "pool/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "support.h"
+
+namespace vramkit {
+namespace {
+
+constexpr uint64_t kPage = JudgedEngine::kPage;
+
+/// Live blocks of a page, of which every second is freed: no hole is larger than a page.
+std::vector<uint64_t> make_holes(JudgedEngine& pool, uint64_t pages) {
+  std::vector<uint64_t> kept;
+  std::vector<uint64_t> gone;
+  for (uint64_t i = 0; i < pages; ++i) {
+    const uint64_t address = pool.allocate(kPage);
+    EXPECT_NE(address, 0U);
+    (i % 2 == 0 ? gone : kept).push_back(address);
+  }
+  for (const uint64_t address : gone) pool.free(address);
+  return kept;
+}
+
+TEST(Engine, ServesBlocksOfEverySize) {
+  JudgedEngine pool(64);
+  for (uint64_t size = 1; size <= 64 * kPage; size = size * 5 / 3 + 1) {
+    const uint64_t address = pool.allocate(size);
+    ASSERT_NE(address, 0U) << size;
+    EXPECT_EQ(address % kAlignment, 0U);
+    EXPECT_GE(pool.size_of(address), size);
+    EXPECT_EQ(pool.free(address), size);
+  }
+}
+
+TEST(Engine, RefusesNoBytes) {
+  JudgedEngine pool(4);
+  expect_error(Status::kInvalidArgument, "at least one byte", [&] { pool.allocate(0); });
+}
+
+class HugeSizes : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(HugeSizes, AreRefusedWithoutOverflow) {
+  JudgedEngine pool(4);
+  EXPECT_EQ(pool.allocate(GetParam()), 0U);
+  EXPECT_EQ(pool->counters().failures, 1U);
+  EXPECT_EQ(pool->counters().allocations, 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, HugeSizes,
+                         testing::Values(4 * kPage + 1, uint64_t{1} << 62, uint64_t{1} << 63,
+                                         ~uint64_t{0} - 511, ~uint64_t{0}));
+
+TEST(Engine, StitchesFreePagesWhenNoHoleFits) {
+  JudgedEngine pool(8);
+  make_holes(pool, 8);
+  const uint64_t address = pool.allocate(3 * kPage - 100);
+  ASSERT_NE(address, 0U);
+  EXPECT_EQ(pool->find(address)->kind, BlockKind::kStitched);
+  EXPECT_EQ(pool.size_of(address), 3 * kPage);
+  EXPECT_EQ(pool->counters().stitched_requests, 1U);
+  EXPECT_EQ(pool->counters().stitched_pages, 3U);
+}
+
+TEST(Engine, AStitchedAddressServesAgainWithoutMapping) {
+  JudgedEngine pool(8);
+  make_holes(pool, 8);
+  const uint64_t address = pool.allocate(4 * kPage);
+  pool.free(address);
+  const uint64_t calls = pool->pages().mapping_calls();
+  EXPECT_EQ(pool.allocate(3 * kPage), address) << "a shorter block fits too";
+  EXPECT_EQ(pool->pages().mapping_calls(), calls);
+  EXPECT_EQ(pool->counters().alias_hits, 1U);
+  EXPECT_EQ(pool->counters().stitched_requests, 1U);
+}
+
+TEST(Engine, AnAliasWhosePagesAreTakenDoesNotServe) {
+  JudgedEngine pool(8);
+  make_holes(pool, 8);
+  const uint64_t address = pool.allocate(3 * kPage);
+  pool.free(address);
+  ASSERT_NE(pool.allocate(kPage), 0U);
+  const uint64_t other = pool.allocate(3 * kPage);
+  ASSERT_NE(other, 0U);
+  EXPECT_NE(other, address);
+}
+
+TEST(Engine, WhatCannotBeServedChangesNothing) {
+  JudgedEngine pool(8);
+  make_holes(pool, 8);
+  const uint64_t live = pool->counters().live_bytes;
+  EXPECT_EQ(pool.allocate(5 * kPage), 0U);
+  EXPECT_EQ(pool->counters().live_bytes, live);
+  EXPECT_EQ(pool->counters().failures, 1U);
+  EXPECT_NE(pool.allocate(4 * kPage), 0U);
+}
+
+TEST(Engine, RefusesWhatItNeverGaveOut) {
+  JudgedEngine pool(8);
+  const uint64_t base = pool->base();
+  for (const uint64_t address :
+       {base - 1, base + pool->address_bytes(), uint64_t{0}, ~uint64_t{0}}) {
+    expect_error(Status::kForeignPointer, "was not allocated by this pool",
+                 [&] { pool->release(address); });
+    expect_error(Status::kForeignPointer, "free it where it was allocated",
+                 [&] { pool->record_stream(address, 0); });
+    EXPECT_FALSE(pool->find(address));
+  }
+}
+
+class BlockOfEachKind : public testing::TestWithParam<uint64_t> {};
+
+TEST_P(BlockOfEachKind, IsFreedOnceAndAtItsStart) {
+  JudgedEngine pool(16);
+  make_holes(pool, 10);
+  const uint64_t blocker = pool.allocate(6 * kPage);
+  const uint64_t address = pool.allocate(GetParam());
+  ASSERT_NE(address, 0U);
+  for (const uint64_t inside : {address + 1, address + 512, address + GetParam() - 1}) {
+    expect_error(Status::kDoubleFree, "lies inside the live block", [&] { pool->release(inside); });
+    expect_error(Status::kDoubleFree, "free that", [&] { pool->record_stream(inside, 16); });
+  }
+  const uint64_t other = address + 4 * kPage;
+  pool.free(address);
+  for (const uint64_t gone : {address, address + 512, other}) {
+    if (pool->find(gone)) continue;
+    expect_error(Status::kDoubleFree, "no live block starts at", [&] { pool->release(gone); });
+  }
+  pool.free(blocker);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, BlockOfEachKind, testing::Values(1000, kPage - 512, 4 * kPage));
+
+TEST(Engine, AnotherStreamWaitsForFreedMemory) {
+  JudgedEngine pool(4);
+  const uint64_t address = pool.allocate(4 * kPage, 1);
+  pool.use(address, 1);
+  pool.free(address);
+  EXPECT_EQ(pool.allocate(4 * kPage, 2), address);
+  EXPECT_EQ(pool->cross_stream_waits(), 1U);
+}
+
+TEST(Engine, NeighboursFreedBySeveralStreamsServeAFourth) {
+  JudgedEngine pool(3);
+  std::vector<uint64_t> blocks;
+  for (size_t stream = 0; stream < 3; ++stream) blocks.push_back(pool.allocate(kPage, stream));
+  for (size_t stream = 0; stream < 3; ++stream) {
+    pool.use(blocks[stream], stream);
+    pool.free(blocks[stream]);
+  }
+  EXPECT_EQ(pool.allocate(3 * kPage, 3), blocks[0]);
+  EXPECT_EQ(pool->cross_stream_waits(), 3U);
+}
+
+TEST(Engine, StitchingWaitsForEveryStreamWhosePagesItTakes) {
+  JudgedEngine pool(6);
+  std::vector<uint64_t> blocks;
+  for (size_t i = 0; i < 6; ++i) blocks.push_back(pool.allocate(kPage, i % 2 == 0 ? 0 : i / 2 + 1));
+  for (const size_t i : {1, 3, 5}) pool.record_stream(blocks[i], 0);
+  for (const size_t i : {1, 3, 5}) pool.free(blocks[i]);
+  EXPECT_NE(pool.allocate(3 * kPage, 1), 0U);
+  EXPECT_GE(pool->cross_stream_waits(), 3U);
+}
+
+TEST(Engine, AStitchedBlockUsedElsewhereHoldsItsPages) {
+  JudgedEngine pool(8);
+  make_holes(pool, 8);
+  const uint64_t address = pool.allocate(4 * kPage, 0);
+  pool.record_stream(address, 1);
+  pool.free(address);
+  EXPECT_EQ(pool->pending_bytes(), 4 * kPage);
+  EXPECT_EQ(pool.allocate(4 * kPage, 0), address) << "after a wait for stream 1";
+  EXPECT_EQ(pool->cross_stream_waits(), 1U);
+  EXPECT_EQ(pool->pending_bytes(), 0U);
+}
+
+TEST(Engine, ACaptureTakesOnlyWhatNeedsNoWait) {
+  JudgedEngine pool(8);
+  const uint64_t own = pool.allocate(4 * kPage, 0);
+  const uint64_t foreign = pool.allocate(4 * kPage, 1);
+  pool.use(foreign, 1);
+  pool.free(foreign);
+  pool.free(own);
+  pool.device().set_capturing(true);
+  EXPECT_EQ(pool.allocate(5 * kPage, 0), 0U);
+  EXPECT_EQ(pool.allocate(4 * kPage, 0), own);
+  EXPECT_EQ(pool.allocate(kPage, 0), 0U);
+  pool.device().set_capturing(false);
+  EXPECT_EQ(pool.allocate(4 * kPage, 0), foreign);
+}
+
+TEST(Engine, UnmapsNothingDuringACapture) {
+  JudgedEngine pool(8, "null", 4);
+  const std::vector<uint64_t> kept = make_holes(pool, 8);
+  pool.free(pool.allocate(3 * kPage));
+  pool.free(kept[0]);
+  pool.device().set_capturing(true);
+  EXPECT_EQ(pool.allocate(4 * kPage), 0U) << "the idle alias cannot be given up now";
+  expect_error(Status::kBusy, "being captured", [&] { pool->trim(); });
+  expect_error(Status::kBusy, "being captured", [&] { pool->resize(4 * kPage); });
+  pool.device().set_capturing(false);
+  EXPECT_NE(pool.allocate(4 * kPage), 0U);
+}
+
+TEST(Engine, TheCapOnAliasesIsKept) {
+  JudgedEngine pool(16, "null", 3);
+  make_holes(pool, 16);
+  EXPECT_EQ(pool.allocate(4 * kPage), 0U);
+  const uint64_t live = pool.allocate(3 * kPage);
+  EXPECT_NE(live, 0U);
+  EXPECT_EQ(pool.allocate(2 * kPage), 0U);
+  pool.free(live);
+  EXPECT_EQ(pool.allocate(3 * kPage), live);
+}
+
+class FailingCalls : public testing::TestWithParam<std::tuple<const char*, const char*, uint64_t>> {
+};
+
+TEST_P(FailingCalls, LeaveThePoolAsItWas) {
+  const auto [backend, call, nth] = GetParam();
+  JudgedEngine pool(16, backend);
+  std::vector<uint64_t> blocks;
+  for (size_t i = 0; i < 12; ++i) blocks.push_back(pool.allocate(kPage, i % 3));
+  for (size_t i = 0; i < 12; i += 2) pool.free(blocks[i]);
+  const Counters before = pool->counters();
+  pool->inject_fault(call, nth);
+  uint64_t address = 0;
+  try {
+    address = pool.allocate(6 * kPage, 1);
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("injected failure"), std::string::npos);
+    EXPECT_EQ(pool->counters().live_bytes, before.live_bytes);
+    EXPECT_EQ(pool->counters().live_blocks, before.live_blocks);
+    EXPECT_EQ(pool->counters().stitched_requests, before.stitched_requests);
+  }
+  pool.check();
+  pool->inject_fault(call, 0);
+  if (address == 0) address = pool.allocate(6 * kPage, 1);
+  EXPECT_NE(address, 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Calls, FailingCalls,
+                         testing::Combine(testing::Values("null", "memfd", "host"),
+                                          testing::Values("back", "map_alias", "unmap_alias",
+                                                          "record_event", "wait_event"),
+                                          testing::Values(1, 2, 3)));
+
+TEST(Engine, AFreeDoesNotFailWhenItsEventCannotBeRecorded) {
+  JudgedEngine pool(8);
+  const uint64_t address = pool.allocate(kPage, 0);
+  pool.record_stream(address, 1);
+  pool->inject_fault("record_event", 1);
+  testing::internal::CaptureStderr();
+  pool.free(address);
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("recorded later"), std::string::npos);
+  EXPECT_EQ(pool.allocate(8 * kPage, 0), address);
+}
+
+TEST(Engine, SeveralPageSizesWork) {
+  for (uint64_t page = 64 * kKiB; page <= 4 * kMiB; page *= 2) {
+    Engine engine(config_of("null", 8 * page + page / 2, page));
+    EXPECT_EQ(engine.capacity_bytes(), 8 * page) << "rounded down";
+    EXPECT_NE(engine.allocate(8 * page, 0, 0), 0U);
+    engine.check_valid();
+  }
+}
+
+TEST(Engine, RefusesImpossiblePools) {
+  const auto make = [](uint64_t capacity, uint64_t page) {
+    return [=] { Engine engine(config_of("host", capacity, page)); };
+  };
+  expect_error(Status::kInvalidArgument, "less than one page", make(0, 64 * kKiB));
+  expect_error(Status::kInvalidArgument, "less than one page", make(64 * kKiB - 1, 64 * kKiB));
+  expect_error(Status::kInvalidArgument, "that the machine has",
+               make(uint64_t{1} << 63, 64 * kKiB));
+  expect_error(Status::kInvalidArgument, "that the machine has", make(~uint64_t{0}, 2 * kMiB));
+  for (const uint64_t page : {uint64_t{0}, 32 * kKiB, 3 * kMiB, 2 * kGiB, ~uint64_t{0}}) {
+    expect_error(Status::kInvalidArgument, "power of two from 64 KiB", make(kGiB, page));
+  }
+}
+
+}  // namespace
+}  // namespace vramkit

@@ -1,0 +1,83 @@
+#include "pool/explain.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "support.h"
+
+namespace vramkit {
+namespace {
+
+constexpr uint64_t kPage = 64 * kKiB;
+
+const char* stack_text(uint32_t id) { return id == 7 ? "    train.py:12" : "?"; }
+
+std::string explain(Engine& engine, uint64_t wanted) {
+  return explain_shortage(describe_shortage(engine, wanted), stack_text);
+}
+
+void expect_words(const std::string& text, const std::vector<std::string>& words) {
+  for (const std::string& word : words) {
+    EXPECT_NE(text.find(word), std::string::npos) << "no '" << word << "' in:\n" << text;
+  }
+}
+
+TEST(Explain, GivesTheNumbers) {
+  Engine engine(config_of("null", 16 * kPage));
+  engine.allocate(10 * kPage, 0, 7);
+  engine.allocate(3 * kPage, 0, 0);
+  expect_words(
+      explain(engine, 5 * kPage),
+      {"vramkit pool on test is out of memory", "Wanted 0.31 MiB (327680 bytes)",
+       "capacity 1.00 MiB", "live 0.81 MiB in 2 blocks", "free 0.19 MiB", "largest hole 0.19 MiB",
+       "less is free than was wanted", "at least 0.12 MiB more", "pool.resize(1179648)",
+       "overflow=\"native\"", "The 2 largest live blocks:", "0.62 MiB at ", "train.py:12"});
+}
+
+TEST(Explain, TellsPagesThatArePartlyInUse) {
+  Engine engine(config_of("null", 8 * kPage));
+  std::vector<uint64_t> blocks;
+  for (int i = 0; i < 16; ++i) blocks.push_back(engine.allocate(kPage / 2, 0, 0));
+  for (size_t i = 0; i < 16; i += 2) engine.release(blocks[i]);
+  ASSERT_EQ(engine.allocate(2 * kPage, 0, 0), 0U);
+  expect_words(explain(engine, 2 * kPage),
+               {"joins wholly free pages of 0.06 MiB, and of these there are 0.00 MiB",
+                "the request needs 0.12 MiB", "the other 0.25 MiB"});
+}
+
+TEST(Explain, TellsMemoryThatWaitsForOtherStreams) {
+  JudgedEngine pool(8);
+  const uint64_t address = pool.allocate(4 * kPage, 0);
+  pool.record_stream(address, 1);
+  pool.free(address);
+  const std::string text = explain_shortage(describe_shortage(*pool.operator->(), kMiB), nullptr);
+  expect_words(text, {"0.25 MiB wait for work on other streams"});
+}
+
+TEST(Explain, ListsTheTenLargest) {
+  Engine engine(config_of("null", 64 * kPage));
+  for (uint64_t i = 1; i <= 12; ++i) engine.allocate(kPage + i * 1024, 0, 0);
+  const Shortage shortage = describe_shortage(engine, kGiB);
+  ASSERT_EQ(shortage.largest_blocks.size(), 10U);
+  EXPECT_EQ(shortage.largest_blocks.front().requested, kPage + 12 * 1024);
+  EXPECT_EQ(shortage.largest_blocks.back().requested, kPage + 3 * 1024);
+}
+
+TEST(Explain, SaysWhenTheRequestIsLargerThanThePool) {
+  Engine engine(config_of("null", 8 * kPage));
+  expect_words(explain(engine, 9 * kPage),
+               {"larger than the whole pool", "at least 0.06 MiB more"});
+}
+
+TEST(Explain, DoesNotAdviseImpossibleCapacities) {
+  Engine engine(config_of("null", 8 * kPage));
+  for (const uint64_t size : {~uint64_t{0}, uint64_t{1} << 63, ~uint64_t{0} - 65535}) {
+    const std::string text = explain(engine, size);
+    expect_words(text, {"larger than the whole pool", "it may be negative"});
+    EXPECT_EQ(text.find("resize"), std::string::npos) << text;
+  }
+}
+
+}  // namespace
+}  // namespace vramkit

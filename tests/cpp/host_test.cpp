@@ -1,0 +1,113 @@
+#include "backend/host.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <vector>
+
+#include "support.h"
+
+namespace vramkit {
+namespace {
+
+constexpr Layout kLayout{2 * kMiB, 16, 16};
+
+class HostTest : public testing::Test {
+ protected:
+  HostTest() { backend_.reserve(kLayout); }
+  char* home(uint64_t page) const {
+    return reinterpret_cast<char*>(backend_.base() + page * kLayout.page_bytes);
+  }
+  char* alias(uint64_t page) const { return home(kLayout.home_pages + page); }
+  uint64_t number(const char* address) const { return reinterpret_cast<uint64_t>(address); }
+
+  HostBackend backend_;
+};
+
+uint64_t areas() {
+  std::ifstream maps("/proc/self/maps");
+  uint64_t count = 0;
+  for (std::string line; std::getline(maps, line);) ++count;
+  return count;
+}
+
+TEST_F(HostTest, AMoveCarriesTheMemory) {
+  std::memset(home(3), 5, kLayout.page_bytes);
+  backend_.map(number(alias(0)), {3, 1});
+  EXPECT_EQ(alias(0)[kLayout.page_bytes - 1], 5);
+  EXPECT_EQ(home(3)[0], 0) << "what is left behind is fresh";
+  backend_.unmap(number(alias(0)), {3, 1});
+  EXPECT_EQ(home(3)[0], 5);
+}
+
+TEST_F(HostTest, NobodyElsesMemoryLandsWhereAPageWas) {
+  for (uint64_t page = 0; page < 16; page += 2) backend_.map(number(alias(page)), {page, 1});
+  std::vector<char*> others;
+  for (int i = 0; i < 64; ++i) {
+    void* got =
+        ::mmap(nullptr, 2 * kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(got, MAP_FAILED);
+    others.push_back(static_cast<char*>(got));
+    std::memset(got, 7, 4096);
+    EXPECT_TRUE(number(others.back()) < backend_.base() || others.back() >= alias(16));
+  }
+  for (uint64_t page = 0; page < 16; page += 2) backend_.unmap(number(alias(page)), {page, 1});
+  for (char* other : others) {
+    EXPECT_EQ(other[0], 7);
+    ::munmap(other, 2 * kMiB);
+  }
+}
+
+TEST_F(HostTest, AreasMergeWhenPagesAreHomeAgain) {
+  std::memset(home(0), 1, 16 * kLayout.page_bytes);
+  const uint64_t before = areas();
+  for (int round = 0; round < 20; ++round) {
+    for (uint64_t page = 0; page < 16; page += 2) backend_.map(number(alias(page)), {page, 1});
+    for (uint64_t page = 0; page < 16; page += 2) backend_.unmap(number(alias(page)), {page, 1});
+  }
+  EXPECT_LE(areas(), before + 16);
+}
+
+TEST_F(HostTest, AChildWritesToItsOwnCopy) {
+  backend_.map(number(alias(0)), {3, 1});
+  std::memset(home(1), 1, 4096);
+  std::memset(alias(0), 2, 4096);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const bool inherited = home(1)[0] == 1 && alias(0)[0] == 2;
+    std::memset(home(1), 8, 4096);
+    std::memset(alias(0), 9, 4096);
+    ::_exit(inherited ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(home(1)[0], 1);
+  EXPECT_EQ(alias(0)[0], 2);
+}
+
+TEST_F(HostTest, WhatAChildDiscardsStaysWithTheParent) {
+  std::memset(home(0), 3, kLayout.page_bytes);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    backend_.discard_in_child(number(home(0)), kLayout.page_bytes);
+    ::_exit(home(0)[0] == 0 ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(home(0)[0], 3);
+}
+
+TEST_F(HostTest, LeavesMostMappingsToTheProgram) {
+  EXPECT_LT(backend_.max_alias_pages(), uint64_t{1} << 28);
+  EXPECT_GE(backend_.max_alias_pages(), 16U);
+}
+
+}  // namespace
+}  // namespace vramkit

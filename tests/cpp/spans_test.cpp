@@ -1,0 +1,123 @@
+#include "pool/spans.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "support.h"
+
+namespace vramkit {
+namespace {
+
+TEST(Spans, AlignEveryBlockAndWasteLittle) {
+  JudgedEngine pool(256);
+  for (uint64_t size = 1; size <= kMaxSmall; size += 97) {
+    const uint64_t address = pool.allocate(size);
+    ASSERT_NE(address, 0U);
+    EXPECT_EQ(address % kAlignment, 0U);
+    EXPECT_LE(pool.size_of(address), size <= 8 * kKiB ? size + 511 : size + kKiB - 1);
+    EXPECT_EQ(pool->find(address)->kind, BlockKind::kSmall);
+    pool.free(address);
+  }
+}
+
+TEST(Spans, NeverShareASlot) {
+  JudgedEngine pool(64);
+  for (const uint64_t size : {512ULL, 4096ULL, 4608ULL, 16384ULL}) {
+    std::set<uint64_t> live;
+    for (int i = 0; i < 90; ++i) {
+      const uint64_t address = pool.allocate(size);
+      ASSERT_NE(address, 0U);
+      EXPECT_TRUE(live.insert(address).second);
+    }
+    for (const uint64_t address : live) pool.free(address);
+  }
+}
+
+TEST(Spans, FindABlockByItsInterior) {
+  JudgedEngine pool(16);
+  const uint64_t address = pool.allocate(5000);
+  EXPECT_EQ(pool->find(address + 4999)->address, address);
+  EXPECT_EQ(pool->find(address + 4999)->requested, 5000U);
+  pool.free(address);
+  EXPECT_FALSE(pool->find(address + 4999));
+}
+
+TEST(Spans, AFreedSlotServesItsStreamWithoutAnEvent) {
+  JudgedEngine pool(16);
+  pool.allocate(1000, 1);
+  const uint64_t first = pool.allocate(1000, 0);
+  pool.free(first);
+  EXPECT_EQ(pool.allocate(1000, 0), first);
+  EXPECT_EQ(pool->cross_stream_waits(), 0U);
+  EXPECT_EQ(pool.device().open_events(), 0U);
+}
+
+TEST(Spans, StreamsDoNotShareChunks) {
+  JudgedEngine pool(16);
+  const uint64_t mine = pool.allocate(1000, 0);
+  const uint64_t other = pool.allocate(1000, 1);
+  EXPECT_NE(mine / kMinChunk, other / kMinChunk);
+}
+
+TEST(Spans, ASlotUsedElsewhereStaysTakenUntilThatIsDone) {
+  JudgedEngine pool(16);
+  const uint64_t address = pool.allocate(1000, 0);
+  const uint64_t keeps_chunk = pool.allocate(1000, 0);
+  pool.record_stream(address, 1);
+  pool.free(address);
+  EXPECT_EQ(pool->pending_bytes(), 1024U);
+  EXPECT_NE(pool.allocate(1000, 0), address);
+  expect_error(Status::kDoubleFree, "freed before", [&] { pool->release(address); });
+  while (pool.device().streams().advance(1)) {
+  }
+  while (pool.device().streams().advance(0)) {
+  }
+  EXPECT_EQ(pool.allocate(1000, 0), address);
+  EXPECT_EQ(pool->pending_bytes(), 0U);
+  pool.free(keeps_chunk);
+}
+
+TEST(Spans, EmptyChunksServeLargeBlocks) {
+  JudgedEngine pool(16);
+  std::vector<uint64_t> small;
+  for (int i = 0; i < 100; ++i) small.push_back(pool.allocate(8 * kKiB));
+  for (const uint64_t address : small) pool.free(address);
+  EXPECT_NE(pool.allocate(16 * JudgedEngine::kPage), 0U);
+}
+
+TEST(Spans, ChunksOfAStreamServeAnotherAfterAnEvent) {
+  JudgedEngine pool(4);
+  const uint64_t small = pool.allocate(8 * kKiB, 1);
+  pool.use(small, 1);
+  pool.free(small);
+  EXPECT_NE(pool.allocate(4 * JudgedEngine::kPage, 0), 0U);
+  EXPECT_EQ(pool->cross_stream_waits(), 1U);
+}
+
+TEST(Spans, FreesOnAShortLivedStreamAreKnownWhenItIsGone) {
+  JudgedEngine pool(8);
+  pool->declare_short_lived(DeviceModel::handle(1));
+  const uint64_t small = pool.allocate(8 * kKiB, 1);
+  const uint64_t other = pool.allocate(600, 1);
+  pool.use(small, 1);
+  pool.free(small);
+  pool.use(other, 1);
+  pool.free(other);
+  pool.device().destroy_stream(1);
+  EXPECT_NE(pool.allocate(8 * JudgedEngine::kPage, 0), 0U);
+}
+
+TEST(Spans, TinyPoolsServeSmallBlocksToo) {
+  JudgedEngine pool(1);
+  std::vector<uint64_t> live;
+  for (uint64_t address = pool.allocate(100); address != 0; address = pool.allocate(100)) {
+    live.push_back(address);
+  }
+  EXPECT_EQ(live.size(), JudgedEngine::kPage / kGranule);
+  for (const uint64_t address : live) pool.free(address);
+  EXPECT_NE(pool.allocate(JudgedEngine::kPage), 0U);
+}
+
+}  // namespace
+}  // namespace vramkit

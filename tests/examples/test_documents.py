@@ -1,0 +1,95 @@
+"""Documents say what the code does: their examples run, their tables are whole."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from helpers.traces import Row, write_npz
+
+from vramkit import errors
+from vramkit.cli import main
+from vramkit.pool import PoolBlock, PoolStats
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_BLOCK = re.compile(r"(<!-- needs a GPU -->\n)?```python\n(.*?)```", re.DOTALL)
+
+
+def python_blocks(text: str) -> list[str]:
+    """The Python examples of a document that run on any machine."""
+    return [block for needs_gpu, block in _BLOCK.findall(text) if not needs_gpu]
+
+
+def table_rows(text: str) -> set[str]:
+    """Whatever stands in code spans in the first column of a document's tables."""
+    first_columns = re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE)
+    return {name for column in first_columns for name in re.findall(r"`([\w.]+)`", column)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in DOCUMENTS if python_blocks(path.read_text(encoding="utf-8"))],
+    ids=lambda path: path.name,
+)
+def test_examples_run(path: Path, tmp_path: Path) -> None:
+    source = "\n".join(python_blocks(path.read_text(encoding="utf-8")))
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_statistic_is_explained() -> None:
+    rows = table_rows((ROOT / "docs" / "pool.md").read_text(encoding="utf-8"))
+    assert {field.name for field in fields(PoolStats)} <= rows
+
+
+def test_every_field_of_a_block_is_named() -> None:
+    text = (ROOT / "docs" / "pool.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(PoolBlock) if f"`{field.name}`" not in text] == []
+
+
+def test_every_exception_is_explained() -> None:
+    rows = table_rows((ROOT / "docs" / "errors.md").read_text(encoding="utf-8"))
+    assert set(errors.__all__) - {"VramkitError"} <= rows
+
+
+@pytest.mark.parametrize(
+    ("command", "document"), [("simulate", "simulate"), ("demo", "quickstart")]
+)
+def test_every_option_is_named(
+    command: str, document: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    text = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
+    assert len(options) > 3
+    assert [option for option in sorted(options) if f"`{option}" not in text] == []
+
+
+def test_every_key_of_a_report_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[Row] = [("alloc", 64, 8 << 20, 0), ("free_completed", 64, 8 << 20, 0)]
+    trace = write_npz(tmp_path / "a.npz", rows)
+    assert main(["simulate", str(trace), "--json", "--capacity", "4MiB"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    text = (ROOT / "docs" / "simulate.md").read_text(encoding="utf-8")
+    keys = {*report, *report["failure"]}
+    assert "free_whole_pages" in keys
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
+def test_the_guards_read_documents() -> None:
+    text = "```python\na\n```\n<!-- needs a GPU -->\n```python\nb\n```\n| `x`, `y_z` | `no` |\n"
+    assert python_blocks(text) == ["a\n"]
+    assert table_rows(text) == {"x", "y_z"}

@@ -1,0 +1,31 @@
+"""Which allocator adapters a torch can have, and how each is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import _cuda, _recipes
+from ._errors import BuildError
+from ._objects import Recipe
+from ._torch import Torch
+
+
+def kinds(torch: Torch) -> tuple[str, ...]:
+    """Return the kinds of adapters for a torch: ``cpu``, and ``cuda`` where it has CUDA."""
+    return ("cpu", "cuda") if torch.has_cuda else ("cpu",)
+
+
+def recipe(root: Path, kind: str, torch: Torch) -> Recipe:
+    """Return the recipe of the adapter of that kind.
+
+    Raises:
+        BuildError: There is no such adapter, or not for this torch, or CUDA's headers are missing.
+    """
+    if kind != "cuda":
+        return _recipes.adapter(root, kind, torch)
+    if not torch.has_cuda:
+        raise BuildError(
+            f"torch {torch.version} has no CUDA, so a pool cannot serve CUDA tensors; install a "
+            "torch with CUDA (https://pytorch.org/get-started/locally)"
+        )
+    return _cuda.adapter(root, torch)

@@ -1,0 +1,68 @@
+"""How a pool ends: closed by its user, or let go with its object."""
+
+from typing import TYPE_CHECKING
+
+from vramkit._core import BlockState, CorePool
+from vramkit.errors import ForkedPoolError, PoolBusyError, PoolClosedError
+from vramkit.pool import _cuda, _upstream
+from vramkit.pool._device import PoolDevice
+from vramkit.pool._scopes import Scopes
+from vramkit.pool._stacks import recorder
+from vramkit.units import format_mib
+
+if TYPE_CHECKING:
+    import rmm
+
+_LISTED = 10
+
+
+def close(core: CorePool, device: PoolDevice) -> None:
+    """Give everything back.
+
+    On CUDA, what PyTorch's libraries keep for ever is dropped first where it stands in the way.
+
+    Raises:
+        PoolBusyError: Blocks are live; the text names the largest.
+    """
+    try:
+        core.close()
+    except PoolBusyError as err:
+        kept, busy = "", err
+    else:
+        return
+    if device.kind == "cuda":
+        kept = _cuda.drop_workspaces(device.ordinal)
+        try:
+            core.close()
+        except PoolBusyError as err:
+            busy = err
+        else:
+            return
+    raise PoolBusyError("\n".join(filter(None, [str(busy), *_largest_blocks(core), kept])))
+
+
+def let_go(core: CorePool, scopes: Scopes, buffer: "rmm.DeviceBuffer | None") -> None:
+    """The pool object is gone: its memory goes with the last tensor in it."""
+    try:
+        scopes.close_all()
+        core.release()
+        if buffer is not None:
+            core.stats()  # still open: blocks are live
+            _upstream.keep_until_closed(core, buffer)
+    except (PoolClosedError, ForkedPoolError):
+        return
+
+
+def _largest_blocks(core: CorePool) -> list[str]:
+    live = [block for block in core.snapshot() if block.state == BlockState.LIVE]
+    live.sort(key=lambda block: block.requested_bytes, reverse=True)
+    if not live:
+        return []
+    lines = [f"The {min(len(live), _LISTED)} largest:"]
+    for block in live[:_LISTED]:
+        where = " <- ".join(recorder.frames(block.stack_id)[:3])
+        lines.append(
+            f"  {format_mib(block.requested_bytes):>12} at {block.address:#x}"
+            + (f", allocated at {where}" if where else "")
+        )
+    return lines

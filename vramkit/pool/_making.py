@@ -1,0 +1,83 @@
+"""Makes a pool of the core on a device."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsIndex
+
+from vramkit._core import CorePool
+from vramkit.errors import CapacityError, InvalidArgumentError, PoolOutOfMemoryError
+from vramkit.pool import _adapter, _capacity, _cuda, _upstream
+from vramkit.pool._device import PoolDevice
+
+if TYPE_CHECKING:
+    import rmm
+    from rmm.mr import DeviceMemoryResource
+
+
+@dataclass(frozen=True)
+class Made:
+    """A new pool.
+
+    Attributes:
+        core: The pool.
+        page_bytes: Size of its pages.
+        buffer: Owner of its memory where a resource gave that; it must outlive the pool.
+    """
+
+    core: CorePool
+    page_bytes: int
+    buffer: "rmm.DeviceBuffer | None"
+
+
+def make_core(
+    capacity: _capacity.Capacity,
+    *,
+    device: PoolDevice,
+    page_bytes: SupportsIndex | str | None,
+    overflow_native: bool,
+    upstream: "DeviceMemoryResource | None",
+) -> Made:
+    """Make the pool, with PyTorch's allocator for that device led to it.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        CapacityError: The capacity cannot be read, or the device does not have it.
+        InvalidArgumentError: Another argument can never work.
+        NativeLibraryError: A native library is missing and cannot be built.
+    """
+    page = _capacity.checked_page_bytes(page_bytes, device)
+    if upstream is not None and device.kind != "cuda":
+        raise InvalidArgumentError(
+            f"upstream= is for CUDA pools and the device is {device.name!r}; pass device='cuda'"
+        )
+    if device.kind == "cuda":
+        _cuda.start(device.ordinal)
+    room = None if upstream is not None else _capacity.room_on(device)
+    wanted = _capacity.capacity_bytes(capacity, page_bytes=page, room=room)
+    if device.kind == "cuda":
+        _adapter.install_cuda()
+    else:
+        _adapter.install_cpu()
+    if upstream is None:
+        core = _create(device.backend, device, wanted, page, overflow_native)
+        return Made(core, page, None)
+    buffer, address, usable = _upstream.take(
+        upstream, wanted, page_bytes=page, ordinal=device.ordinal
+    )
+    core = _create(f"{device.backend}@{address}", device, usable, page, overflow_native)
+    return Made(core, page, buffer)
+
+
+def _create(
+    backend: str, device: PoolDevice, size_bytes: int, page: int, overflow_native: bool
+) -> CorePool:
+    try:
+        return CorePool.create(
+            backend=backend,
+            label=device.name,
+            capacity_bytes=size_bytes,
+            page_bytes=page,
+            overflow_native=overflow_native,
+        )
+    except PoolOutOfMemoryError as err:
+        # Somebody took the memory after we looked.
+        raise CapacityError(str(err)) from err
