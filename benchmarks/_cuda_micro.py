@@ -19,17 +19,23 @@ _BACKGROUND_S = 1.5
 
 
 def host_cost(spec: Spec) -> dict[str, object]:
-    """Time torch.empty and free: nanoseconds a pair, a sample a batch of pairs."""
+    """Time torch.empty and free: nanoseconds a pair, a sample a batch of pairs.
+
+    Beside them the time from the threads' start to the last one's end by all their pairs: what
+    waiting for each other costs is in it.
+    """
+    found: dict[str, object] = {}
     with allocator_scope(spec):
-        return {
-            f"{size}_{threads}": _pairs(HOST_SIZES[size], threads)
-            for size, threads in product(HOST_SIZES, HOST_THREADS)
-        }
+        for size, threads in product(HOST_SIZES, HOST_THREADS):
+            pairs_ns, together_ns = _pairs(HOST_SIZES[size], threads)
+            found[f"{size}_{threads}"] = pairs_ns
+            found[f"{size}_{threads}_together"] = [together_ns]
+    return found
 
 
-def _pairs(size_bytes: int, threads: int) -> list[float]:
+def _pairs(size_bytes: int, threads: int) -> tuple[list[float], float]:
     samples: list[list[float]] = [[] for _ in range(threads)]
-    together = threading.Barrier(threads)
+    together = threading.Barrier(threads + 1)
 
     def measure(mine: list[float]) -> None:
         _batch(size_bytes)
@@ -39,9 +45,12 @@ def _pairs(size_bytes: int, threads: int) -> list[float]:
     workers = [threading.Thread(target=measure, args=(mine,)) for mine in samples]
     for worker in workers:
         worker.start()
+    together.wait()
+    start = time.perf_counter_ns()
     for worker in workers:
         worker.join()
-    return [sample for mine in samples for sample in mine]
+    together_ns = (time.perf_counter_ns() - start) / (threads * _BATCHES * _PAIRS)
+    return [sample for mine in samples for sample in mine], together_ns
 
 
 def _batch(size_bytes: int) -> float:

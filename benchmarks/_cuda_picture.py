@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from _cuda_figures import Point, Standing, pool_points, standings
 from _cuda_plan import NATIVE, POOL, Choice
@@ -29,6 +30,18 @@ def points(mine: Standing, rounds: Sequence[Point]) -> list[Point]:
     return [found[ratio] for ratio in sorted(found)]
 
 
+def _draw_line(axis: Any, mine: Standing, shown: Sequence[Point]) -> None:
+    axis.plot(
+        [point.ratio for point in shown],
+        [point.step_ms for point in shown],
+        "o-",
+        color=COLOURS[mine.allocator],
+        label=NAMES.get(mine.allocator, mine.allocator),
+        markersize=5,
+        linewidth=1.2,
+    )
+
+
 def draw(state: State, choice: Choice, path: Path) -> None:
     """Write the picture as PNG.
 
@@ -54,19 +67,9 @@ def draw(state: State, choice: Choice, path: Path) -> None:
     for axis, loop in zip(axes.flat, loops, strict=False):
         rounds = pool_points(state, loop, choice.rounds)
         for mine in [each for each in found if each.loop == loop]:
-            shown = points(mine, rounds)
-            label = NAMES.get(mine.allocator, mine.allocator)
-            axis.plot(
-                [point.ratio for point in shown],
-                [point.step_ms for point in shown],
-                "o-",
-                color=COLOURS[mine.allocator],
-                label=label,
-                markersize=5,
-                linewidth=1.2,
-            )
+            _draw_line(axis, mine, points(mine, rounds))
         axis.set_title(loop, fontsize=10)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
         axis.axvline(1.0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axis.grid(alpha=0.25)
     figure.supxlabel("memory ÷ peak of requested bytes (left end: the smallest that completes)")

@@ -43,7 +43,7 @@ class Spec:
     loop: str = ""
     mode: str = "whole"  # of a loop: "whole", "synced", "equal"
     capacity_bytes: int | None = None  # None: no limit
-    page_bytes: int = PAGE_STEP_BYTES
+    page_bytes: int = PAGE_STEP_BYTES  # of the pool
     outside_bytes: int = 0  # of the device, beside an allocator that is limited by ballast
 
     def as_json(self) -> dict[str, object]:

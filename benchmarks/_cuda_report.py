@@ -137,6 +137,8 @@ def _host_rows(state: State) -> Iterable[Row]:
             case = f"empty_{size.replace(' ', '_')}_{threads}_threads"
             settings: dict[str, Setting] = {"threads": threads, "size": size}
             yield _beside(case, "pair_ns", "ns", pair, settings, NATIVE)
+            pair = _samples(own, f"{name}_together"), _samples(theirs, f"{name}_together")
+            yield _beside(case, "all_threads_ns_a_pair", "ns", pair, settings, NATIVE)
 
 
 def _samples(results: Iterable[Result], name: str) -> Summary:

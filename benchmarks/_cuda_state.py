@@ -77,6 +77,15 @@ class State:
             return None
         return [record["result"] for record in records if record]
 
+    def loop_pages(self) -> set[int]:
+        """Return the page sizes of the pools in which loops ran."""
+        specs = [record["spec"] for record in self._records.values()]
+        return {
+            spec["page_bytes"]
+            for spec in specs
+            if (spec["kind"], spec["allocator"]) == ("loop", POOL)
+        }
+
     def expected_s(self, measurement: Measurement, unknown_s: float) -> float:
         """Guess how long a measurement takes: as long as the longest of its kind took."""
         spec = measurement.spec

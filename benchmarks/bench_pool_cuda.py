@@ -47,7 +47,7 @@ def _options() -> argparse.ArgumentParser:
         help=",".join(LOOPS),
     )
     add("--rounds", type=int, default=3, help="of native beside the pool; 3 unless told")
-    add("--page-mib", type=int, default=2, help="page size; one state file is for one size")
+    add("--page-mib", type=int, default=4, help="page size; one state file is for one size")
     add("--commit", help="label of the commit, where the tree is a copy without its repository")
     add("--plan", action="store_true", help="say what would be measured next, and end")
     add("--report", action="store_true", help="measure nothing: show what the state file holds")
@@ -129,6 +129,9 @@ def main() -> int:
     if chosen.retry:
         say(f"{state.forget_failures()} crashed measurements are made again")
     choice = _choice(chosen)
+    if others := state.loop_pages() - {choice.page_bytes}:
+        say(f"{chosen.state} holds loops in pages of {max(others) >> 20} MiB: say --page-mib so")
+        return 2
     if chosen.plan:
         _show_plan(state, choice)
         return 0

@@ -1,7 +1,10 @@
 #include "backend/device_cuda.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <mutex>
+#include <vector>
 
 #include "base/error.h"
 
@@ -14,14 +17,44 @@ using cuda::driver;
 using cuda::Entered;
 
 constexpr int kMaxDevices = 64;
-std::array<std::atomic<int>, kMaxDevices> captures{};
+
+/// The streams of one device on which a graph may be being captured.
+struct Captures {
+  std::mutex mutex;
+  std::vector<uint64_t> streams;
+  std::atomic<size_t> count = 0;
+};
+std::array<Captures, kMaxDevices> captures;
+
+Captures& captures_on(int device) { return captures.at(static_cast<size_t>(device)); }
+
+bool is_capturing(uint64_t stream) {
+  if (stream == 0) return false;  // the legacy stream cannot be captured, nor asked
+  int status = 0;
+  const cuda::Result result =
+      driver().stream_is_capturing(reinterpret_cast<cuda::Stream>(stream), &status);
+  return result != cuda::kSuccess || status != 0;
+}
 
 cuda::EventHandle handle_of(Event event) { return reinterpret_cast<cuda::EventHandle>(event); }
 cuda::Stream stream_of(uint64_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
 
 }  // namespace
 
-void count_captures(int device, int change) { captures.at(static_cast<size_t>(device)) += change; }
+void begin_capture(int device, uint64_t stream) {
+  Captures& on = captures_on(device);
+  const std::lock_guard guard(on.mutex);
+  on.streams.push_back(stream);
+  on.count.store(on.streams.size(), std::memory_order_release);
+}
+
+void end_capture(int device, uint64_t stream) {
+  Captures& on = captures_on(device);
+  const std::lock_guard guard(on.mutex);
+  const auto found = std::find(on.streams.begin(), on.streams.end(), stream);
+  if (found != on.streams.end()) on.streams.erase(found);
+  on.count.store(on.streams.size(), std::memory_order_release);
+}
 
 CudaDevice::CudaDevice(int device) : device_(device) {
   int count = 0;
@@ -52,7 +85,11 @@ int CudaDevice::attribute(int which) const {
 }
 
 bool CudaDevice::events_allowed() const {
-  return captures[static_cast<size_t>(device_)].load(std::memory_order_acquire) == 0;
+  Captures& on = captures_on(device_);
+  if (on.count.load(std::memory_order_acquire) == 0) return true;
+  const Entered entered(context_);
+  const std::lock_guard guard(on.mutex);
+  return std::none_of(on.streams.begin(), on.streams.end(), is_capturing);
 }
 
 Event CudaDevice::record_event(uint64_t stream) {

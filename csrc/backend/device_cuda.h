@@ -39,7 +39,9 @@ class CudaDevice : public Backend {
   std::vector<cuda::EventHandle> idle_events_;
 };
 
-/// Graph captures under way on a device, told by the allocator adapter.
-void count_captures(int device, int change);
+/// A graph may be captured on that stream from now on, and no longer. Told by the allocator
+/// adapter; whether it is, is then asked of the driver: a capture that failed ends without a word.
+void begin_capture(int device, uint64_t stream);
+void end_capture(int device, uint64_t stream);
 
 }  // namespace vramkit

@@ -189,16 +189,17 @@ class CudaAdapter final : public Versioned {
 
   void beginAllocateToPool(DeviceIndex device, MempoolId_t id, Filters::Filter filter) override {
     native().beginAllocateToPool(device, id, filter);
-    filters_.add(device, id, std::move(filter));
-    if constexpr (!kMarksCaptures) core->device_capture(device, 1);
+    // A capture begins after this, on the stream that is current now.
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device).stream();
+    filters_.add({device, id, std::move(filter), stream});
+    core->capture_begin(device, number(stream));
   }
 
   void endAllocateToPool(DeviceIndex device, MempoolId_t id) override {
-    const bool known = filters_.remove(device, id);
-    native().endAllocateToPool(device, id);
-    if constexpr (!kMarksCaptures) {
-      if (known) core->device_capture(device, -1);
+    if (const auto stream = filters_.remove(device, id)) {
+      core->capture_end(device, number(*stream));
     }
+    native().endAllocateToPool(device, id);
   }
 
   /// Makes the memory of `owner_device` accessible from `device`.

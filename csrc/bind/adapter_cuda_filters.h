@@ -7,6 +7,7 @@
 #include <atomic>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -18,22 +19,30 @@ class Filters {
  public:
   using Filter = std::function<bool(cudaStream_t)>;
 
-  void add(c10::DeviceIndex device, c10::MempoolId_t id, Filter filter) {
+  struct Entry {
+    c10::DeviceIndex device;
+    c10::MempoolId_t pool;
+    Filter filter;
+    cudaStream_t stream;  // current when it began
+  };
+
+  void add(Entry entry) {
     const std::lock_guard guard(mutex_);
-    entries_.push_back({device, id, std::move(filter)});
+    entries_.push_back(std::move(entry));
     count_.store(entries_.size(), std::memory_order_release);
   }
 
-  /// False if there was none.
-  bool remove(c10::DeviceIndex device, c10::MempoolId_t id) {
+  /// The entry's stream; nothing if there was none.
+  std::optional<cudaStream_t> remove(c10::DeviceIndex device, c10::MempoolId_t id) {
     const std::lock_guard guard(mutex_);
     const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
       return entry.device == device && entry.pool == id;
     });
-    if (found == entries_.end()) return false;
+    if (found == entries_.end()) return std::nullopt;
+    const cudaStream_t stream = found->stream;
     entries_.erase(found);
     count_.store(entries_.size(), std::memory_order_release);
-    return true;
+    return stream;
   }
 
   bool any() const { return count_.load(std::memory_order_acquire) != 0; }
@@ -47,12 +56,6 @@ class Filters {
   }
 
  private:
-  struct Entry {
-    c10::DeviceIndex device;
-    c10::MempoolId_t pool;
-    Filter filter;
-  };
-
   std::mutex mutex_;
   std::vector<Entry> entries_;
   std::atomic<size_t> count_ = 0;

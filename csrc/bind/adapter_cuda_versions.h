@@ -31,14 +31,8 @@ class Versioned : public Forwarder {
 #endif
 
 #if TORCH_VERSION_MINOR >= 13
-  void markCaptureBegin(DeviceIndex device) override {
-    native().markCaptureBegin(device);
-    core->device_capture(device, 1);
-  }
-  void markCaptureEnd(DeviceIndex device) override {
-    native().markCaptureEnd(device);
-    core->device_capture(device, -1);
-  }
+  void markCaptureBegin(DeviceIndex device) override { native().markCaptureBegin(device); }
+  void markCaptureEnd(DeviceIndex device) override { native().markCaptureEnd(device); }
   c10::DataPtr allocateWithAddress(size_t size_bytes, void* address) override {
     return native().allocateWithAddress(size_bytes, address);
   }
@@ -57,10 +51,6 @@ class Versioned : public Forwarder {
 #endif
 
  protected:
-  /// Where torch does not tell of captures, as native then does, every private pool that is being
-  /// allocated to counts as one.
-  static constexpr bool kMarksCaptures = TORCH_VERSION_MINOR >= 13;
-
   History history_;
 };
 

@@ -284,11 +284,12 @@ vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes) {
 
 const vramkit_core_api* vramkit_core() {
   static const vramkit_core_api api = {
-      VRAMKIT_ABI_VERSION,    sizeof(vramkit_core_api), vramkit_last_error,
-      vramkit_route_alloc,    vramkit_route_free,       vramkit_owner,
-      vramkit_active_pool,    vramkit_record_stream,    vramkit_find_block,
-      vramkit_pool_stats,     vramkit_snapshot,         vramkit_device_pools,
-      vramkit_device_capture, vramkit_device_add_peer,  vramkit_pool_reset_peaks,
+      VRAMKIT_ABI_VERSION,      sizeof(vramkit_core_api), vramkit_last_error,
+      vramkit_route_alloc,      vramkit_route_free,       vramkit_owner,
+      vramkit_active_pool,      vramkit_record_stream,    vramkit_find_block,
+      vramkit_pool_stats,       vramkit_snapshot,         vramkit_device_pools,
+      vramkit_capture_begin,    vramkit_capture_end,      vramkit_device_add_peer,
+      vramkit_pool_reset_peaks,
   };
   return &api;
 }
@@ -303,11 +304,12 @@ vramkit_status vramkit_device_pools(int32_t device, vramkit_pool** pools, uint64
   return VRAMKIT_OK;
 }
 
-vramkit_status vramkit_device_capture(int32_t device, int32_t change) {
-  return guarded([&] {
-    check_device(device);
-    vramkit::count_captures(device, change);
-  });
+vramkit_status vramkit_capture_begin(int32_t device, uint64_t stream) {
+  return guarded([&] { vramkit::begin_capture(device, stream); });
+}
+
+vramkit_status vramkit_capture_end(int32_t device, uint64_t stream) {
+  return guarded([&] { vramkit::end_capture(device, stream); });
 }
 
 vramkit_status vramkit_device_add_peer(int32_t device, int32_t peer) {

@@ -209,9 +209,10 @@ VRAMKIT_API vramkit_status vramkit_route_free(void* address, uint64_t* size_byte
 VRAMKIT_API vramkit_status vramkit_device_pools(int32_t device, vramkit_pool** pools, uint64_t room,
                                                 uint64_t* count);
 
-// One graph capture more (1) or less (-1) is under way on the device: until there is none the pools
-// neither record, query nor wait for events there.
-VRAMKIT_API vramkit_status vramkit_device_capture(int32_t device, int32_t change);
+// A graph may be captured on that stream from now on, and no longer. While one is, the pools of the
+// device neither record, query nor wait for events.
+VRAMKIT_API vramkit_status vramkit_capture_begin(int32_t device, uint64_t stream);
+VRAMKIT_API vramkit_status vramkit_capture_end(int32_t device, uint64_t stream);
 
 // The memory of the device's pools becomes accessible from device `peer`.
 VRAMKIT_API vramkit_status vramkit_device_add_peer(int32_t device, int32_t peer);
@@ -230,7 +231,8 @@ typedef struct vramkit_core_api {
   vramkit_status (*pool_stats)(vramkit_pool*, vramkit_stats*);
   vramkit_status (*snapshot)(vramkit_pool*, vramkit_block*, uint64_t, uint64_t*);
   vramkit_status (*device_pools)(int32_t, vramkit_pool**, uint64_t, uint64_t*);
-  vramkit_status (*device_capture)(int32_t, int32_t);
+  vramkit_status (*capture_begin)(int32_t, uint64_t);
+  vramkit_status (*capture_end)(int32_t, uint64_t);
   vramkit_status (*device_add_peer)(int32_t, int32_t);
   vramkit_status (*pool_reset_peaks)(vramkit_pool*);
 } vramkit_core_api;

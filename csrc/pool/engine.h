@@ -1,10 +1,10 @@
 // The pool without its lock: how a request is served.
 //
-// A small one takes a slot of a span. For a larger one, chunks of small blocks that have become empty
-// are given back first; then it takes the tightest hole: with memory to spare one that its stream can
-// have at once, else one that another stream freed, after an event; in a tight pool with several
-// streams the tightest stretch, whoever freed it. Where no hole is large enough it takes a stitched
-// address that is still mapped, then a new one. Then it has failed.
+// A small one takes a slot of a span. For a larger one, chunks of small blocks that have become
+// empty are given back first; then it takes the tightest hole: with memory to spare one that its
+// stream can have at once, else one that another stream freed, after an event; in a tight pool with
+// several streams the tightest stretch, whoever freed it. Where no hole is large enough it takes a
+// stitched address that is still mapped, then a new one. Then it has failed.
 #pragma once
 
 #include <cstdint>
@@ -70,6 +70,8 @@ class Engine {
   /// Waits for all work on freed memory.
   void drain();
   void reset_peaks();
+  /// False while a graph capture forbids to wait for the device.
+  bool may_wait() const { return streams_.events_allowed(); }
   bool backs_ahead() const { return backend_->maps_slowly(); }
   bool back_ahead(uint64_t pages);
   int device() const { return backend_->device(); }

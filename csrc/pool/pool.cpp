@@ -67,7 +67,7 @@ uint64_t Pool::release_block(uint64_t address) {
   if (in_child_) return 0;
   const uint64_t requested = engine().release(address);
   changed();
-  if (released_ && engine_->counters().live_blocks == 0) close_locked();
+  if (abandoned()) close_locked();
   return requested;
 }
 
@@ -102,7 +102,18 @@ void Pool::close() {
 void Pool::release() {
   const std::lock_guard guard(mutex_);
   released_ = true;
-  if (engine_ && !in_child_ && engine_->counters().live_blocks == 0) close_locked();
+  if (abandoned()) close_locked();
+}
+
+void Pool::close_if_abandoned() {
+  const std::lock_guard guard(mutex_);
+  if (abandoned()) close_locked();
+}
+
+/// Nobody can use the pool any more, and nothing forbids to wait for the work on its memory.
+bool Pool::abandoned() const {
+  return released_ && engine_ && !in_child_ && engine_->counters().live_blocks == 0 &&
+         engine_->may_wait();
 }
 
 void Pool::close_locked() {

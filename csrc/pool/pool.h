@@ -45,6 +45,8 @@ class Pool {
 
   void close();
   void release();
+  /// Closes a released pool that had to wait for a graph capture.
+  void close_if_abandoned();
   void resize(uint64_t capacity_bytes);
   uint64_t trim();
   void check_valid();
@@ -84,6 +86,7 @@ class Pool {
   Engine& engine();
   void changed();
   void close_locked();
+  bool abandoned() const;
   void back_ahead();
 
   const std::string label_;

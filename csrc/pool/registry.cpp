@@ -18,6 +18,11 @@ Registry& Registry::instance() {
 }
 
 Pool* Registry::create(const PoolConfig& config) {
+  // What was abandoned during a graph capture gives its memory back now.
+  for (auto& slot : pools_) {
+    Pool* pool = slot.load(std::memory_order_acquire);
+    if (pool != nullptr) pool->close_if_abandoned();
+  }
   auto pool = std::make_unique<Pool>(config);
   const std::lock_guard guard(mutex_);
   size_t slot = 0;

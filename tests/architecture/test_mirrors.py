@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Folders of tests about the project rather than one part of it.
-_OWN = {"architecture", "benchmarks", "examples", "helpers", "init", "packaging"}
+_OWN = {"architecture", "benchmarks", "examples", "gpu", "helpers", "init", "packaging"}
 
 
 def untested_parts(

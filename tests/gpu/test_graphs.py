@@ -104,12 +104,13 @@ def test_make_graphed_callables(pool: MemoryPool) -> None:
 def test_other_threads_allocate_and_free_while_a_graph_is_captured(pool: MemoryPool) -> None:
     """Captured in the strictest mode, in which a wrong call of any thread ends the capture."""
     static = torch.zeros(MIB, device="cuda")
+    side = torch.cuda.Stream()
     stop = threading.Event()
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            with torch.cuda.stream(torch.cuda.Stream()):
+            with torch.cuda.stream(side):
                 while not stop.is_set():
                     kept = [bytes_on_gpu(size) for size in (1000, 3 * MIB, 20 * MIB)]
                     del kept

@@ -1,5 +1,6 @@
 """A full pool: what the error says, and that training goes on after it."""
 
+import re
 import warnings
 
 import pytest
@@ -20,7 +21,8 @@ def test_the_explanation() -> None:
             bytes_on_gpu(40 * MIB)
     text = str(caught.value)
     for item in (
-        "vramkit pool on cuda:0 is out of memory. Wanted 40.00 MiB (41943040 bytes)",
+        "CUDA out of memory. vramkit pool on cuda:0 is out of memory. ",
+        "Wanted 40.00 MiB (41943040 bytes)",
         "capacity 64.00 MiB",
         "live 34.00 MiB in 5 blocks",
         "free 30.00 MiB",
@@ -42,15 +44,20 @@ def test_what_is_held_outside_the_pool_is_told() -> None:
     with pool, pytest.raises(torch.OutOfMemoryError) as caught:
         bytes_on_gpu(80 * MIB)
     assert native.nbytes == 512 * MIB
-    assert "PyTorch's own allocator" in str(caught.value).split("To go on")[0]
-    assert "other" in str(caught.value)
+    assert re.search(
+        r"Outside the pool on cuda:0: PyTorch's own allocator holds 5\d\d MiB "
+        r"\(5\d\d MiB in tensors\), other processes and CUDA contexts \d+ MiB; "
+        r"the device has \d+ MiB of \d+ MiB free",
+        str(caught.value),
+    )
 
 
 def test_stacks_are_told() -> None:
     pool = MemoryPool("64MiB", device="cuda", record_stacks=True)
-    with pool, pytest.raises(torch.OutOfMemoryError, match=r"test_out_of_memory\.py:\d+ in "):
+    with pool:
         kept = bytes_on_gpu(40 * MIB)
-        bytes_on_gpu(kept.nbytes)
+        with pytest.raises(torch.OutOfMemoryError, match=r"test_out_of_memory\.py:\d+ in "):
+            bytes_on_gpu(kept.nbytes)
 
 
 @pytest.mark.parametrize("size", [2**40, 2**62])
@@ -75,10 +82,8 @@ def test_a_batch_size_search_fails_and_goes_on_100_times() -> None:
             optimizer.step()
             return loss.item()
 
-        step(64)
-        optimizer.zero_grad(set_to_none=True)
-        before = pool.stats().live_bytes
         failed = 0
+        levels = []
         for _ in range(100):
             batch = 16_384
             while True:
@@ -90,8 +95,10 @@ def test_a_batch_size_search_fails_and_goes_on_100_times() -> None:
                     batch //= 4
             assert batch >= 64
             optimizer.zero_grad(set_to_none=True)
-            assert pool.stats().live_bytes == before
+            levels.append(pool.stats().live_bytes)
             pool._core.check()
+    # The first round may have brought workspaces of libraries, which stay.
+    assert set(levels) == {levels[0]}
     assert failed >= 100
     assert pool.stats().failures == failed
 

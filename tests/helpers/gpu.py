@@ -28,6 +28,17 @@ def free_bytes() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
+def assert_given_back(before_bytes: int) -> None:
+    """The device has as much free as before: no page of 4 MiB less.
+
+    Kernels that were loaded in between take less. The driver tears a process down on its own time.
+    """
+    deadline = time.monotonic() + 10
+    while before_bytes - free_bytes() >= 4 << 20 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert before_bytes - free_bytes() < 4 << 20
+
+
 def bytes_on_gpu(size: int) -> torch.Tensor:
     """A tensor of that many bytes."""
     return torch.empty(size, dtype=torch.uint8, device="cuda")

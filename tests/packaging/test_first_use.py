@@ -142,6 +142,24 @@ def test_an_unwritable_cache_is_explained(package: Path, monkeypatch: pytest.Mon
         _first_use.adapter_path("cpu")
 
 
+def test_an_adapter_may_have_several_sources(package: Path, tree: Path) -> None:
+    source = tree / "bind" / "adapter_cpu.cpp"
+    source.write_text("const char* more();\n" + source.read_text().replace("kVersion", "more()"))
+    more = tree / "bind" / "adapter_cpu_more.cpp"
+    more.write_text(f'const char* more() {{ return "{_VERSION}"; }}\n')
+    assert _ask(_first_use.adapter_path("cpu")) == _VERSION
+
+
+def test_a_torch_without_cuda_has_no_cuda_adapter(
+    package: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "bind" / "adapter_cuda.cpp").write_text("int nothing;\n")
+    without = _torch.Torch("2.13.0+cpu", tree / "include")
+    monkeypatch.setattr(_first_use, "find_torch", lambda: without)
+    with pytest.raises(BuildError, match=r"torch 2\.13\.0\+cpu has no CUDA, .* install a torch"):
+        _first_use.adapter_path("cuda")
+
+
 def test_an_unknown_adapter(package: Path) -> None:
     with pytest.raises(BuildError, match=r"no adapter for 'tpu': .* there are \['adapter_cpu'\]"):
         _first_use.adapter_path("tpu")

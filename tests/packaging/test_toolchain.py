@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vramkit._build import BuildError, _cuda, _install, _recipes, _toolchain, _torch
+from vramkit._build import (
+    BuildError,
+    _adapters,
+    _cuda,
+    _install,
+    _objects,
+    _recipes,
+    _toolchain,
+    _torch,
+)
+
+_PACKAGE_FOLDERS = _cuda._package_folders
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,6 +106,99 @@ def test_cuda_ops_hold_every_architecture_and_ptx_of_the_newest(
     ]
 
 
+def _cuda_headers(folder: Path) -> Path:
+    include = folder / "include"
+    (include / "crt").mkdir(parents=True)
+    (include / "cuda_runtime_api.h").write_text("")
+    (include / "crt" / "host_defines.h").write_text("")
+    return include
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's headers are nowhere but where a test puts them."""
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(_cuda, "find_nvcc", lambda: None)
+    monkeypatch.setattr(_cuda, "_SYSTEM_INCLUDE", Path("/nowhere/include"))
+    monkeypatch.setattr(_cuda, "_package_folders", list)
+
+
+def test_cuda_headers_under_cuda_home(
+    no_cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    include = _cuda_headers(tmp_path)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert _cuda.cuda_include() == include
+
+
+def test_cuda_headers_of_a_toolkit_whose_nvcc_is_started_by_a_script(
+    no_cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    include = _cuda_headers(tmp_path / "cuda")
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho '#$ _HERE_=x'\necho '#$ TOP={tmp_path}/cuda/bin/..'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(_cuda, "find_nvcc", lambda: str(nvcc))
+    assert _cuda.cuda_include() == include
+
+
+def test_cuda_headers_of_python_packages(
+    no_cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    include = _cuda_headers(tmp_path / "nvidia" / "cu13")
+    monkeypatch.setattr(_cuda, "_package_folders", _PACKAGE_FOLDERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert _cuda.cuda_include() == include
+
+
+def test_half_of_cudas_headers_are_not_enough(
+    no_cuda: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    include = _cuda_headers(tmp_path)
+    (include / "crt" / "host_defines.h").unlink()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(BuildError) as caught:
+        _cuda.cuda_include()
+    assert str(caught.value) == (
+        "the CUDA allocator adapter needs CUDA's headers cuda_runtime_api.h and "
+        f"crt/host_defines.h and found them in none of: {include}, /nowhere/include; install "
+        "CUDA's toolkit and set CUDA_HOME to it"
+    )
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_macros_that_a_torch_may_lack(
+    configured: bool, no_cuda: None, monkeypatch: pytest.MonkeyPatch, tree: Path
+) -> None:
+    (tree / "bind" / "adapter_cuda.cpp").write_text("int nothing;\n")
+    _cuda_headers(tree)
+    monkeypatch.setenv("CUDA_HOME", str(tree))
+    macros = tree / "torch" / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"
+    if configured:
+        macros.parent.mkdir(parents=True)
+        macros.write_text("")
+    torch = _torch.Torch("2.11.0", tree / "torch", has_cuda=True)
+    recipe = _adapters.recipe(tree, "cuda", torch)
+    assert ("-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE" in recipe.compile) is not configured
+    assert f"-isystem{tree / 'include'}" in recipe.compile
+
+
+def test_an_adapter_for_an_absent_torch_names_its_libraries(
+    no_cuda: None, monkeypatch: pytest.MonkeyPatch, tree: Path
+) -> None:
+    unresolved = "int torchs();\nint ours() { return torchs(); }\n"
+    (tree / "bind" / "adapter_cuda.cpp").write_text(unresolved)
+    _cuda_headers(tree)
+    monkeypatch.setenv("CUDA_HOME", str(tree))
+    stubs = _cuda.make_stubs(tree / "stubs")
+    torch = _torch.Torch("2.11.0", tree / "torch", lib=stubs, stubs=True, has_cuda=True)
+    recipe = _adapters.recipe(tree, "cuda", torch)
+    built = _objects.build(recipe, tree / "lib", tree / "objects")
+    assert built.name == "libvramkit_adapter_cuda_torch2.11.so"
+    dynamic = _toolchain.run(["readelf", "-d", str(built)])
+    assert re.findall(r"NEEDED.*\[(libc10.*)\]", dynamic) == ["libc10.so", "libc10_cuda.so"]
+
+
 def test_warnings_are_errors_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VRAMKIT_WERROR", "0")
     assert "-Werror" not in _recipes.warning_flags()
@@ -138,6 +244,23 @@ def test_what_is_left_out_is_said(small_install: Path, capsys: pytest.CaptureFix
         "libvramkit_adapter_cpu",
         "libvramkit_ops_cpu.so",
     ]
+
+
+def test_a_cuda_adapter_that_cannot_be_built_is_left_to_its_first_use(
+    small_install: Path,
+    no_cuda: None,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tree / "bind" / "adapter_cuda.cpp").write_text("int nothing;\n")
+    found = _torch.find_torch()
+    assert found is not None
+    monkeypatch.setattr(_install, "find_torch", lambda: replace(found, has_cuda=True))
+    built = _install.build_all(small_install / "lib", small_install / "objects")
+    assert len(built) == 3
+    said = capsys.readouterr().out
+    assert "vramkit: the CUDA adapter is left to its first use: the CUDA allocator adapter" in said
 
 
 def test_without_torch_only_the_core_is_built(

@@ -54,7 +54,9 @@ def test_cuda_devices(device: str | int | torch.device, ordinal: int) -> None:
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("device", ["cuda:2", 2, torch.device("cuda", 7)])
 def test_a_cuda_device_that_is_not_there(device: str | int | torch.device) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"there is no CUDA device \d; this process sees 2"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"there is no CUDA device \d; this process sees 2"
+    ):
         pool_device(device)
 
 
@@ -77,7 +79,9 @@ def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedDeviceError, match=r"this PyTorch \(.*\) is built without CUDA"):
         pool_device("cuda")
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
-    with pytest.raises(UnsupportedDeviceError, match=r"finds no CUDA device .* \(no GPU, or no driv"):
+    with pytest.raises(
+        UnsupportedDeviceError, match=r"finds no CUDA device .* \(no GPU, or no driv"
+    ):
         pool_device("cuda")
     monkeypatch.setattr(torch.version, "hip", "7.1")
     with pytest.raises(UnsupportedDeviceError, match="this PyTorch is built for ROCm"):
@@ -134,5 +138,5 @@ def test_no_device_at_all() -> None:
     with pytest.raises(InvalidArgumentError, match="device=-1: CUDA devices are numbered from 0"):
         pool_device(-1)
     for wrong in (True, 1.0, [0]):
-        with pytest.raises(TypeError, match="or None, got .* of type"):
+        with pytest.raises(TypeError, match=r"or None, got .* of type"):
             pool_device(wrong)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ OPS_CUDA_LIBRARY = "libvramkit_ops_cuda.so"
 RELEASE_ARCHS = ("80", "86", "89", "90", "100", "120")
 _OPS_NEED = ("torch_cpu", "torch_cuda", "c10")
 _STUBS = (*_OPS_NEED, "c10_cuda")
+_SYSTEM_INCLUDE = Path("/usr/local/cuda/include")
 # The first one includes the second, which a package of its own may hold.
 _RUNTIME_HEADERS = ("cuda_runtime_api.h", "crt/host_defines.h")
 
@@ -114,16 +115,20 @@ def _include_candidates() -> Iterator[Path]:
     home = os.environ.get("CUDA_HOME", "").strip()
     if home:
         yield Path(home) / "include"
-    packages = importlib.util.find_spec("nvidia")
-    for folder in (packages and packages.submodule_search_locations) or ():
-        yield from sorted(Path(folder).glob("*/include"), reverse=True)
+    for folder in _package_folders():
+        yield from sorted(folder.glob("*/include"), reverse=True)
     nvcc = find_nvcc()
     if nvcc is not None:
         # Asked, as what is in PATH may be a script that starts the real one.
         top = re.search(r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-E", "x.cu"]), re.MULTILINE)
         if top is not None:
             yield (Path(top[1]) / "include").resolve()
-    yield Path("/usr/local/cuda/include")
+    yield _SYSTEM_INCLUDE
+
+
+def _package_folders() -> list[Path]:
+    packages = importlib.util.find_spec("nvidia")
+    return [Path(folder) for folder in (packages and packages.submodule_search_locations) or ()]
 
 
 def make_stubs(folder: Path) -> Path:

@@ -62,7 +62,8 @@ STATUS_FUNCTIONS: dict[str, list[type]] = {
         ctypes.c_uint64,
         _OUT_U64,
     ],
-    "vramkit_device_capture": [ctypes.c_int32, ctypes.c_int32],
+    "vramkit_capture_begin": [ctypes.c_int32, ctypes.c_uint64],
+    "vramkit_capture_end": [ctypes.c_int32, ctypes.c_uint64],
     "vramkit_device_add_peer": [ctypes.c_int32, ctypes.c_int32],
     "vramkit_replay_create": [_POOL, ctypes.c_uint64, _OUT_POINTER],
     "vramkit_replay_run": [

@@ -163,7 +163,8 @@ class CoreApi(ctypes.Structure):
         ("pool_stats", ctypes.c_void_p),
         ("snapshot", ctypes.c_void_p),
         ("device_pools", ctypes.c_void_p),
-        ("device_capture", ctypes.c_void_p),
+        ("capture_begin", ctypes.c_void_p),
+        ("capture_end", ctypes.c_void_p),
         ("device_add_peer", ctypes.c_void_p),
         ("pool_reset_peaks", ctypes.c_void_p),
     )

@@ -44,11 +44,13 @@ def make_core(
         InvalidArgumentError: Another argument can never work.
         NativeLibraryError: A native library is missing and cannot be built.
     """
-    page = _capacity.checked_page_bytes(page_bytes, device)
     if upstream is not None and device.kind != "cuda":
         raise InvalidArgumentError(
             f"upstream= is for CUDA pools and the device is {device.name!r}; pass device='cuda'"
         )
+    if upstream is not None and page_bytes is None:
+        page_bytes = _upstream.PAGE_BYTES
+    page = _capacity.checked_page_bytes(page_bytes, device)
     if device.kind == "cuda":
         _cuda.start(device.ordinal)
     room = None if upstream is not None else _capacity.room_on(device)

@@ -75,7 +75,7 @@ class MemoryPool:
             :meth:`snapshot`. Costs some microseconds an allocation.
         page_bytes: Size of the pages that are stitched together when no hole is large enough:
             a power of two of at least 64 KiB, on CUDA of 2 MiB. ``None`` is 4 MiB on CUDA and
-            2 MiB on the CPU.
+            2 MiB on the CPU and with ``upstream``.
         upstream: An RMM resource that gives the capacity, in one piece, once; it gets it back
             after the pool has closed. Such a pool neither stitches nor changes its size.
 

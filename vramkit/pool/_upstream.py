@@ -13,11 +13,9 @@ if TYPE_CHECKING:
     import rmm
     from rmm.mr import DeviceMemoryResource
 
+# Nothing is mapped there. CUDA gives large memory at multiples of this, so no page is lost.
+PAGE_BYTES = 2 << 20
 _LOOK_EVERY_S = 0.1
-
-# Memory whose pool object is gone while tensors are still in the pool.
-_orphans: "list[tuple[CorePool, rmm.DeviceBuffer]]" = []
-_lock = threading.Lock()
 
 
 def take(
@@ -60,21 +58,45 @@ def take(
     return buffer, first, buffer.ptr + size_bytes - first
 
 
+class _Orphans:
+    """Memory whose pool object is gone while tensors are still in the pool."""
+
+    def __init__(self) -> None:
+        # Reentrant: the garbage collector may let go of a pool in the midst of what holds it.
+        self._lock = threading.RLock()
+        self._by_handle: dict[int, tuple[CorePool, rmm.DeviceBuffer]] = {}
+        self._watched = False
+
+    def add(self, core: CorePool, buffer: "rmm.DeviceBuffer") -> None:
+        with self._lock:
+            self._by_handle[core.handle] = (core, buffer)
+            if not self._watched:
+                self._watched = True
+                threading.Thread(target=self._watch, name="vramkit-upstream", daemon=True).start()
+
+    def _watch(self) -> None:
+        while self._drop_closed():
+            time.sleep(_LOOK_EVERY_S)
+
+    def _drop_closed(self) -> bool:
+        """False when none is left to watch."""
+        with self._lock:
+            for handle, (core, _) in list(self._by_handle.items()):
+                if _is_closed(core):
+                    del self._by_handle[handle]
+            # False first: what the collector adds after the question starts a thread of its own.
+            self._watched = False
+            if self._by_handle:
+                self._watched = True
+            return self._watched
+
+
+_orphans = _Orphans()
+
+
 def keep_until_closed(core: CorePool, buffer: "rmm.DeviceBuffer") -> None:
     """Hold the memory until the pool's last block is freed; then give it back."""
-    with _lock:
-        _orphans.append((core, buffer))
-        if len(_orphans) == 1:
-            threading.Thread(target=_watch, name="vramkit-upstream", daemon=True).start()
-
-
-def _watch() -> None:
-    while True:
-        with _lock:
-            _orphans[:] = [orphan for orphan in _orphans if not _is_closed(orphan[0])]
-            if not _orphans:
-                return
-        time.sleep(_LOOK_EVERY_S)
+    _orphans.add(core, buffer)
 
 
 def _is_closed(core: CorePool) -> bool:
