@@ -169,7 +169,7 @@ BlockId Engine::take_tightest_stretch(uint64_t size, StreamIndex stream) {
     }
     if (may_wait && stretch.size > 2 * tightest) return false;
     for (const uint64_t offset : {stretch.offset, stretch.offset + stretch.size - size}) {
-      if (!ready(offset, size, stream)) continue;
+      if (!needs_no_wait(offset, size, stream)) continue;
       chosen = offset;
       return false;
     }
@@ -251,10 +251,13 @@ bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const 
   }
 }
 
-/// The stream need not wait for any of it, which is free.
-bool Engine::ready(uint64_t offset, uint64_t size, StreamIndex stream) const {
+/// No wait is needed to take it, which is free. Where waits are possible, judged by the order of
+/// streams alone: the layout of a repeated step must not depend on timing.
+bool Engine::needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const {
+  const bool may_wait = streams_.events_allowed();
   for (BlockId id = range_.block_at(offset);; id = range_[id].next) {
-    if (!streams_.ready(stream, range_[id].tag())) return false;
+    const Tag tag = range_[id].tag();
+    if (may_wait ? !streams_.ordered(stream, tag) : !streams_.ready(stream, tag)) return false;
     if (range_[id].end() >= offset + size) return true;
   }
 }

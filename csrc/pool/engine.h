@@ -131,7 +131,7 @@ class Engine {
   std::optional<Place> place_stitched(uint64_t requested, StreamIndex stream, uint32_t stack_id);
   std::vector<PageRun> choose_pages(uint64_t pages, StreamIndex stream) const;
   bool pages_free(PageRun run, StreamIndex stream) const;
-  bool ready(uint64_t offset, uint64_t size, StreamIndex stream) const;
+  bool needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const;
   bool can_take(uint64_t offset, uint64_t size, StreamIndex stream) const;
   void wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream);
   bool room_for_alias(uint64_t pages);

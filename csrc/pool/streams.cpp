@@ -70,9 +70,21 @@ Tag Streams::tag_given_back(StreamIndex owner) {
 }
 
 bool Streams::ready(StreamIndex taker, StreamIndex owner, uint64_t epoch) const {
-  if (owner == kAnyStream || owner == taker || epoch <= streams_[owner].completed) return true;
+  return ordered(taker, owner, epoch) || epoch <= streams_[owner].completed;
+}
+
+bool Streams::ordered(StreamIndex taker, StreamIndex owner, uint64_t epoch) const {
+  if (owner == kAnyStream || owner == taker) return true;
   const auto& waited = streams_[taker].waited;
   return owner < waited.size() && epoch <= waited[owner];
+}
+
+bool Streams::ordered(StreamIndex taker, const Tag& tag) const {
+  if (!ordered(taker, tag.stream, tag.epoch)) return false;
+  const auto& set = uses_[tag.uses].items;
+  return std::all_of(set.begin(), set.end(), [this, taker](const Use& use) {
+    return ordered(taker, use.stream, use.epoch);
+  });
 }
 
 bool Streams::ready(StreamIndex taker, const Tag& tag) const {

@@ -46,6 +46,9 @@ class Streams {
 
   /// True if `taker` needs to wait for nobody.
   bool ready(StreamIndex taker, const Tag& tag) const;
+  /// True if `taker` comes after the work on the memory by the order of streams and earlier waits
+  /// alone: unlike `ready`, the answer does not depend on how fast the device happens to be.
+  bool ordered(StreamIndex taker, const Tag& tag) const;
   /// Makes `taker` wait for whatever `tag` needs. Only while `events_allowed`.
   void wait_for(StreamIndex taker, const Tag& tag);
   /// True when all recorded uses of the tag are known to be done.
@@ -83,6 +86,7 @@ class Streams {
   };
 
   bool ready(StreamIndex taker, StreamIndex owner, uint64_t epoch) const;
+  bool ordered(StreamIndex taker, StreamIndex owner, uint64_t epoch) const;
   void wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch);
   const Recorded& record(Stream& stream);
   void record_at_free(Stream& stream);
