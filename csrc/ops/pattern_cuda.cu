@@ -102,7 +102,9 @@ unsigned int grid_for(const Extent& extent, int device) {
 
 cudaStream_t current_stream(int device) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  // The header's own macro for this has another name in torch 2.11.
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == AOTI_TORCH_SUCCESS,
+                  "torch does not tell the current stream of cuda:", device);
   return static_cast<cudaStream_t>(stream);
 }
 
