@@ -79,6 +79,7 @@ class Pool {
   Engine& engine();
   void changed();
   void close_locked();
+  void close_after_free();
 
   const std::string label_;
   const bool overflow_native_;
