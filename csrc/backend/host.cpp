@@ -55,8 +55,13 @@ void HostBackend::map(uint64_t address, PageRun run) {
 
 void HostBackend::unmap(uint64_t address, PageRun run) {
   const uint64_t bytes = run.count * page_bytes_;
-  // The home addresses are still mapped: without a move they fault fresh memory in.
-  if (!move(address, home(run.first), run)) ::madvise(pointer(address), bytes, MADV_DONTNEED);
+  if (!move(address, home(run.first), run)) {
+    // Home faults fresh memory in, if the kernel has not unmapped it before it refused to move.
+    if (::madvise(pointer(home(run.first)), bytes, MADV_DONTNEED) != 0) {
+      make_accessible(home(run.first), bytes);
+    }
+    ::madvise(pointer(address), bytes, MADV_DONTNEED);
+  }
   // One inaccessible area again, so that what the moves split merges.
   void* got = ::mmap(pointer(address), bytes, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -64,17 +69,16 @@ void HostBackend::unmap(uint64_t address, PageRun run) {
 }
 
 bool HostBackend::move(uint64_t from, uint64_t to, PageRun run) {
-  if (!can_move_) return false;
-  if (move_bytes(from, to, run.count * page_bytes_)) return true;
-  // Moved before, these pages may be areas of their own: mremap takes one area at a time.
+  // Moved before, these pages may be areas of their own. Kernels before 6.17 refuse to move several
+  // at once, after they have unmapped the destination: a hole for whoever maps next.
   for (uint64_t offset = 0; offset < run.count * page_bytes_; offset += page_bytes_) {
-    if (!move_bytes(from + offset, to + offset, page_bytes_)) return false;
+    if (!can_move_ || !move_page(from + offset, to + offset)) return false;
   }
   return true;
 }
 
-bool HostBackend::move_bytes(uint64_t from, uint64_t to, uint64_t bytes) {
-  void* got = ::mremap(pointer(from), bytes, bytes,
+bool HostBackend::move_page(uint64_t from, uint64_t to) {
+  void* got = ::mremap(pointer(from), page_bytes_, page_bytes_,
                        MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, pointer(to));
   if (got == MAP_FAILED && errno == EINVAL) can_move_ = false;  // a kernel before 5.7
   return got != MAP_FAILED;

@@ -27,7 +27,7 @@ class HostBackend : public SynchronousBackend {
   uint64_t home(uint64_t page) const { return range_.base() + page * page_bytes_; }
   /// False where the kernel refuses; what was moved until then does no harm.
   bool move(uint64_t from, uint64_t to, PageRun run);
-  bool move_bytes(uint64_t from, uint64_t to, uint64_t bytes);
+  bool move_page(uint64_t from, uint64_t to);
 
   AddressRange range_;
   uint64_t page_bytes_ = 0;

@@ -25,9 +25,7 @@ AliasId Aliases::create(const std::vector<PageRun>& runs) {
   try {
     for (const PageRun& run : runs) append(id, run);
   } catch (...) {
-    const uint64_t mapped = aliases_[id].pages;
-    give_back_address(aliases_[id].first + mapped, pages - mapped);
-    if (mapped == 0) forget(id);
+    if (aliases_[id].pages == 0) forget(id);
     throw;
   }
   return id;

@@ -67,8 +67,17 @@ uint64_t Pool::release_block(uint64_t address) {
   if (in_child_) return 0;
   const uint64_t requested = engine().release(address);
   changed();
-  if (abandoned()) close_locked();
+  if (abandoned()) close_after_free();
   return requested;
+}
+
+void Pool::close_after_free() {
+  // The free itself has been done.
+  try {
+    close_locked();
+  } catch (const Error& error) {
+    report("%s: the pool stays open after its last block: %s", label_.c_str(), error.what());
+  }
 }
 
 void Pool::record_stream(uint64_t address, uint64_t stream) {

@@ -88,6 +88,7 @@ class Pool {
   void close_locked();
   bool abandoned() const;
   void back_ahead();
+  void close_after_free();
 
   const std::string label_;
   const bool overflow_native_;

@@ -31,12 +31,14 @@ Pool* Registry::create(const PoolConfig& config) {
     fail(Status::kInvalidArgument, "%zu pools are open in this process; close some first",
          kMaxPools);
   }
-  pools_[slot].store(pool.get(), std::memory_order_release);
+  pools_made_.push_back(std::move(pool));
+  Pool* made = pools_made_.back().get();
+  pools_[slot].store(made, std::memory_order_release);
   if (slot >= count_.load(std::memory_order_relaxed)) {
     count_.store(slot + 1, std::memory_order_release);
   }
-  pool->start_backing();
-  return pool.release();
+  made->start_backing();
+  return made;
 }
 
 void Registry::remove(const Pool* pool) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -67,6 +68,7 @@ class Registry {
   std::vector<Scope> scopes_;
   uint64_t last_token_ = 0;
   std::vector<Pool*> locked_for_fork_;
+  std::vector<std::unique_ptr<Pool>> pools_made_;  // closed ones too: handles are immortal
   std::atomic<size_t> count_ = 0;
   std::array<std::atomic<Pool*>, kMaxPools> pools_{};
   std::array<std::atomic<Pool*>, kMaxDevices + 1> active_{};

@@ -28,6 +28,15 @@ StreamIndex Streams::index_of(uint64_t handle) {
   return last_index_;
 }
 
+void Streams::declare_short_lived(uint64_t handle) {
+  Stream& stream = streams_[index_of(handle)];
+  if (stream.short_lived) return;
+  stream.short_lived = true;
+  // Covers what it has freed until now, numbered or not.
+  ++stream.epoch;
+  record_at_free(stream);
+}
+
 uint32_t Streams::add_use(uint32_t uses, StreamIndex user) {
   if (uses == 0) {
     if (free_uses_.empty()) {
@@ -141,6 +150,14 @@ void Streams::record_at_free(Stream& stream) {
   }
 }
 
+void Streams::record_owed(Stream& stream) {
+  try {
+    record(stream);
+  } catch (const Error&) {
+    // Owed still. Who must wait for this stream meets the failure; the others need not.
+  }
+}
+
 void Streams::complete_oldest(Stream& stream) {
   stream.completed = stream.recorded.front().epoch;
   backend_.release_event(stream.recorded.front().event);
@@ -151,7 +168,7 @@ bool Streams::poll() {
   if (!backend_.events_allowed()) return false;
   bool learnt = false;
   for (Stream& stream : streams_) {
-    if (stream.owes_event) record(stream);
+    if (stream.owes_event) record_owed(stream);
     while (!stream.recorded.empty() && backend_.event_done(stream.recorded.front().event)) {
       complete_oldest(stream);
       learnt = true;

@@ -30,7 +30,7 @@ class Streams {
     return index == kAnyStream ? 0 : streams_[index].handle;
   }
   size_t count() const { return streams_.size(); }
-  void declare_short_lived(uint64_t handle) { streams_[index_of(handle)].short_lived = true; }
+  void declare_short_lived(uint64_t handle);
   bool short_lived(StreamIndex index) const { return streams_[index].short_lived; }
 
   /// Adds `user` to the set `uses` (0: a new one, held once) and returns the set.
@@ -90,6 +90,7 @@ class Streams {
   void wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch);
   const Recorded& record(Stream& stream);
   void record_at_free(Stream& stream);
+  void record_owed(Stream& stream);
   void complete_oldest(Stream& stream);
 
   Backend& backend_;

@@ -132,6 +132,19 @@ TEST_P(Capacity, FaultsWhileGivingBackAreContinued) {
   }
 }
 
+TEST_P(Capacity, AnAddressThatLostItsMemoryIsNotUsedAgain) {
+  JudgedEngine pool(12, GetParam());
+  std::vector<uint64_t> blocks = {pool.allocate(kPage)};  // page 0
+  blocks.push_back(pool.allocate(600));                   // a chunk: pages 4 to 7
+  blocks.push_back(pool.allocate(2 * kPage));             // pages 1 and 2
+  for (const uint64_t block : blocks) pool.free(block);
+  EXPECT_EQ(pool->pages().backed_count(), 7U);
+  pool->inject_fault("unback", 2);
+  expect_error(Status::kSystem, "injected", [&] { pool->resize(kPage); });
+  pool.check();
+  pool.allocate(pool->capacity_bytes());
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, Capacity, testing::Values("null", "memfd", "host"));
 
 TEST(Addresses, EndCleanlyWhereTheyAreRetired) {

@@ -258,6 +258,18 @@ TEST(Engine, AFreeDoesNotFailWhenItsEventCannotBeRecorded) {
   EXPECT_EQ(pool.allocate(8 * kPage, 0), address);
 }
 
+TEST(Engine, AnOwedEventThatFailsIsNoFailureOfTheRequest) {
+  JudgedEngine pool(8);
+  const uint64_t address = pool.allocate(8 * kPage, 0);
+  pool.record_stream(address, 1);
+  pool->inject_fault("record_event", 1);
+  testing::internal::CaptureStderr();
+  pool.free(address);
+  testing::internal::GetCapturedStderr();
+  pool->inject_fault("record_event", 1);
+  EXPECT_EQ(pool.allocate(8 * kPage, 0), address) << "recorded when it was waited for";
+}
+
 TEST(Engine, SeveralPageSizesWork) {
   for (uint64_t page = 64 * kKiB; page <= 4 * kMiB; page *= 2) {
     Engine engine(config_of("null", 8 * page + page / 2, page));

@@ -73,6 +73,38 @@ TEST_F(HostTest, AreasMergeWhenPagesAreHomeAgain) {
   EXPECT_LE(areas(), before + 16);
 }
 
+/// Cuts a range into areas until the kernel allows no more. False if it never refuses.
+bool use_up_areas() {
+  constexpr uint64_t kOsPage = 4096;
+  constexpr uint64_t kPages = 400000;
+  void* got = ::mmap(nullptr, kPages * kOsPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  for (uint64_t page = 1; page < kPages; page += 2) {
+    if (::mprotect(static_cast<char*>(got) + page * kOsPage, kOsPage, PROT_READ) != 0) return true;
+  }
+  return false;
+}
+
+TEST_F(HostTest, PagesComeHomeAtTheLimitOfMappings) {
+  for (uint64_t page = 0; page < 16; page += 2) backend_.map(number(alias(page)), {page, 1});
+  const pid_t child = ::fork();
+  if (child == 0) {
+    bool clean = use_up_areas();
+    for (uint64_t page = 0; page < 16; page += 2) backend_.unmap(number(alias(page)), {page, 1});
+    std::memset(home(0), 1, 16 * kLayout.page_bytes);
+    try {
+      backend_.map(number(alias(0)), {3, 1});
+      std::memset(alias(0), 2, kLayout.page_bytes);
+    } catch (const Error& error) {
+      clean &= error.status() == Status::kSystem;
+      std::memset(home(3), 2, kLayout.page_bytes);
+    }
+    ::_exit(clean ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
 TEST_F(HostTest, AChildWritesToItsOwnCopy) {
   backend_.map(number(alias(0)), {3, 1});
   std::memset(home(1), 1, 4096);

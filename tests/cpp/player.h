@@ -12,6 +12,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "base/bytes.h"
 #include "device_model.h"
@@ -28,11 +29,13 @@ struct Game {
   bool faults = false;  // injected failures
   bool captures = false;
   uint64_t max_alias_pages = 1 << 20;
+  bool short_lived = false;  // streams other than the first are destroyed one by one
 
   friend void PrintTo(const Game& game, std::ostream* out) {
     *out << game.backend << ", " << game.pages << " pages of " << game.page_bytes / kKiB << " KiB, "
          << game.streams << " streams" << (game.faults ? ", faults" : "")
-         << (game.captures ? ", captures" : "") << ", " << game.max_alias_pages << " aliases";
+         << (game.captures ? ", captures" : "") << (game.short_lived ? ", short-lived" : "") << ", "
+         << game.max_alias_pages << " aliases";
   }
 };
 
@@ -45,6 +48,9 @@ class Player {
     engine_ = std::make_unique<Engine>(
         EngineConfig{game.backend, "test", game.pages * game.page_bytes, game.page_bytes},
         std::make_unique<FaultBackend>(std::move(model)));
+    for (size_t stream = 1; game.short_lived && stream < game.streams; ++stream) {
+      engine_->declare_short_lived(DeviceModel::handle(stream));
+    }
   }
 
   /// One random operation. Returns what went wrong, in words.
@@ -112,6 +118,7 @@ class Player {
     if (dice < 985) return trim();
     if (dice < 991) return resize();
     if (dice < 995) return empty();
+    if (dice < 997 && game_.short_lived && streams_ > 1) return destroy_last_stream();
     engine_->reset_peaks();
     totals_.peak = totals_.live;
   }
@@ -126,7 +133,7 @@ class Player {
 
   void allocate() {
     const uint64_t size = random_size();
-    const size_t stream = pick(game_.streams);
+    const size_t stream = pick(streams_);
     step_ = format("allocate %llu on stream %zu", static_cast<unsigned long long>(size), stream);
     uint64_t address = 0;
     if (!guarded([&] { address = engine_->allocate(size, DeviceModel::handle(stream), 0); }))
@@ -179,7 +186,7 @@ class Player {
     if (live_.empty()) return;
     auto& [address, block] = *any_live();
     step_ = "record_stream";
-    const size_t user = elsewhere ? pick(game_.streams) : block.stream;
+    const size_t user = elsewhere ? pick(streams_) : block.stream;
     if (elsewhere) {
       engine_->record_stream(address, DeviceModel::handle(user));
       block.users.insert(user);
@@ -233,6 +240,17 @@ class Player {
 
   void empty() {
     while (!live_.empty()) free_block(any_live()->first);
+  }
+
+  void destroy_last_stream() {
+    step_ = "destroy a stream";
+    const size_t last = --streams_;
+    std::vector<uint64_t> used;
+    for (const auto& [address, block] : live_) {
+      if (block.stream == last || block.users.contains(last)) used.push_back(address);
+    }
+    for (const uint64_t address : used) free_block(address);
+    device_->destroy_stream(last);
   }
 
   void arm() { engine_->inject_fault(kBackendCalls[pick(kBackendCalls.size())], 1 + pick(3)); }
@@ -299,6 +317,7 @@ class Player {
   std::map<uint64_t, Block> live_;
   Totals totals_;
   uint64_t capacity_pages_ = game_.pages;
+  size_t streams_ = game_.streams;  // not destroyed
   bool capturing_ = false;
   uint64_t faults_seen_ = 0;
   std::string step_;

@@ -78,6 +78,18 @@ TEST(Pool, AReleasedPoolClosesWithItsLastBlock) {
   expect_error(Status::kClosed, "closed", [&] { pool.check_valid(); });
 }
 
+TEST(Pool, AFreeSucceedsThoughThePoolCannotBeClosed) {
+  Pool& pool = make_pool("null+faults", kMiB);
+  const uint64_t address = allocate(pool, 100);
+  pool.release();
+  pool.inspect([](Engine& engine) { engine.inject_fault("record_event", 1); });
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(pool.release_block(address), 100U);
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("stays open"), std::string::npos);
+  pool.release();
+  expect_error(Status::kClosed, "closed", [&] { pool.check_valid(); });
+}
+
 TEST(Pool, AReleasedPoolWithoutBlocksClosesAtOnce) {
   Pool& pool = make_pool("null", kMiB);
   pool.release();

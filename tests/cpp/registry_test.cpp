@@ -216,6 +216,26 @@ TEST(Fork, AStitchedBlockIsCopied) {
   pool->close();
 }
 
+TEST(Fork, FreePagesThatStandAtAnAliasAreNotCopied) {
+  Pool* pool = make_pool("host", 4 * 64 * kKiB);
+  std::vector<uint64_t> blocks(4);
+  for (uint64_t& block : blocks) {
+    ASSERT_EQ(pool->allocate(64 * kKiB, 0, 0, &block), Status::kOk);
+  }
+  pool->release_block(blocks[0]);
+  pool->release_block(blocks[2]);
+  uint64_t stitched = 0;
+  ASSERT_EQ(pool->allocate(128 * kKiB, 0, 0, &stitched), Status::kOk);
+  auto* data = reinterpret_cast<volatile char*>(stitched);
+  data[0] = 5;
+  data[128 * kKiB - 1] = 5;
+  pool->release_block(stitched);
+  EXPECT_EQ(in_child([&] { return data[0] == 0 && data[128 * kKiB - 1] == 0; }), 0);
+  pool->release_block(blocks[1]);
+  pool->release_block(blocks[3]);
+  pool->close();
+}
+
 TEST(Fork, NeverDeadlocksUnderAllocatingThreads) {
   Pool* pool = make_pool();
   std::atomic<bool> stop = false;

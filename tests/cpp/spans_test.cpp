@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+#include <random>
 #include <set>
+#include <vector>
 
 #include "support.h"
 
@@ -106,6 +109,41 @@ TEST(Spans, FreesOnAShortLivedStreamAreKnownWhenItIsGone) {
   pool.free(other);
   pool.device().destroy_stream(1);
   EXPECT_NE(pool.allocate(8 * JudgedEngine::kPage, 0), 0U);
+}
+
+TEST(Spans, AStreamCanBeDeclaredShortLivedAfterItsFirstFrees) {
+  JudgedEngine pool(8);
+  const uint64_t small = pool.allocate(8 * kKiB, 1);
+  pool.use(small, 1);
+  pool.free(small);
+  pool->declare_short_lived(DeviceModel::handle(1));
+  pool.device().destroy_stream(1);
+  EXPECT_NE(pool.allocate(8 * JudgedEngine::kPage, 0), 0U);
+}
+
+TEST(Spans, LargePoolsUseLargeChunks) {
+  for (const uint64_t capacity : {128 * kMiB, kGiB}) {
+    Engine engine(config_of("null", capacity, 2 * kMiB));
+    std::mt19937_64 random(5);
+    std::map<uint64_t, uint64_t> live;  // start to end
+    for (int i = 0; i < 20000; ++i) {
+      if (random() % 5 < 3) {
+        const uint64_t size = 1 + random() % kMaxSmall;
+        const uint64_t address = engine.allocate(size, random() % 2, 0);
+        ASSERT_NE(address, 0U);
+        const auto next = live.lower_bound(address);
+        ASSERT_TRUE(next == live.end() || next->first >= address + size);
+        ASSERT_TRUE(next == live.begin() || std::prev(next)->second <= address);
+        live.emplace(address, address + size);
+      } else if (!live.empty()) {
+        const auto near = live.lower_bound(engine.base() + random() % capacity);
+        const auto chosen = near == live.end() ? live.begin() : near;
+        EXPECT_EQ(engine.release(chosen->first), chosen->second - chosen->first);
+        live.erase(chosen);
+      }
+      if (i % 500 == 0) engine.check_valid();
+    }
+  }
 }
 
 TEST(Spans, TinyPoolsServeSmallBlocksToo) {

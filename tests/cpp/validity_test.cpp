@@ -78,7 +78,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Game{"memfd", 64 * kKiB, 64, 4, false}, Game{"memfd", 128 * kKiB, 64, 2, true},
                     Game{"host", 64 * kKiB, 64, 1}, Game{"host", 512 * kKiB, 48, 1, true},
                     Game{"host", 64 * kKiB, 64, 4, true},
-                    Game{"host", 64 * kKiB, 64, 2, false, false, 24}));
+                    Game{"host", 64 * kKiB, 64, 2, false, false, 24},
+                    Game{"null", 64 * kKiB, 64, 4, false, false, 1 << 20, true}));
 
 }  // namespace
 }  // namespace vramkit
