@@ -1,10 +1,10 @@
 // The pool without its lock: how a request is served.
 //
-// A small one takes a slot of a span. For a larger one, chunks of small blocks that have become empty
-// are given back first; then it takes the tightest hole: with memory to spare one that its stream can
-// have at once, else one that another stream freed, after an event; in a tight pool with several
-// streams the tightest stretch, whoever freed it. Where no hole is large enough it takes a stitched
-// address that is still mapped, then a new one. Then it has failed.
+// A small one takes a slot of a span. For a larger one, chunks of small blocks that have become
+// empty are given back first; then it takes the tightest hole: with memory to spare one that its
+// stream can have at once, else one that another stream freed, after an event; in a tight pool with
+// several streams the tightest stretch, whoever freed it. Where no hole is large enough it takes a
+// stitched address that is still mapped, then a new one. Then it has failed.
 #pragma once
 
 #include <cstdint>
