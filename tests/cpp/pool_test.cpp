@@ -143,7 +143,7 @@ TEST(Pool, ClosesWhileOthersAllocate) {
   }
 }
 
-// ---- stress: a pattern in every block, whoever frees it
+// ---- stress: a pattern in every block, whoever frees it; VRAMKIT_TEST_STRESS=20 is longer
 
 struct Held {
   uint64_t address;

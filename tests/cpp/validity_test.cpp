@@ -1,4 +1,5 @@
 // Random operations against a plain model, with every invariant checked after each.
+// VRAMKIT_TEST_SEED, VRAMKIT_TEST_SEEDS and VRAMKIT_TEST_STEPS choose other and longer games.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
