@@ -25,7 +25,6 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
 }
 _ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=1",
-    "LSAN_OPTIONS": f"suppressions={ROOT / 'tests' / 'cpp' / 'lsan.supp'}:print_suppressions=0",
     "TSAN_OPTIONS": "halt_on_error=1 second_deadlock_stack=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }

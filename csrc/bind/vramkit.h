@@ -264,7 +264,7 @@ VRAMKIT_API vramkit_status vramkit_replay_run(vramkit_replay* replay, const uint
 // ---- controls of the test decorators -------------------------------------------------------
 
 // "+faults": the n-th next backend call of that name fails (n >= 1; 0 disarms). Names: reserve,
-// back, unback, map_alias, unmap_alias, bring_home, record_event, wait_event.
+// back, unback, map_alias, unmap_alias, record_event, wait_event.
 VRAMKIT_API vramkit_status vramkit_fault(vramkit_pool* pool, const char* call, uint64_t nth);
 
 // "+late_events": lets the oldest `count` recorded events complete. Without this call they stay

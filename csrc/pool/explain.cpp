@@ -16,6 +16,7 @@ constexpr uint64_t kLargestMeant = uint64_t{1} << 50;
 unsigned long long number(uint64_t value) { return value; }
 
 std::string why_not_stitched(const Shortage& s) {
+  if (!s.refusal.empty()) return "Memory was given back before, and now: " + s.refusal + ".";
   if (s.wanted > s.capacity) return "The request is larger than the whole pool.";
   const uint64_t need = align_up(s.wanted, s.page);
   if (s.free < s.wanted) return "Stitching cannot help: less is free than was wanted.";

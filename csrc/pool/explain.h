@@ -21,6 +21,7 @@ struct Shortage {
   uint64_t largest_hole = 0;
   uint64_t free_pages = 0;  // bytes in wholly free pages
   uint64_t pending = 0;
+  std::string refusal;                    // of the backend, when it was that which had no memory
   std::vector<BlockInfo> largest_blocks;  // at most ten, largest first
 };
 

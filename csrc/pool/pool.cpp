@@ -57,7 +57,16 @@ Status Pool::allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_
   const std::lock_guard guard(mutex_);
   if (!engine_) return Status::kClosed;
   if (in_child_) return Status::kForked;
-  *address = engine_->allocate(size, stream, stack_id);
+  refusal_.clear();
+  try {
+    *address = engine_->allocate(size, stream, stack_id);
+  } catch (const Error& error) {
+    // Memory that was given back and that somebody else has now: a shortage like any other.
+    if (error.status() != Status::kOutOfMemory) throw;
+    ++engine_->counters().failures;
+    refusal_ = error.what();
+    *address = 0;
+  }
   changed();
   return *address != 0 ? Status::kOk : Status::kOutOfMemory;
 }
@@ -150,8 +159,11 @@ void Pool::check_valid() {
 }
 
 std::string Pool::explain(uint64_t size) {
-  const Shortage shortage =
-      inspect([size](Engine& engine) { return describe_shortage(engine, size); });
+  const Shortage shortage = inspect([this, size](Engine& engine) {
+    Shortage described = describe_shortage(engine, size);
+    described.refusal = refusal_;
+    return described;
+  });
   return explain_shortage(shortage, stack_text_.load(std::memory_order_acquire));
 }
 

@@ -98,6 +98,7 @@ class Pool {
   const int device_;
   uint64_t base_ = 0;
   uint64_t address_bytes_ = 0;
+  std::string refusal_;  // what the backend said to the last request, when it had no memory
   bool released_ = false;
   bool in_child_ = false;
   std::atomic<uint32_t (*)()> capture_ = nullptr;

@@ -158,7 +158,7 @@ TEST_F(CoreC, RoutesToTheOpenScope) {
   vramkit_pool* pool = make("host", kMiB);
   vramkit_pool* overflowed = pool;
   void* address = nullptr;
-  EXPECT_EQ(vramkit_route_alloc(-1, 100, 0, &address, &overflowed), VRAMKIT_NOT_ROUTED);
+  EXPECT_EQ(vramkit_route_alloc(-1, 100, 0, 0, &address, &overflowed), VRAMKIT_NOT_ROUTED);
   EXPECT_EQ(overflowed, nullptr);
   uint64_t token = 0;
   EXPECT_EQ(vramkit_scope_open(pool, -2, &token), VRAMKIT_INVALID_ARGUMENT);
@@ -168,13 +168,13 @@ TEST_F(CoreC, RoutesToTheOpenScope) {
   EXPECT_EQ(vramkit_active_pool(-2), nullptr);
   EXPECT_EQ(vramkit_active_pool(64), nullptr);
   EXPECT_EQ(vramkit_pool_set_stack_hooks(pool, stack_of_three, text_of_three), VRAMKIT_OK);
-  EXPECT_EQ(vramkit_route_alloc(-1, 100, 0, &address, &overflowed), VRAMKIT_OK);
+  EXPECT_EQ(vramkit_route_alloc(-1, 100, 0, 0, &address, &overflowed), VRAMKIT_OK);
   EXPECT_EQ(vramkit_owner(address), pool);
   vramkit_block block{};
   EXPECT_EQ(vramkit_find_block(pool, static_cast<char*>(address) + 99, &block), VRAMKIT_OK);
   EXPECT_EQ(block.stack_id, 3U);
   void* more = nullptr;
-  EXPECT_EQ(vramkit_route_alloc(-1, kMiB, 0, &more, &overflowed), VRAMKIT_OUT_OF_MEMORY);
+  EXPECT_EQ(vramkit_route_alloc(-1, kMiB, 0, 0, &more, &overflowed), VRAMKIT_OUT_OF_MEMORY);
   EXPECT_TRUE(told("loop.py:3"));
   EXPECT_EQ(vramkit_scope_close(token), VRAMKIT_OK);
   uint64_t size = 0;
@@ -190,7 +190,7 @@ TEST_F(CoreC, AnOverflowGoesToTheNativeAllocator) {
   for (int i = 0; i < 2; ++i) {
     void* address = nullptr;
     vramkit_pool* overflowed = nullptr;
-    EXPECT_EQ(vramkit_route_alloc(7, 2 * kMiB, 0, &address, &overflowed), VRAMKIT_NOT_ROUTED);
+    EXPECT_EQ(vramkit_route_alloc(7, 2 * kMiB, 0, 0, &address, &overflowed), VRAMKIT_NOT_ROUTED);
     EXPECT_EQ(overflowed, i == 0 ? pool : nullptr);
   }
   EXPECT_EQ(stats(pool).overflow_allocations, 2U);
@@ -205,7 +205,7 @@ TEST_F(CoreC, AClosedPoolRoutesNothing) {
   EXPECT_EQ(vramkit_pool_close(pool), VRAMKIT_OK);
   void* address = nullptr;
   vramkit_pool* overflowed = nullptr;
-  EXPECT_EQ(vramkit_route_alloc(-1, 100, 0, &address, &overflowed), VRAMKIT_NOT_ROUTED);
+  EXPECT_EQ(vramkit_route_alloc(-1, 100, 0, 0, &address, &overflowed), VRAMKIT_NOT_ROUTED);
   EXPECT_EQ(vramkit_alloc(pool, 100, 0, 0, &address), VRAMKIT_CLOSED);
   EXPECT_TRUE(told("closed"));
   EXPECT_EQ(vramkit_scope_close(token), VRAMKIT_OK);

@@ -37,6 +37,17 @@ TEST(Pool, ServesUntilItIsFull) {
   pool.close();
 }
 
+TEST(Pool, TellsWhenTheBackendHasNoMemoryLeft) {
+  Pool& pool = make_pool("null+limit=262144", kMiB);
+  uint64_t none = 1;
+  EXPECT_EQ(pool.allocate(800 * kKiB, 0, 0, &none), Status::kOutOfMemory);
+  EXPECT_EQ(none, 0U);
+  EXPECT_EQ(pool.inspect([](Engine& engine) { return engine.counters().failures; }), 1U);
+  EXPECT_NE(pool.explain(800 * kKiB).find("the device has no memory for"), std::string::npos);
+  EXPECT_EQ(pool.allocate(2 * kMiB, 0, 0, &none), Status::kOutOfMemory);
+  EXPECT_EQ(pool.explain(2 * kMiB).find("the device has no memory"), std::string::npos);
+  pool.close();
+}
 TEST(Pool, DoesNotCloseWhileBlocksAreLive) {
   Pool& pool = make_pool("null", kMiB);
   const uint64_t first = allocate(pool, 100);
