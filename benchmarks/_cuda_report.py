@@ -111,7 +111,7 @@ def _equal_rows(state: State, choice: Choice) -> Iterable[Row]:
         if not result or not result["ok"]:
             continue
         # The count stands after each step: from the second step's end on nothing may be added.
-        calls = result["mapping_calls"]
+        calls = result["calls_by_step"]
         settings: dict[str, Setting] = {
             "loop": LOOPS[loop].what,
             "step": f"a cycle of {EQUAL_CYCLE} sizes",

@@ -38,7 +38,7 @@ class Course:
     steps_ms: list[float] = field(default_factory=list)
     first_loss: float | None = None
     last_loss: float | None = None
-    mapping_calls: list[int] = field(default_factory=list)
+    calls_by_step: list[int] = field(default_factory=list)
     out_of_memory: str | None = None
 
 
@@ -76,7 +76,7 @@ def run_steps(course: Course, step: Step, count: int, spec: Spec, books: Books) 
         if spec.mode == "synced":
             torch.cuda.synchronize()
         elif spec.mode == "equal" and books.mapping_calls is not None:
-            course.mapping_calls.append(books.mapping_calls())
+            course.calls_by_step.append(books.mapping_calls())
     torch.cuda.synchronize()
     course.total_s = time.perf_counter() - start
     course.last_loss = loss.item()

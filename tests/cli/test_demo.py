@@ -90,7 +90,7 @@ def test_lines_instead_of_a_bar(short_run: subprocess.CompletedProcess[str]) -> 
     header, outside, inside, _ = short_run.stderr.splitlines()
     assert header == (
         "vramkit demo: 1,437 images of handwritten digits to train on, 360 to test on, "
-        f"on {_run.device_note()}"
+        f"on {_run.device_note(_run.training_device())}"
     )
     assert outside.startswith("outside the pool: step 12 of 12, loss ")
     assert inside == outside.replace("outside", "inside")
@@ -172,13 +172,22 @@ def test_the_threshold() -> None:
     assert "0.9699, below the 0.97 wanted" in fault
 
 
-def test_a_gpu_that_has_no_pool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accelerator_that_has_no_pools_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda", 0)
+        torch.accelerator, "current_accelerator", lambda **_: torch.device("xpu", 0)
     )
-    assert _run.device_note() == (
-        "the CPU: there is a device 'cuda', but the pools of this version serve CPU tensors only"
+    assert _run.device_note(torch.device("cpu")) == (
+        "the CPU: there are no pools for devices of type 'xpu'"
     )
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    device = _run.training_device()
+    assert device == torch.device("cuda", 1)
+    assert _run.budget_for(device) == "128MiB"
+    assert _run.budget_for(torch.device("cpu")) == "16MiB"
 
 
 def test_samples_are_what_the_pool_holds() -> None:

@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``vramkit demo``."""
     parser.add_argument(
         "--budget",
-        default="16MiB",
-        help="the pool's capacity: bytes or a text such as '16MiB' (the default)",
+        help="the pool's capacity: bytes or a text (default: '16MiB' on the CPU, '128MiB' on a "
+        "GPU, where libraries keep workspaces)",
     )
     parser.add_argument(
         "--epochs",
@@ -49,17 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from vramkit.cli._demo._outcome import to_json, to_text
-    from vramkit.cli._demo._run import Plan, device_note, run_demo
+    from vramkit.cli._demo._run import Plan, budget_for, device_note, run_demo, training_device
     from vramkit.cli._demo._training import load_digits
     from vramkit.pool import MemoryPool
 
-    digits = load_digits()
+    device = training_device()
+    digits = load_digits().to(device)
     print(
         f"vramkit demo: {len(digits.train_digits):,} images of handwritten digits to train on, "
-        f"{len(digits.test_digits):,} to test on, on {device_note()}",
+        f"{len(digits.test_digits):,} to test on, on {device_note(device)}",
         file=sys.stderr,
     )
-    pool = MemoryPool(arguments.budget, device="cpu")
+    pool = MemoryPool(arguments.budget or budget_for(device), device=device)
     plan = Plan(epochs=arguments.epochs, seed=arguments.seed, out=arguments.out)
     try:
         outcome = run_demo(digits, pool, plan)

@@ -26,15 +26,26 @@ class Plan:
     out: Path
 
 
-def device_note() -> str:
+def training_device() -> torch.device:
+    """The current CUDA device where there is one, else the CPU."""
+    if torch.version.hip is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def budget_for(device: torch.device) -> str:
+    """A capacity that is enough; on a GPU cuBLAS alone keeps tens of MiB."""
+    return "16MiB" if device.type == "cpu" else "128MiB"
+
+
+def device_note(device: torch.device) -> str:
     """On which device the demo runs, and why."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return "the CPU, as there is no GPU here"
-    return (
-        f"the CPU: there is a device {accelerator.type!r}, but the pools of this version serve CPU "
-        "tensors only"
-    )
+    return f"the CPU: there are no pools for devices of type {accelerator.type!r}"
 
 
 def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
@@ -44,7 +55,7 @@ def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
         torch.OutOfMemoryError: The pool's budget is too small.
         InvalidArgumentError: The picture cannot be written.
     """
-    with _one_thread():
+    with _one_thread(), _same_kernels():
         outside = _train(digits, plan, "outside the pool", None)
         recorder = MemoryRecorder(pool)
         begin_s = time.perf_counter()
@@ -79,6 +90,17 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _same_kernels() -> Iterator[None]:
+    """Losses can only be compared bit for bit where cuDNN takes the same way twice."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _train(digits: Digits, plan: Plan, title: str, recorder: MemoryRecorder | None) -> Training:

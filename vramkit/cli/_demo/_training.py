@@ -26,6 +26,20 @@ class Digits:
     test_images: torch.Tensor
     test_digits: torch.Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where all of them are."""
+        return self.train_images.device
+
+    def to(self, device: torch.device) -> "Digits":
+        """The same on another device."""
+        return Digits(
+            self.train_images.to(device),
+            self.train_digits.to(device),
+            self.test_images.to(device),
+            self.test_digits.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class Training:
@@ -77,9 +91,10 @@ def train(digits: Digits, *, epochs: int, seed: int, look: Look, tell: Tell) -> 
         look: Called after each layer's forward and backward and after the optimizer.
         tell: Called after each step.
     """
-    with torch.random.fork_rng(devices=[]):
+    device = digits.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        model = make_model()
+        model = make_model().to(device)
         losses = _optimize(model, digits, epochs, look, tell)
     return Training(losses=torch.tensor(losses), accuracy=_accuracy(model, digits))
 
@@ -92,7 +107,8 @@ def _optimize(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _MAX_LEARNING_RATE, total_steps=steps)
     losses: list[float] = []
     for _ in range(epochs):
-        for batch in torch.randperm(len(digits.train_digits)).split(BATCH):
+        order = torch.randperm(len(digits.train_digits)).to(digits.device)
+        for batch in order.split(BATCH):
             scores = _forward(model, digits.train_images[batch], look)
             loss = functional.cross_entropy(scores, digits.train_digits[batch])
             look("forward")
