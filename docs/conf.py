@@ -23,7 +23,11 @@ extensions = [
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"(torch|numpy|np|pathlib|collections)\..*")]
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|numpy|np|pathlib|collections)\..*"),
+    # RMM's, which is optional.
+    (r"py:class", r"DeviceMemoryResource"),
+]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
