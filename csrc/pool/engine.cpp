@@ -97,7 +97,7 @@ std::optional<Engine::Place> Engine::place_small(uint64_t size, StreamIndex stre
     offset = spans_.allocate(size, stream, stack_id);
   }
   if (offset == Spans::kNoOffset) return std::nullopt;
-  return Place{offset, spans_.find(range_.entry_at(offset), offset).size};
+  return Place{offset, Spans::slot_bytes(size)};
 }
 
 bool Engine::add_chunk(StreamIndex stream) {

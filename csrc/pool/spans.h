@@ -31,6 +31,8 @@ class Spans {
 
   /// Sizes from 1 to kMaxSmall. Returns the offset, or kNoOffset when a new chunk is needed.
   uint64_t allocate(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  /// What a block of that size occupies.
+  static uint64_t slot_bytes(uint64_t size) { return kSizes[class_of(size)].slot_bytes; }
   /// The chunk size that `add_chunk` wants; a multiple of itself is its alignment.
   uint64_t chunk_bytes() const { return chunk_bytes_; }
   void add_chunk(BlockId block, StreamIndex stream);
