@@ -10,6 +10,21 @@
 namespace vramkit {
 namespace {
 
+// How many requests are remembered.
+constexpr uint64_t kCapacityARequest = 128 * kKiB;
+constexpr uint64_t kFewestRequests = 1024;
+constexpr uint64_t kMostRequests = 65536;
+
+size_t requests_to_remember(uint64_t capacity_bytes) {
+  return std::bit_floor(
+      std::clamp(capacity_bytes / kCapacityARequest, kFewestRequests, kMostRequests));
+}
+
+/// What a block that is in no span takes of a hole.
+uint64_t large_size(uint64_t requested) {
+  return align_up(std::max(requested, kGranule), kAlignment);
+}
+
 void check_page_size(const EngineConfig& config) {
   if (std::has_single_bit(config.page_bytes) && config.page_bytes >= 64 * kKiB &&
       config.page_bytes <= kGiB) {
@@ -62,7 +77,8 @@ Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
       range_(layout_.home_pages * layout_.page_bytes, streams_),
       spans_(range_, streams_, config.capacity_bytes),
       pages_(*backend_, layout_),
-      aliases_(*backend_, pages_, range_, layout_) {
+      aliases_(*backend_, pages_, range_, layout_),
+      recall_(requests_to_remember(config.capacity_bytes)) {
   grow(config.capacity_bytes / config.page_bytes);
 }
 
@@ -73,7 +89,7 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   std::optional<Place> place;
   if (size <= capacity_bytes()) {
     if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
-    if (!place) place = place_large(std::max(size, kGranule), size, stream, stack_id);
+    if (!place) place = place_large(large_size(size), size, stream, stack_id);
   }
   if (!place) {
     ++counters_.failures;
@@ -118,13 +134,53 @@ bool Engine::add_chunk(StreamIndex stream) {
 
 std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t requested,
                                                  StreamIndex stream, uint32_t stack_id) {
-  size = align_up(size, kAlignment);
   // Chunks that stay where a hole could be would make every repetition of a step look different.
   if (spans_.has_empty_chunk()) spans_.give_back_chunks();
-  const BlockId id = range_.streams_apart() && tight() ? take_tightest_stretch(size, stream)
-                                                       : take_hole(size, stream);
-  if (id != 0) return finish_large(id, requested, stream, stack_id);
-  return place_stitched(requested, stream, stack_id);
+  const uint64_t request = layout_mark_.with_request(size, stream);
+  std::optional<Place> place = place_as_before(request, size, requested, stream, stack_id);
+  if (!place) {
+    const BlockId id = range_.streams_apart() && tight() ? take_tightest_stretch(size, stream)
+                                                         : take_hole(size, stream);
+    place = id != 0 ? finish_large(id, requested, stream, stack_id)
+                    : place_stitched(requested, stream, stack_id);
+  }
+  if (place) {
+    recall_.note(request, place->address);
+    layout_mark_.toggle(place->address, size);
+  }
+  return place;
+}
+
+/// Where the request went when it came in this layout before, if that is to be had again.
+std::optional<Engine::Place> Engine::place_as_before(uint64_t request, uint64_t size,
+                                                     uint64_t requested, StreamIndex stream,
+                                                     uint32_t stack_id) {
+  const std::optional<uint64_t> place = recall_.find(request);
+  if (!place || !is_as_before(*place, size, requested, stream)) return std::nullopt;
+  const uint64_t home_bytes = layout_.home_pages * page_bytes();
+  if (*place >= home_bytes) {
+    const AliasId alias = aliases_.at((*place - home_bytes) / page_bytes());
+    const Place taken = occupy_alias(alias, requested, stream, stack_id);
+    ++counters_.alias_hits;
+    return taken;
+  }
+  if (!needs_no_wait(*place, size, stream)) settle();
+  wait_for_stretch(*place, size, stream);
+  return finish_large(range_.take(*place, size, BlockState::kLive), requested, stream, stack_id);
+}
+
+bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested,
+                          StreamIndex stream) const {
+  const uint64_t home_bytes = layout_.home_pages * page_bytes();
+  if (place < home_bytes) return can_take(place, size, stream);
+  const uint64_t page = (place - home_bytes) / page_bytes();
+  const uint64_t pages = ceil_div(requested, page_bytes());
+  const AliasId id = aliases_.at(page);
+  if (id == 0 || aliases_[id].first != page || aliases_[id].live() || aliases_[id].pages < pages) {
+    return false;
+  }
+  return each_prefix_run(aliases_[id].runs, pages,
+                         [&](PageRun run) { return pages_free(run, stream); });
 }
 
 /// Whether the capacity exceeds what was needed at once so far by less than a sixteenth.
@@ -205,6 +261,16 @@ std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIn
     if (runs.empty() || !room_for_alias(pages)) return std::nullopt;
     id = aliases_.create(runs);
   }
+  const Place place = occupy_alias(id, requested, stream, stack_id);
+  counters_.alias_hits += mapped_before;
+  counters_.stitched_requests += !mapped_before;
+  counters_.stitched_pages += mapped_before ? 0 : pages;
+  return place;
+}
+
+Engine::Place Engine::occupy_alias(AliasId id, uint64_t requested, StreamIndex stream,
+                                   uint32_t stack_id) {
+  const uint64_t pages = ceil_div(requested, page_bytes());
   Alias& alias = aliases_[id];
   each_prefix_run(alias.runs, pages, [&](PageRun run) {
     wait_for_stretch(run.first * page_bytes(), run.count * page_bytes(), stream);
@@ -214,9 +280,6 @@ std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIn
   alias.requested = requested;
   alias.stream = stream;
   alias.stack_id = stack_id;
-  counters_.alias_hits += mapped_before;
-  counters_.stitched_requests += !mapped_before;
-  counters_.stitched_pages += mapped_before ? 0 : pages;
   return Place{pages_.alias_address(alias.first) - base(), pages * page_bytes()};
 }
 
@@ -314,12 +377,14 @@ uint64_t Engine::release(uint64_t address) {
     const Alias& alias = aliases_[target.alias];
     requested = alias.requested;
     size = alias.live_pages * page_bytes();
+    layout_mark_.toggle(address - base(), large_size(requested));
     aliases_.release(target.alias, streams_.tag_freed(alias.stream, alias.uses), streams_);
   } else if (target.block != 0) {
     range_.prefetch_neighbours(target.block);
     const Block& block = range_[target.block];
     requested = block.requested;
     size = block.size;
+    layout_mark_.toggle(address - base(), size);
     range_.release(target.block, streams_.tag_freed(block.stream, block.uses));
   } else {
     requested = target.slot.requested;

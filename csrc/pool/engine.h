@@ -1,10 +1,12 @@
 // The pool without its lock: how a request is served.
 //
 // A small one takes a slot of a span. For a larger one, chunks of small blocks that have become
-// empty are given back first; then it takes the tightest hole: with memory to spare one that its
-// stream can have at once, else one that another stream freed, after an event; in a tight pool with
-// several streams the tightest stretch, whoever freed it. Where no hole is large enough it takes a
-// stitched address that is still mapped, then a new one. Then it has failed.
+// empty are given back first. Where the same blocks were live before, it takes the place that
+// the same one had then, if that is free again. Otherwise it takes the tightest hole: with memory
+// to spare one that its stream can have at once, else one that another stream freed, after an
+// event; in a tight pool with several streams the tightest stretch, whoever freed it. Where no hole
+// is large enough it takes a stitched address that is still mapped, then a new one. Then it has
+// failed.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +20,7 @@
 #include "pool/counters.h"
 #include "pool/pages.h"
 #include "pool/range.h"
+#include "pool/recall.h"
 #include "pool/spans.h"
 #include "pool/streams.h"
 
@@ -122,6 +125,9 @@ class Engine {
   bool add_chunk(StreamIndex stream);
   std::optional<Place> place_large(uint64_t size, uint64_t requested, StreamIndex stream,
                                    uint32_t stack_id);
+  std::optional<Place> place_as_before(uint64_t request, uint64_t size, uint64_t requested,
+                                       StreamIndex stream, uint32_t stack_id);
+  bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream) const;
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
   bool tight() const;
@@ -129,6 +135,7 @@ class Engine {
   BlockId take_tightest_stretch(uint64_t size, StreamIndex stream);
   Place finish_large(BlockId id, uint64_t requested, StreamIndex stream, uint32_t stack_id);
   std::optional<Place> place_stitched(uint64_t requested, StreamIndex stream, uint32_t stack_id);
+  Place occupy_alias(AliasId id, uint64_t requested, StreamIndex stream, uint32_t stack_id);
   std::vector<PageRun> choose_pages(uint64_t pages, StreamIndex stream) const;
   bool pages_free(PageRun run, StreamIndex stream) const;
   bool needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const;
@@ -166,6 +173,8 @@ class Engine {
   Spans spans_;
   Pages pages_;
   Aliases aliases_;
+  LayoutMark layout_mark_;  // of live blocks that are in no span
+  Recall recall_;
   Counters counters_;
 };
 

@@ -1,0 +1,80 @@
+// Where a request was placed when the same blocks were live at the same addresses before.
+//
+// A training repeats its step. What a hole or a stretch is worth depends on more than the live
+// blocks, though: on who freed what lately, and on which stitched addresses are mapped. So the
+// places of the last repetition are remembered by the layout that they were chosen in. A step that
+// begins with the layout of the last one then goes through the same layouts, and needs no mapping
+// that the last one did not need. Any other layout is new, and nothing is recalled in it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace vramkit {
+
+/// The live blocks and their places, in a number that hardly any other layout has.
+class LayoutMark {
+ public:
+  /// Adds a block, or takes it away again.
+  void toggle(uint64_t place, uint64_t size) { value_ ^= mix(mix(0, place), size); }
+  /// What a request in this layout is known by.
+  uint64_t with_request(uint64_t size, uint64_t stream) const {
+    return mix(mix(value_, size), stream);
+  }
+
+ private:
+  static uint64_t mix(uint64_t hash, uint64_t value) {
+    hash = (hash ^ value ^ (hash >> 32)) * 0x9e3779b97f4a7c15U;
+    return hash ^ (hash >> 29);
+  }
+
+  uint64_t value_ = 0;
+};
+
+class Recall {
+ public:
+  /// `most`: how many requests are remembered, a power of two.
+  explicit Recall(size_t most) : most_(most) {}
+
+  /// The place of the request that was known by this number.
+  std::optional<uint64_t> find(uint64_t request) const;
+  void note(uint64_t request, uint64_t place);
+
+  uint64_t metadata_bytes() const { return sets_.capacity() * sizeof(Set); }
+
+ private:
+  static constexpr size_t kWays = 4;
+
+  struct Entry {
+    uint64_t request = 0;  // in an entry without one: a place that is checked like any other
+    uint64_t place = 0;
+  };
+  struct alignas(64) Set {
+    std::array<Entry, kWays> entries{};  // the latest first
+  };
+
+  size_t most_;
+  std::vector<Set> sets_;  // by the request's last bits; empty until needed
+};
+
+inline std::optional<uint64_t> Recall::find(uint64_t request) const {
+  if (sets_.empty()) return std::nullopt;
+  for (const Entry& entry : sets_[request & (sets_.size() - 1)].entries) {
+    if (entry.request == request) return entry.place;
+  }
+  return std::nullopt;
+}
+
+inline void Recall::note(uint64_t request, uint64_t place) {
+  if (sets_.empty()) sets_.resize(most_ / kWays);
+  auto& entries = sets_[request & (sets_.size() - 1)].entries;
+  size_t at = 0;
+  while (at < kWays - 1 && entries[at].request != request) ++at;
+  for (; at > 0; --at) entries[at] = entries[at - 1];
+  entries[0] = {request, place};
+}
+
+}  // namespace vramkit
