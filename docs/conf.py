@@ -24,9 +24,9 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|pathlib|collections)\..*"),
+    (r"py:.*", r"(torch|numpy|np|pathlib|collections|contextlib|cupy)\..*"),
     # RMM's, which is optional.
-    (r"py:class", r"DeviceMemoryResource"),
+    (r"py:class", r"(Callback|Device)MemoryResource"),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from helpers.documents import DOCUMENTS, needs_of, python_blocks
 from helpers.traces import Row, write_npz
 
 from vramkit import errors
@@ -15,13 +16,6 @@ from vramkit.cli import main
 from vramkit.pool import PoolBlock, PoolStats
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(r"(<!-- needs a GPU -->\n)?```python\n(.*?)```", re.DOTALL)
-
-
-def python_blocks(text: str) -> list[str]:
-    """The Python examples of a document that run on any machine."""
-    return [block for needs_gpu, block in _BLOCK.findall(text) if not needs_gpu]
 
 
 def table_rows(text: str) -> set[str]:
@@ -32,11 +26,11 @@ def table_rows(text: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in DOCUMENTS if python_blocks(path.read_text(encoding="utf-8"))],
+    [path for path in DOCUMENTS if python_blocks(path)],
     ids=lambda path: path.name,
 )
 def test_examples_run(path: Path, tmp_path: Path) -> None:
-    source = "\n".join(python_blocks(path.read_text(encoding="utf-8")))
+    source = "\n".join(python_blocks(path))
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{source}"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
@@ -50,12 +44,12 @@ def test_examples_run(path: Path, tmp_path: Path) -> None:
 
 
 def test_every_statistic_is_explained() -> None:
-    rows = table_rows((ROOT / "docs" / "pool.md").read_text(encoding="utf-8"))
+    rows = table_rows((ROOT / "docs" / "statistics.md").read_text(encoding="utf-8"))
     assert {field.name for field in fields(PoolStats)} <= rows
 
 
 def test_every_field_of_a_block_is_named() -> None:
-    text = (ROOT / "docs" / "pool.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     assert [field.name for field in fields(PoolBlock) if f"`{field.name}`" not in text] == []
 
 
@@ -89,7 +83,17 @@ def test_every_key_of_a_report_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 
-def test_the_guards_read_documents() -> None:
+def test_the_guards_read_documents(tmp_path: Path) -> None:
     text = "```python\na\n```\n<!-- needs a GPU -->\n```python\nb\n```\n| `x`, `y_z` | `no` |\n"
-    assert python_blocks(text) == ["a\n"]
+    document = tmp_path / "document.md"
+    document.write_text(text, encoding="utf-8")
+    assert python_blocks(document) == ["a\n"]
+    assert python_blocks(document, needs="a GPU") == ["b\n"]
+    assert python_blocks(document, needs="a GPU and rmm") == []
     assert table_rows(text) == {"x", "y_z"}
+
+
+def test_every_need_is_one_that_a_test_knows() -> None:
+    """An example with another need would run nowhere."""
+    known = {"a GPU", "a GPU and rmm", "a GPU and cupy", "a process without pools"}
+    assert {need for path in DOCUMENTS for need in needs_of(path)} == known
