@@ -12,7 +12,7 @@ using cuda::complain;
 using cuda::driver;
 using cuda::Entered;
 
-CudaVmmBackend::CudaVmmBackend(int device) : CudaDevice(device) {
+CudaVmmBackend::CudaVmmBackend(int device) : CudaDevice(device), wanted_(properties()) {
   if (attribute(cuda::kAttributeVirtualMemory) != 0) return;
   fail(Status::kInvalidArgument,
        "cuda:%d has no virtual memory management (a virtual GPU, or an old driver): no pool can be "
@@ -41,9 +41,8 @@ cuda::AllocationProperties CudaVmmBackend::properties() const {
 
 void CudaVmmBackend::reserve(const Layout& layout) {
   const Entered entered(context());
-  const cuda::AllocationProperties wanted = properties();
   size_t granularity = 0;
-  check(driver().granularity(&granularity, &wanted, 0), "cuMemGetAllocationGranularity");
+  check(driver().granularity(&granularity, &wanted_, 0), "cuMemGetAllocationGranularity");
   if (layout.page_bytes % granularity != 0) {
     fail(Status::kInvalidArgument, "cuda:%d: pages of %s are not a multiple of its granularity, %s",
          device(), mib(layout.page_bytes).c_str(), mib(granularity).c_str());
@@ -59,11 +58,10 @@ void CudaVmmBackend::reserve(const Layout& layout) {
 
 void CudaVmmBackend::commit(PageRun run) {
   const Entered entered(context());
-  const cuda::AllocationProperties wanted = properties();
   for (uint64_t i = 0; i < run.count; ++i) {
     cuda::MemoryHandle& handle = handles_[run.first + i];
     if (handle != 0) continue;
-    const cuda::Result result = driver().memory_create(&handle, page_bytes_, &wanted, 0);
+    const cuda::Result result = driver().memory_create(&handle, page_bytes_, &wanted_, 0);
     if (result == cuda::kSuccess) continue;
     handle = 0;
     while (i-- > 0) release_handle(run.first + i);

@@ -46,6 +46,7 @@ class CudaVmmBackend : public CudaDevice {
   void release_handle(uint64_t page);
   cuda::AllocationProperties properties() const;
 
+  const cuda::AllocationProperties wanted_;
   uint64_t page_bytes_ = 0;
   uint64_t base_ = 0;
   uint64_t address_bytes_ = 0;

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 
 namespace vramkit::adapter {
 namespace {
@@ -14,21 +15,27 @@ using c10::CachingAllocator::StatArray;
 using c10::CachingAllocator::StatType;
 using c10::CachingDeviceAllocator::BlockInfo;
 
-struct Amount {
-  uint64_t current;
-  uint64_t peak;
-  uint64_t allocated = 0;
-  uint64_t freed = 0;
-};
+constexpr std::array kRows = {static_cast<size_t>(StatType::AGGREGATE),
+                              static_cast<size_t>(StatType::LARGE_POOL)};
 
-void add(StatArray& stats, const Amount& amount) {
-  for (const StatType type : {StatType::AGGREGATE, StatType::LARGE_POOL}) {
-    Stat& stat = stats[static_cast<size_t>(type)];
-    stat.current += static_cast<int64_t>(amount.current);
-    stat.peak += static_cast<int64_t>(std::max(amount.peak, amount.current));
-    stat.allocated += static_cast<int64_t>(amount.allocated);
-    stat.freed += static_cast<int64_t>(amount.freed);
+void add(StatArray& stats, uint64_t current, uint64_t peak) {
+  for (const size_t row : kRows) {
+    stats[row].current += static_cast<int64_t>(current);
+    stats[row].peak += static_cast<int64_t>(std::max(peak, current));
   }
+}
+
+void add_totals(StatArray& stats, uint64_t allocated, uint64_t freed) {
+  for (const size_t row : kRows) {
+    stats[row].allocated += static_cast<int64_t>(allocated);
+    stats[row].freed += static_cast<int64_t>(freed);
+  }
+}
+
+vramkit_totals totals_of(c10::DeviceIndex device) {
+  vramkit_totals totals{};
+  const vramkit_status status = core->device_totals(device, &totals);
+  return status == VRAMKIT_OK ? totals : vramkit_totals{};
 }
 
 std::vector<vramkit_block> blocks_of(vramkit_pool* pool) {
@@ -96,46 +103,37 @@ c10::DeviceIndex device_of(vramkit_pool* pool) {
   return 0;
 }
 
-PoolStatistics::Totals PoolStatistics::totals_of(const vramkit_stats& stats) {
-  // A request that went on to native memory is no shortage for the program.
-  return {stats.allocations, stats.frees,
-          stats.failures - std::min(stats.failures, stats.overflow_allocations)};
-}
-
-PoolStatistics::Totals PoolStatistics::since_reset(vramkit_pool* pool,
-                                                   const vramkit_stats& stats) const {
-  Totals totals = totals_of(stats);
-  const auto found = baselines_.find(pool);
-  if (found == baselines_.end()) return totals;
-  const Totals& baseline = found->second;
-  return {totals.allocations - baseline.allocations, totals.frees - baseline.frees,
-          totals.shortages - baseline.shortages};
-}
-
 void PoolStatistics::add_to(DeviceStats& stats, c10::DeviceIndex device) const {
-  const std::lock_guard guard(mutex_);
   for (vramkit_pool* const pool : pools_of(device)) {
     vramkit_stats own{};
     if (core->pool_stats(pool, &own) != VRAMKIT_OK) continue;
-    const Totals totals = since_reset(pool, own);
-    const Amount blocks = {own.live_blocks, own.live_blocks, totals.allocations, totals.frees};
-    add(stats.allocation, blocks);
-    add(stats.active, blocks);
-    add(stats.segment, {1, 1});
-    add(stats.requested_bytes, {own.live_bytes, own.peak_live_bytes});
-    add(stats.allocated_bytes, {own.allocated_bytes, own.peak_allocated_bytes});
-    add(stats.active_bytes, {own.allocated_bytes + own.pending_bytes, own.peak_allocated_bytes});
-    add(stats.reserved_bytes, {own.mapped_bytes, own.peak_mapped_bytes});
-    stats.num_ooms += static_cast<int64_t>(totals.shortages);
+    add(stats.allocation, own.live_blocks, own.live_blocks);
+    add(stats.active, own.live_blocks, own.live_blocks);
+    add(stats.segment, 1, 1);
+    add(stats.requested_bytes, own.live_bytes, own.peak_live_bytes);
+    add(stats.allocated_bytes, own.allocated_bytes, own.peak_allocated_bytes);
+    add(stats.active_bytes, own.allocated_bytes + own.pending_bytes, own.peak_allocated_bytes);
+    add(stats.reserved_bytes, own.mapped_bytes, own.peak_mapped_bytes);
   }
+  const vramkit_totals now = totals_of(device);
+  const std::lock_guard guard(mutex_);
+  const vramkit_totals& then = at_reset_.at(static_cast<size_t>(device));
+  for (StatArray* const blocks : {&stats.allocation, &stats.active}) {
+    add_totals(*blocks, now.allocations - then.allocations, now.frees - then.frees);
+  }
+  add_totals(stats.requested_bytes, now.requested_bytes - then.requested_bytes,
+             now.freed_requested_bytes - then.freed_requested_bytes);
+  for (StatArray* const bytes : {&stats.allocated_bytes, &stats.active_bytes}) {
+    add_totals(*bytes, now.allocated_bytes - then.allocated_bytes,
+               now.freed_allocated_bytes - then.freed_allocated_bytes);
+  }
+  stats.num_ooms += static_cast<int64_t>(now.shortages - then.shortages);
 }
 
 void PoolStatistics::reset_accumulated(c10::DeviceIndex device) {
+  const vramkit_totals now = totals_of(device);
   const std::lock_guard guard(mutex_);
-  for (vramkit_pool* const pool : pools_of(device)) {
-    vramkit_stats own{};
-    if (core->pool_stats(pool, &own) == VRAMKIT_OK) baselines_[pool] = totals_of(own);
-  }
+  at_reset_.at(static_cast<size_t>(device)) = now;
 }
 
 void append_segments(std::vector<SegmentInfo>& segments, c10::DeviceIndex device,

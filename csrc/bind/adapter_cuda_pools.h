@@ -3,11 +3,11 @@
 
 #include <c10/cuda/CUDACachingAllocator.h>
 
+#include <array>
 #include <cstdint>
 #include <mutex>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "bind/adapter_common.h"
@@ -31,17 +31,8 @@ class PoolStatistics {
   void reset_accumulated(c10::DeviceIndex device);
 
  private:
-  struct Totals {
-    uint64_t allocations = 0;
-    uint64_t frees = 0;
-    uint64_t shortages = 0;
-  };
-
-  static Totals totals_of(const vramkit_stats& stats);
-  Totals since_reset(vramkit_pool* pool, const vramkit_stats& stats) const;
-
   mutable std::mutex mutex_;
-  std::unordered_map<vramkit_pool*, Totals> baselines_;  // handles are never used again
+  std::array<vramkit_totals, VRAMKIT_MAX_DEVICES> at_reset_{};
 };
 
 /// Appends the pools' blocks by address. PyTorch wants a segment's blocks to adjoin: a smaller gap

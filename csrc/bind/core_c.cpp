@@ -289,7 +289,7 @@ const vramkit_core_api* vramkit_core() {
       vramkit_active_pool,      vramkit_record_stream,    vramkit_find_block,
       vramkit_pool_stats,       vramkit_snapshot,         vramkit_device_pools,
       vramkit_capture_begin,    vramkit_capture_end,      vramkit_device_add_peer,
-      vramkit_pool_reset_peaks,
+      vramkit_pool_reset_peaks, vramkit_device_totals,
   };
   return &api;
 }
@@ -302,6 +302,16 @@ vramkit_status vramkit_device_pools(int32_t device, vramkit_pool** pools, uint64
     ++*count;
   });
   return VRAMKIT_OK;
+}
+
+vramkit_status vramkit_device_totals(int32_t device, vramkit_totals* totals) {
+  return guarded([&] {
+    const vramkit::Totals sum = Registry::instance().totals(device);
+    *totals = {sum.allocations,     sum.frees,
+               sum.requested_bytes, sum.freed_requested_bytes,
+               sum.allocated_bytes, sum.freed_allocated_bytes,
+               sum.shortages};
+  });
 }
 
 vramkit_status vramkit_capture_begin(int32_t device, uint64_t stream) {

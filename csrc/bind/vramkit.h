@@ -19,7 +19,7 @@ extern "C" {
 
 #define VRAMKIT_API __attribute__((visibility("default")))
 
-enum { VRAMKIT_ABI_VERSION = 1 };
+enum { VRAMKIT_ABI_VERSION = 2 };
 
 typedef enum vramkit_status {
   VRAMKIT_OK = 0,
@@ -209,6 +209,19 @@ VRAMKIT_API vramkit_status vramkit_route_free(void* address, uint64_t* size_byte
 VRAMKIT_API vramkit_status vramkit_device_pools(int32_t device, vramkit_pool** pools, uint64_t room,
                                                 uint64_t* count);
 
+// What the pools of a CUDA device have done, closed ones too: no number ever falls.
+typedef struct vramkit_totals {
+  uint64_t allocations;
+  uint64_t frees;
+  uint64_t requested_bytes;  // of all requests that were served
+  uint64_t freed_requested_bytes;
+  uint64_t allocated_bytes;  // with rounding
+  uint64_t freed_allocated_bytes;
+  uint64_t shortages;  // requests that found no memory, here or in the native allocator
+} vramkit_totals;
+
+VRAMKIT_API vramkit_status vramkit_device_totals(int32_t device, vramkit_totals* totals);
+
 // A graph may be captured on that stream from now on, and no longer. While one is, the pools of the
 // device neither record, query nor wait for events.
 VRAMKIT_API vramkit_status vramkit_capture_begin(int32_t device, uint64_t stream);
@@ -235,6 +248,7 @@ typedef struct vramkit_core_api {
   vramkit_status (*capture_end)(int32_t, uint64_t);
   vramkit_status (*device_add_peer)(int32_t, int32_t);
   vramkit_status (*pool_reset_peaks)(vramkit_pool*);
+  vramkit_status (*device_totals)(int32_t, vramkit_totals*);
 } vramkit_core_api;
 
 VRAMKIT_API const vramkit_core_api* vramkit_core(void);

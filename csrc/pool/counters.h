@@ -19,11 +19,35 @@ struct SizeClass {
 };
 inline constexpr size_t kSizeClasses = 40;
 
+/// What has happened since the pool was made; no number ever falls.
+struct Totals {
+  uint64_t allocations = 0;
+  uint64_t frees = 0;
+  uint64_t requested_bytes = 0;  // of all requests that were served
+  uint64_t freed_requested_bytes = 0;
+  uint64_t allocated_bytes = 0;  // with rounding
+  uint64_t freed_allocated_bytes = 0;
+  uint64_t shortages = 0;  // requests that nobody served
+
+  Totals& operator+=(const Totals& other) {
+    allocations += other.allocations;
+    frees += other.frees;
+    requested_bytes += other.requested_bytes;
+    freed_requested_bytes += other.freed_requested_bytes;
+    allocated_bytes += other.allocated_bytes;
+    freed_allocated_bytes += other.freed_allocated_bytes;
+    shortages += other.shortages;
+    return *this;
+  }
+};
+
 struct Counters {
   uint64_t live_bytes = 0;  // as requested
   uint64_t peak_live_bytes = 0;
   uint64_t allocated_bytes = 0;  // with rounding
   uint64_t peak_allocated_bytes = 0;
+  uint64_t ever_requested_bytes = 0;
+  uint64_t ever_allocated_bytes = 0;
   uint64_t live_blocks = 0;
   uint64_t allocations = 0;
   uint64_t frees = 0;
@@ -39,6 +63,8 @@ struct Counters {
     live_bytes += requested;
     peak_live_bytes = std::max(peak_live_bytes, live_bytes);
     allocated_bytes += size;
+    ever_requested_bytes += requested;
+    ever_allocated_bytes += size;
     peak_allocated_bytes = std::max(peak_allocated_bytes, allocated_bytes);
     ++live_blocks;
     ++allocations;
@@ -57,6 +83,16 @@ struct Counters {
     --row.live_blocks;
     ++row.frees;
     row.live_bytes -= requested;
+  }
+
+  Totals totals() const {
+    return {allocations,
+            frees,
+            ever_requested_bytes,
+            ever_requested_bytes - live_bytes,
+            ever_allocated_bytes,
+            ever_allocated_bytes - allocated_bytes,
+            failures - overflow_allocations};
   }
 
   void reset_peaks() {

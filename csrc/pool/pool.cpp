@@ -138,6 +138,7 @@ void Pool::close_locked() {
   engine_->drain();
   // Out of the registry first: afterwards the addresses may belong to somebody else.
   Registry::instance().remove(this);
+  totals_at_close_ = engine_->counters().totals();
   engine_.reset();
 }
 
@@ -156,6 +157,11 @@ uint64_t Pool::trim() {
 
 void Pool::check_valid() {
   inspect([](Engine& engine) { engine.check_valid(); });
+}
+
+Totals Pool::totals() {
+  const std::lock_guard guard(mutex_);
+  return engine_ ? engine_->counters().totals() : totals_at_close_;
 }
 
 std::string Pool::explain(uint64_t size) {

@@ -57,6 +57,8 @@ class Pool {
     const std::lock_guard guard(mutex_);
     return look(engine());
   }
+  /// Also of a closed pool, and in a forked child.
+  Totals totals();
   /// Why a request of that size cannot be served now.
   std::string explain(uint64_t size);
 
@@ -98,6 +100,7 @@ class Pool {
   const int device_;
   uint64_t base_ = 0;
   uint64_t address_bytes_ = 0;
+  Totals totals_at_close_;
   std::string refusal_;  // what the backend said to the last request, when it had no memory
   bool released_ = false;
   bool in_child_ = false;

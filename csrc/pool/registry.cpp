@@ -50,6 +50,19 @@ void Registry::remove(const Pool* pool) {
   }
 }
 
+Totals Registry::totals(int device) {
+  std::vector<Pool*> pools;
+  {
+    const std::lock_guard guard(mutex_);
+    for (const auto& pool : pools_made_) {
+      if (pool->device() == device) pools.push_back(pool.get());
+    }
+  }
+  Totals sum;  // without the registry's lock: a pool may be waiting for its device
+  for (Pool* const pool : pools) sum += pool->totals();
+  return sum;
+}
+
 uint64_t Registry::open_scope(Pool* pool, int device) {
   const std::lock_guard guard(mutex_);
   scopes_.push_back({++last_token_, device, pool});

@@ -44,6 +44,9 @@ class Registry {
     }
   }
 
+  /// Of all pools that the device ever had: sums do not fall when a pool closes.
+  Totals totals(int device);
+
   /// Device -1 is the CPU. A null pool: while the scope is the latest, nothing is routed.
   uint64_t open_scope(Pool* pool, int device);
   void close_scope(uint64_t token);

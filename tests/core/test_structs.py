@@ -17,6 +17,7 @@ STRUCTS = {
     "vramkit_block": _structs.Block,
     "vramkit_stats": _structs.Stats,
     "vramkit_size_class": _structs.SizeClass,
+    "vramkit_totals": _structs.Totals,
     "vramkit_core_api": _structs.CoreApi,
 }
 CONSTANTS = {

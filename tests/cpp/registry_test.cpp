@@ -71,6 +71,33 @@ TEST(Registry, ScopesOfDevicesDoNotMeet) {
   pool->close();
 }
 
+TEST(Registry, TotalsDoNotFallWhenAPoolCloses) {
+  Registry& registry = Registry::instance();
+  const Totals before = registry.totals(-1);
+  Pool* pool = make_pool("null");
+  uint64_t kept = 0;
+  uint64_t address = 0;
+  ASSERT_EQ(pool->allocate(1000, 0, 0, &kept), Status::kOk);
+  ASSERT_EQ(pool->allocate(1000, 0, 0, &address), Status::kOk);
+  pool->release_block(address);
+  ASSERT_EQ(pool->allocate(8 * kMiB, 0, 0, &address), Status::kOutOfMemory);
+  const Totals open = registry.totals(-1);
+  EXPECT_EQ(open.allocations - before.allocations, 2U);
+  EXPECT_EQ(open.frees - before.frees, 1U);
+  EXPECT_EQ(open.requested_bytes - before.requested_bytes, 2000U);
+  EXPECT_EQ(open.freed_requested_bytes - before.freed_requested_bytes, 1000U);
+  EXPECT_EQ(open.allocated_bytes - before.allocated_bytes, 2048U);
+  EXPECT_EQ(open.freed_allocated_bytes - before.freed_allocated_bytes, 1024U);
+  EXPECT_EQ(open.shortages - before.shortages, 1U);
+  EXPECT_EQ(registry.totals(0).allocations, 0U);
+  pool->release_block(kept);
+  pool->close();
+  const Totals closed = registry.totals(-1);
+  EXPECT_EQ(closed.requested_bytes, open.requested_bytes);
+  EXPECT_EQ(closed.freed_requested_bytes, closed.requested_bytes);
+  EXPECT_EQ(closed.freed_allocated_bytes, closed.allocated_bytes);
+}
+
 TEST(Registry, AThousandPoolsComeAndGo) {
 #if defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "ThreadSanitizer leaves too few addresses";

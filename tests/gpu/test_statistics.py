@@ -55,6 +55,26 @@ def test_memory_stats(pool: MemoryPool) -> None:
     assert freed["allocation.all.freed"] - before["allocation.all.freed"] == 1
 
 
+def test_totals_stay_when_a_pool_closes_and_start_again_at_a_reset() -> None:
+    totals = [
+        f"{name}.all.{event}"
+        for name in ("allocated_bytes", "requested_bytes", "active_bytes", "allocation", "active")
+        for event in ("allocated", "freed")
+    ]
+    before = torch.cuda.memory_stats()
+    pool = MemoryPool("512MiB", device="cuda")
+    with pool:
+        for _ in range(3):
+            bytes_on_gpu(BIG)
+    pool.close()
+    after = torch.cuda.memory_stats()
+    for name in totals:
+        assert after[name] - before[name] == 3 * (BIG if "bytes" in name else 1), name
+    torch.cuda.reset_accumulated_memory_stats()
+    again = torch.cuda.memory_stats()
+    assert [name for name in totals if again[name] != 0] == []
+
+
 def test_out_of_memory_is_counted() -> None:
     pool = MemoryPool("64MiB", device="cuda")
     before = torch.cuda.memory_stats()["num_ooms"]

@@ -62,6 +62,7 @@ STATUS_FUNCTIONS: dict[str, list[type]] = {
         ctypes.c_uint64,
         _OUT_U64,
     ],
+    "vramkit_device_totals": [ctypes.c_int32, ctypes.POINTER(s.Totals)],
     "vramkit_capture_begin": [ctypes.c_int32, ctypes.c_uint64],
     "vramkit_capture_end": [ctypes.c_int32, ctypes.c_uint64],
     "vramkit_device_add_peer": [ctypes.c_int32, ctypes.c_int32],

@@ -7,7 +7,7 @@ import ctypes
 import enum
 from typing import TYPE_CHECKING
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 DEVICE_CPU = -1
 MAX_DEVICES = 64
 SIZE_CLASSES = 40
@@ -145,6 +145,23 @@ class SizeClass(ctypes.Structure):
     )
 
 
+class Totals(ctypes.Structure):
+    """``vramkit_totals``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "allocations",
+            "frees",
+            "requested_bytes",
+            "freed_requested_bytes",
+            "allocated_bytes",
+            "freed_allocated_bytes",
+            "shortages",
+        )
+    )
+
+
 class CoreApi(ctypes.Structure):
     """``vramkit_core_api``; Python reads its first two members only."""
 
@@ -167,6 +184,7 @@ class CoreApi(ctypes.Structure):
         ("capture_end", ctypes.c_void_p),
         ("device_add_peer", ctypes.c_void_p),
         ("pool_reset_peaks", ctypes.c_void_p),
+        ("device_totals", ctypes.c_void_p),
     )
 
 
