@@ -42,11 +42,13 @@ std::unique_ptr<Backend> make_base(const std::string& name) {
 std::unique_ptr<Backend> decorate(std::unique_ptr<Backend> inner, const std::string& name) {
   if (name == "faults") return std::make_unique<FaultBackend>(std::move(inner));
   if (name == "late_events") return std::make_unique<LateEventsBackend>(std::move(inner));
+  if (name == "slow_maps") return std::make_unique<SlowMapsBackend>(std::move(inner));
   if (name.starts_with("limit=")) {
     return std::make_unique<LimitBackend>(std::move(inner), number_in(name.substr(6)));
   }
   fail(Status::kInvalidArgument,
-       "unknown backend decorator '%s'; known are faults, late_events, limit=BYTES", name.c_str());
+       "unknown backend decorator '%s'; known are faults, late_events, slow_maps, limit=BYTES",
+       name.c_str());
 }
 
 }  // namespace

@@ -96,8 +96,7 @@ class Backend {
 
 /// `spec` is "host", "memfd", "null", "cuda:N", or "cuda:N@ADDRESS" for a piece of device memory at
 /// that decimal address that somebody else owns; then decorators: "+limit=64MiB-in-bytes",
-/// "+faults",
-/// "+late_events". The last one named is the outermost.
+/// "+faults", "+late_events", "+slow_maps". The last one named is the outermost.
 std::unique_ptr<Backend> make_backend(const std::string& spec);
 
 }  // namespace vramkit

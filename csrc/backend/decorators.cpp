@@ -1,5 +1,8 @@
 #include "backend/decorators.h"
 
+#include <chrono>
+#include <thread>
+
 #include "base/bytes.h"
 #include "base/error.h"
 
@@ -18,6 +21,12 @@ void LimitBackend::back(PageRun run) {
 void LimitBackend::unback(PageRun run) {
   Decorator::unback(run);
   backed_bytes_ -= run.count * page_bytes_;
+}
+
+void SlowMapsBackend::back(PageRun run) {
+  constexpr std::chrono::microseconds kAPage{50};  // what CUDA takes
+  Decorator::back(run);
+  std::this_thread::sleep_for(kAPage * run.count);
 }
 
 void FaultBackend::inject_fault(const std::string& call, uint64_t nth) {

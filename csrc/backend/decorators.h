@@ -88,6 +88,14 @@ class FaultBackend : public Decorator {
   std::map<std::string, uint64_t> countdown_;
 };
 
+/// Takes its time to back pages, as a device does.
+class SlowMapsBackend : public Decorator {
+ public:
+  using Decorator::Decorator;
+  bool maps_slowly() const override { return true; }
+  void back(PageRun run) override;
+};
+
 /// Events stay open until `complete_events` or a host wait, as on a busy device.
 class LateEventsBackend : public Decorator {
  public:

@@ -24,19 +24,28 @@ void Pool::start_backing() {
 }
 
 void Pool::back_ahead() {
-  constexpr uint64_t kPagesAtATime = 16;
+  constexpr uint64_t kPagesAtATime = 2;
   constexpr std::chrono::microseconds kPause{20};  // lets waiting threads in
   try {
-    while (true) {
-      {
-        const std::lock_guard guard(mutex_);
-        if (!engine_ || !engine_->back_ahead(kPagesAtATime)) return;
-      }
+    std::unique_lock guard(mutex_);
+    while (engine_ && engine_->back_ahead(kPagesAtATime)) {
+      if (waiting_.load(std::memory_order_relaxed) == 0) continue;
+      guard.unlock();
       std::this_thread::sleep_for(kPause);
+      guard.lock();
     }
   } catch (const Error& error) {
     report("%s: memory is not mapped ahead: %s", label_.c_str(), error.what());
   }
+}
+
+std::unique_lock<std::mutex> Pool::lock() {
+  std::unique_lock guard(mutex_, std::try_to_lock);
+  if (guard) return guard;
+  waiting_.fetch_add(1, std::memory_order_relaxed);
+  guard.lock();
+  waiting_.fetch_sub(1, std::memory_order_relaxed);
+  return guard;
 }
 
 Engine& Pool::engine() {
@@ -54,7 +63,7 @@ void Pool::changed() {
 }
 
 Status Pool::allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_t* address) {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   if (!engine_) return Status::kClosed;
   if (in_child_) return Status::kForked;
   refusal_.clear();
@@ -72,7 +81,7 @@ Status Pool::allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_
 }
 
 uint64_t Pool::release_block(uint64_t address) {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   if (in_child_) return 0;
   const uint64_t requested = engine().release(address);
   changed();
@@ -98,13 +107,13 @@ void Pool::declare_short_lived(uint64_t stream) {
 }
 
 std::optional<BlockInfo> Pool::find(uint64_t address) {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   // A child may look at what it inherited.
   return engine_ ? engine_->find(address) : std::nullopt;
 }
 
 void Pool::close() {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   if (!engine_) return;
   const Counters& counters = engine().counters();
   if (counters.live_blocks > 0) {
@@ -118,13 +127,13 @@ void Pool::close() {
 }
 
 void Pool::release() {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   released_ = true;
   if (abandoned()) close_locked();
 }
 
 void Pool::close_if_abandoned() {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   if (abandoned()) close_locked();
 }
 
@@ -143,13 +152,13 @@ void Pool::close_locked() {
 }
 
 void Pool::resize(uint64_t capacity_bytes) {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   engine().resize(capacity_bytes);
   changed();
 }
 
 uint64_t Pool::trim() {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   const uint64_t released = engine().trim();
   changed();
   return released;
@@ -160,7 +169,7 @@ void Pool::check_valid() {
 }
 
 Totals Pool::totals() {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   return engine_ ? engine_->counters().totals() : totals_at_close_;
 }
 
@@ -174,7 +183,7 @@ std::string Pool::explain(uint64_t size) {
 }
 
 bool Pool::count_overflow(uint64_t size) {
-  const std::lock_guard guard(mutex_);
+  const auto guard = lock();
   Counters& counters = engine().counters();
   counters.overflow_bytes += size;
   return counters.overflow_allocations++ == 0;

@@ -54,7 +54,7 @@ class Pool {
   /// Calls look(engine) under the lock.
   template <typename Look>
   auto inspect(Look look) {
-    const std::lock_guard guard(mutex_);
+    const auto guard = lock();
     return look(engine());
   }
   /// Also of a closed pool, and in a forked child.
@@ -80,11 +80,13 @@ class Pool {
   void start_backing();
 
   /// Around fork, in this order.
-  void before_fork() { mutex_.lock(); }
+  void before_fork() { lock().release(); }
   void after_fork_in_parent() { mutex_.unlock(); }
   void after_fork_in_child();
 
  private:
+  /// Takes the lock. While somebody waits here the background gives way.
+  std::unique_lock<std::mutex> lock();
   Engine& engine();
   void changed();
   void close_locked();
@@ -96,6 +98,7 @@ class Pool {
   const bool overflow_native_;
   const bool debug_checks_;
   std::mutex mutex_;
+  std::atomic<int> waiting_ = 0;  // threads in lock()
   std::unique_ptr<Engine> engine_;
   const int device_;
   uint64_t base_ = 0;

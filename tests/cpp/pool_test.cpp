@@ -265,5 +265,59 @@ TEST_P(Stress, NoBlockLosesWhatWasWritten) {
 INSTANTIATE_TEST_SUITE_P(Backends, Stress,
                          testing::Values("host+late_events", "memfd+late_events"));
 
+// ---- memory that is mapped in the background
+
+uint64_t pages_mapped(Pool& pool) {
+  return pool.inspect([](Engine& engine) { return engine.pages().backed_count(); });
+}
+
+TEST(Background, MapsTheWholeCapacity) {
+  Pool& pool = make_pool("memfd+slow_maps", 256 * 64 * kKiB);
+  while (pages_mapped(pool) < 256) std::this_thread::yield();
+  const uint64_t calls =
+      pool.inspect([](Engine& engine) { return engine.pages().mapping_calls(); });
+  pool.release_block(allocate(pool, 256 * 64 * kKiB));
+  EXPECT_EQ(pool.inspect([](Engine& engine) { return engine.pages().mapping_calls(); }), calls);
+  pool.close();
+}
+
+TEST(Background, GivesWayToThreadsThatAllocate) {
+  constexpr uint64_t kPages = 20000;  // a second and more
+  Pool& pool = make_pool("null+slow_maps", kPages * 64 * kKiB, 64 * kKiB, false);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&pool] {
+      for (int turn = 0; turn < 100; ++turn) pool.release_block(allocate(pool, 100 * kKiB));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LT(pages_mapped(pool), kPages);
+  pool.close();
+}
+
+TEST(Background, EndsWithThePool) {
+  for (int i = 0; i < 20; ++i) {
+    Pool& pool = make_pool("memfd+slow_maps", 1000 * 64 * kKiB, 64 * kKiB, false);
+    pool.release_block(allocate(pool, 100 * kKiB));
+    pool.close();
+  }
+}
+
+TEST(Background, GoesOnAroundAResizeAndATrim) {
+  Pool& pool = make_pool("memfd+slow_maps", 64 * 64 * kKiB);
+  const uint64_t address = allocate(pool, 10 * 64 * kKiB);
+  std::memset(reinterpret_cast<void*>(address), 7, 10 * 64 * kKiB);
+  pool.trim();
+  pool.resize(512 * 64 * kKiB);
+  pool.resize(128 * 64 * kKiB);
+  const uint64_t other = allocate(pool, 100 * 64 * kKiB);
+  std::memset(reinterpret_cast<void*>(other), 8, 100 * 64 * kKiB);
+  EXPECT_EQ(*reinterpret_cast<const char*>(address), 7);
+  pool.check_valid();
+  pool.release_block(address);
+  pool.release_block(other);
+  pool.close();
+}
+
 }  // namespace
 }  // namespace vramkit

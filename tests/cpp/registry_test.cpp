@@ -197,6 +197,19 @@ TEST(Fork, TheChildMakesPoolsOfItsOwn) {
   pool->close();
 }
 
+TEST(Fork, WhileMemoryIsMappedInTheBackground) {
+  Pool* pool = make_pool("memfd+slow_maps", 2000 * 64 * kKiB);
+  EXPECT_EQ(in_child([&] {
+              uint64_t none = 0;
+              return pool->allocate(100, 0, 0, &none) == Status::kForked;
+            }),
+            0);
+  uint64_t address = 0;
+  ASSERT_EQ(pool->allocate(100000, 0, 0, &address), Status::kOk);
+  pool->release_block(address);
+  pool->close();
+}
+
 TEST(Fork, FreeMemoryIsNotCopied) {
   Pool* pool = make_pool();
   uint64_t live = 0;
