@@ -50,6 +50,11 @@ class Backend {
   /// The pool is about to promise these pages: takes their memory from the device where that can be
   /// known, or throws.
   virtual void commit(PageRun) {}
+  /// Gives the memory of committed pages that are not backed back to the device. Returns how many
+  /// had any.
+  virtual uint64_t uncommit(PageRun) { return 0; }
+  /// Pages that have memory, backed or not; `backed` of them are.
+  virtual uint64_t held_pages(uint64_t backed) const { return backed; }
   /// True where `back` takes so long that it is better done ahead, in the background.
   virtual bool maps_slowly() const { return false; }
   /// Puts physical memory behind home pages that have none.
@@ -71,8 +76,10 @@ class Backend {
   /// Undoes `map` (moves them home).
   virtual void unmap(uint64_t address, PageRun run) = 0;
 
-  /// From now on what is mapped is mapped for that device too; `grant_peers` does so for what was.
+  /// From now on what is mapped is mapped for that device too, until it is taken back;
+  /// `grant_peers` does so for what was.
   virtual void add_peer(int) {}
+  virtual void remove_peer(int) {}
   virtual void grant_peers(uint64_t, uint64_t) {}
 
   /// False while a graph capture forbids to record, query or wait for events.

@@ -24,6 +24,8 @@ class Decorator : public Backend {
   }
   uint64_t base() const override { return inner_->base(); }
   void commit(PageRun run) override { inner_->commit(run); }
+  uint64_t uncommit(PageRun run) override { return inner_->uncommit(run); }
+  uint64_t held_pages(uint64_t backed) const override { return inner_->held_pages(backed); }
   bool maps_slowly() const override { return inner_->maps_slowly(); }
   void back(PageRun run) override { inner_->back(run); }
   void unback(PageRun run) override { inner_->unback(run); }
@@ -33,6 +35,7 @@ class Decorator : public Backend {
   void map(uint64_t address, PageRun run) override { inner_->map(address, run); }
   void unmap(uint64_t address, PageRun run) override { inner_->unmap(address, run); }
   void add_peer(int device) override { inner_->add_peer(device); }
+  void remove_peer(int device) override { inner_->remove_peer(device); }
   void grant_peers(uint64_t address, uint64_t pages) override {
     inner_->grant_peers(address, pages);
   }

@@ -36,6 +36,13 @@ bool is_capturing(uint64_t stream) {
   return result != cuda::kSuccess || status != 0;
 }
 
+[[noreturn]] void refuse_capturing(uint64_t stream) {
+  fail(Status::kBusy,
+       "a CUDA graph is being captured on stream %p, and memory that was used on another stream "
+       "cannot be waited for during a capture",
+       reinterpret_cast<const void*>(stream));
+}
+
 cuda::EventHandle handle_of(Event event) { return reinterpret_cast<cuda::EventHandle>(event); }
 cuda::Stream stream_of(uint64_t stream) { return reinterpret_cast<cuda::Stream>(stream); }
 
@@ -71,7 +78,8 @@ CudaDevice::CudaDevice(int device) : device_(device) {
 }
 
 CudaDevice::~CudaDevice() {
-  const Entered entered(context_);
+  const Entered entered(context_, std::nothrow);
+  if (!entered) return;
   for (const cuda::EventHandle event : idle_events_) {
     complain(driver().event_destroy(event), "cuEventDestroy", reinterpret_cast<uint64_t>(event));
   }
@@ -103,6 +111,9 @@ Event CudaDevice::record_event(uint64_t stream) {
   }
   const cuda::EventHandle event = idle_events_.back();
   check(driver().event_record(event, stream_of(stream)), "cuEventRecord");
+  // A capture may have begun since somebody asked. Such an event can be neither queried nor waited
+  // for; recorded again, it is as good as new.
+  if (is_capturing(stream)) refuse_capturing(stream);
   idle_events_.pop_back();
   return reinterpret_cast<Event>(event);
 }
@@ -119,6 +130,7 @@ bool CudaDevice::event_done(Event event) {
 void CudaDevice::stream_wait(uint64_t stream, Event event) {
   if (event == 0) return;
   const Entered entered(context_);
+  if (is_capturing(stream)) refuse_capturing(stream);
   check(driver().stream_wait(stream_of(stream), handle_of(event), 0), "cuStreamWaitEvent");
 }
 

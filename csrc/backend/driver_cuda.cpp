@@ -55,12 +55,16 @@ Driver open_driver() {
   return d;
 }
 
+const Driver* stands_in = nullptr;
+
 }  // namespace
 
 const Driver& driver() {
-  static const Driver opened = open_driver();
+  static const Driver opened = stands_in != nullptr ? *stands_in : open_driver();
   return opened;
 }
+
+void use_driver(const Driver& stand_in) { stands_in = &stand_in; }
 
 const char* name_of(Result result) {
   const char* name = nullptr;
@@ -80,10 +84,20 @@ void complain(Result result, const char* call, unsigned long long what) noexcept
 
 Entered::Entered(Context context) {
   check(driver().context_push(context), "cuCtxPushCurrent");
+  pushed_ = true;
+  driver().exchange_capture_mode(&mode_);
+}
+
+Entered::Entered(Context context, const std::nothrow_t&) noexcept {
+  const Result result = driver().context_push(context);
+  complain(result, "cuCtxPushCurrent", reinterpret_cast<unsigned long long>(context));
+  if (result != kSuccess) return;
+  pushed_ = true;
   driver().exchange_capture_mode(&mode_);
 }
 
 Entered::~Entered() {
+  if (!pushed_) return;
   driver().exchange_capture_mode(&mode_);
   Context popped = nullptr;
   driver().context_pop(&popped);

@@ -1,10 +1,11 @@
 // The CUDA driver, opened at run time: no CUDA header and no CUDA library is needed to build or
-// load the pool core. The declarations follow the driver's documented interface (checked against
-// cuda.h in tests/cpp/driver_cuda_test.cpp where the toolkit is installed).
+// load the pool core. The declarations follow the driver's documented interface, which
+// tests/cpp/driver_cuda_test.cpp compares with the toolkit's cuda.h where that is installed.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 
 namespace vramkit::cuda {
 
@@ -86,6 +87,9 @@ struct Driver {
 /// Opens and initialises the driver at the first call. Throws `Error` where there is none.
 const Driver& driver();
 
+/// For tests on machines without a GPU, before the first call of `driver`: what stands in for it.
+void use_driver(const Driver& stand_in);
+
 /// "CUDA_ERROR_OUT_OF_MEMORY".
 const char* name_of(Result result);
 
@@ -102,11 +106,15 @@ void complain(Result result, const char* call, unsigned long long what) noexcept
 class Entered {
  public:
   explicit Entered(Context context);
+  /// For destructors: false, after a report, where the context is gone.
+  Entered(Context context, const std::nothrow_t&) noexcept;
+  explicit operator bool() const { return pushed_; }
   Entered(const Entered&) = delete;
   Entered& operator=(const Entered&) = delete;
   ~Entered();
 
  private:
+  bool pushed_ = false;
   int mode_ = kCaptureRelaxed;
 };
 

@@ -1,6 +1,7 @@
 #include "backend/vmm_cuda.h"
 
 #include <algorithm>
+#include <new>
 
 #include "base/bytes.h"
 #include "base/error.h"
@@ -21,7 +22,8 @@ CudaVmmBackend::CudaVmmBackend(int device) : CudaDevice(device), wanted_(propert
 }
 
 CudaVmmBackend::~CudaVmmBackend() {
-  const Entered entered(context());
+  const Entered entered(context(), std::nothrow);
+  if (!entered) return;
   for (uint64_t page = 0; page < handles_.size(); ++page) {
     if (handles_[page] != 0) release_handle(page);
   }
@@ -58,13 +60,19 @@ void CudaVmmBackend::reserve(const Layout& layout) {
 
 void CudaVmmBackend::commit(PageRun run) {
   const Entered entered(context());
-  for (uint64_t i = 0; i < run.count; ++i) {
-    cuda::MemoryHandle& handle = handles_[run.first + i];
+  std::vector<uint64_t> made;
+  made.reserve(run.count);
+  for (uint64_t page = run.first; page < run.first + run.count; ++page) {
+    cuda::MemoryHandle& handle = handles_[page];
     if (handle != 0) continue;
     const cuda::Result result = driver().memory_create(&handle, page_bytes_, &wanted_, 0);
-    if (result == cuda::kSuccess) continue;
+    if (result == cuda::kSuccess) {
+      made.push_back(page);
+      ++held_;
+      continue;
+    }
     handle = 0;
-    while (i-- > 0) release_handle(run.first + i);
+    for (const uint64_t each : made) release_handle(each);
     size_t free = 0;
     size_t total = 0;
     driver().memory_info(&free, &total);
@@ -74,6 +82,17 @@ void CudaVmmBackend::commit(PageRun run) {
          "other programs and PyTorch's own allocator hold (torch.cuda.empty_cache())",
          device(), mib(run.count * page_bytes_).c_str(), mib(free).c_str(), mib(total).c_str());
   }
+}
+
+uint64_t CudaVmmBackend::uncommit(PageRun run) {
+  const Entered entered(context());
+  uint64_t released = 0;
+  for (uint64_t page = run.first; page < run.first + run.count; ++page) {
+    if (handles_[page] == 0) continue;
+    release_handle(page);
+    ++released;
+  }
+  return released;
 }
 
 void CudaVmmBackend::back(PageRun run) {
@@ -127,6 +146,7 @@ void CudaVmmBackend::unmap_pages(uint64_t address, uint64_t count) {
 void CudaVmmBackend::release_handle(uint64_t page) {
   complain(driver().memory_release(handles_[page]), "cuMemRelease", handles_[page]);
   handles_[page] = 0;
+  --held_;
 }
 
 cuda::Result CudaVmmBackend::set_access(uint64_t address, uint64_t pages) {
@@ -139,6 +159,8 @@ cuda::Result CudaVmmBackend::set_access(uint64_t address, uint64_t pages) {
 void CudaVmmBackend::add_peer(int device) {
   if (std::find(peers_.begin(), peers_.end(), device) == peers_.end()) peers_.push_back(device);
 }
+
+void CudaVmmBackend::remove_peer(int device) { std::erase(peers_, device); }
 
 void CudaVmmBackend::grant_peers(uint64_t address, uint64_t pages) {
   const Entered entered(context());

@@ -25,6 +25,8 @@ class CudaVmmBackend : public CudaDevice {
   void reserve(const Layout& layout) override;
   uint64_t base() const override { return base_; }
   void commit(PageRun run) override;
+  uint64_t uncommit(PageRun run) override;
+  uint64_t held_pages(uint64_t) const override { return held_; }
   bool maps_slowly() const override { return true; }
   void back(PageRun run) override;
   void unback(PageRun run) override;
@@ -34,6 +36,7 @@ class CudaVmmBackend : public CudaDevice {
   void map(uint64_t address, PageRun run) override;
   void unmap(uint64_t address, PageRun run) override;
   void add_peer(int device) override;
+  void remove_peer(int device) override;
   void grant_peers(uint64_t address, uint64_t pages) override;
 
  private:
@@ -51,6 +54,7 @@ class CudaVmmBackend : public CudaDevice {
   uint64_t base_ = 0;
   uint64_t address_bytes_ = 0;
   std::vector<cuda::MemoryHandle> handles_;  // by page; 0: none
+  uint64_t held_ = 0;                        // of the handles
   std::vector<int> peers_;                   // devices that may access the memory too
 };
 

@@ -116,6 +116,11 @@ class CudaAdapter final : public Versioned {
       native().recordStream(data, stream);
       return;
     }
+    TORCH_CHECK(stream.device_index() == data.device().index(),
+                "vramkit: record_stream of a tensor of ", data.device(),
+                " with a stream of cuda:", int{stream.device_index()},
+                ": a MemoryPool waits for streams of its own device only. Let a stream of ",
+                data.device(), " wait for that one, and record the former.");
     // A view made by another library may point into the block.
     vramkit_block block{};
     vramkit_status status = core->find_block(pool, data.get(), &block);

@@ -107,8 +107,8 @@ void PoolStatistics::add_to(DeviceStats& stats, c10::DeviceIndex device) const {
   for (vramkit_pool* const pool : pools_of(device)) {
     vramkit_stats own{};
     if (core->pool_stats(pool, &own) != VRAMKIT_OK) continue;
-    add(stats.allocation, own.live_blocks, own.live_blocks);
-    add(stats.active, own.live_blocks, own.live_blocks);
+    add(stats.allocation, own.live_blocks, own.peak_live_blocks);
+    add(stats.active, own.live_blocks, own.peak_live_blocks);
     add(stats.segment, 1, 1);
     add(stats.requested_bytes, own.live_bytes, own.peak_live_bytes);
     add(stats.allocated_bytes, own.allocated_bytes, own.peak_allocated_bytes);
@@ -127,7 +127,8 @@ void PoolStatistics::add_to(DeviceStats& stats, c10::DeviceIndex device) const {
     add_totals(*bytes, now.allocated_bytes - then.allocated_bytes,
                now.freed_allocated_bytes - then.freed_allocated_bytes);
   }
-  stats.num_ooms += static_cast<int64_t>(now.shortages - then.shortages);
+  // An overflow is first counted as a shortage, for a moment: the sum may fall by that.
+  stats.num_ooms += static_cast<int64_t>(now.shortages - std::min(then.shortages, now.shortages));
 }
 
 void PoolStatistics::reset_accumulated(c10::DeviceIndex device) {
@@ -163,8 +164,8 @@ DeviceMemory measure_memory(c10::cuda::CUDACachingAllocator::CUDAAllocator& nati
   for (vramkit_pool* const pool : pools_of(device)) {
     vramkit_stats own{};
     if (core->pool_stats(pool, &own) != VRAMKIT_OK) continue;
-    memory.all_pools += own.mapped_bytes;
-    if (pool != core->active_pool(device)) memory.other_pools += own.mapped_bytes;
+    memory.all_pools += own.held_bytes;
+    if (pool != core->active_pool(device)) memory.other_pools += own.held_bytes;
   }
   if (capturing) return memory;
   size_t free = 0;

@@ -85,11 +85,13 @@ vramkit_stats stats_of(const Engine& engine) {
   stats.peak_allocated_bytes = counters.peak_allocated_bytes;
   stats.mapped_bytes = engine.pages().backed_count() * page;
   stats.peak_mapped_bytes = engine.pages().peak_backed_count() * page;
+  stats.held_bytes = engine.held_bytes();
   stats.free_bytes = stats.capacity_bytes - counters.allocated_bytes;
   stats.largest_free_bytes = engine.largest_hole();
   stats.largest_stitch_bytes = engine.free_page_bytes();
   stats.pending_bytes = engine.pending_bytes();
   stats.live_blocks = counters.live_blocks;
+  stats.peak_live_blocks = counters.peak_live_blocks;
   stats.allocations = counters.allocations;
   stats.frees = counters.frees;
   stats.failures = counters.failures;
@@ -129,6 +131,10 @@ vramkit_status vramkit_pool_close(vramkit_pool* pool) {
 
 vramkit_status vramkit_pool_release(vramkit_pool* pool) {
   return guarded([&] { pool_of(pool).release(); });
+}
+
+vramkit_status vramkit_prepare_exit() {
+  return guarded([] { Registry::instance().stop_backing(); });
 }
 
 vramkit_status vramkit_pool_resize(vramkit_pool* pool, uint64_t capacity_bytes) {
@@ -257,12 +263,11 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
   *overflowed = nullptr;
   Pool* pool = Registry::instance().active(device);
   if (pool == nullptr) return VRAMKIT_NOT_ROUTED;
-  return guarded([&] {
+  const vramkit_status answer = guarded([&] {
     if ((flags & VRAMKIT_STREAM_SHORT_LIVED) != 0) pool->declare_short_lived(stream);
     uint64_t got = 0;
     const Status status = pool->allocate(size_bytes, stream, pool->capture_stack(), &got);
     *address = reinterpret_cast<void*>(got);
-    if (status == Status::kClosed || status == Status::kForked) return Status::kNotRouted;
     if (status != Status::kOutOfMemory) return status;
     if (!pool->overflow_native()) {
       last_error = pool->explain(size_bytes);
@@ -271,6 +276,8 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
     if (pool->count_overflow(size_bytes)) *overflowed = handle_of(pool);
     return Status::kNotRouted;
   });
+  // Another thread may close the pool at any point of this.
+  return answer == VRAMKIT_CLOSED || answer == VRAMKIT_FORKED ? VRAMKIT_NOT_ROUTED : answer;
 }
 
 vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes) {
@@ -319,14 +326,14 @@ vramkit_status vramkit_capture_begin(int32_t device, uint64_t stream) {
 }
 
 vramkit_status vramkit_capture_end(int32_t device, uint64_t stream) {
-  return guarded([&] { vramkit::end_capture(device, stream); });
+  return guarded([&] {
+    vramkit::end_capture(device, stream);
+    Registry::instance().close_abandoned();
+  });
 }
 
 vramkit_status vramkit_device_add_peer(int32_t device, int32_t peer) {
-  return guarded([&] {
-    Registry::instance().each(
-        device, [&](Pool& pool) { pool.inspect([&](Engine& engine) { engine.add_peer(peer); }); });
-  });
+  return guarded([&] { Registry::instance().add_peer(device, peer); });
 }
 
 vramkit_status vramkit_fault(vramkit_pool* pool, const char* call, uint64_t nth) {

@@ -61,6 +61,10 @@ VRAMKIT_API vramkit_status vramkit_pool_close(vramkit_pool* pool);
 // The owner's last word: closes the pool now, or when its last live block is freed.
 VRAMKIT_API vramkit_status vramkit_pool_release(vramkit_pool* pool);
 
+// The process is about to end: returns when no pool is in the driver, nor will be, to map its
+// memory in the background.
+VRAMKIT_API vramkit_status vramkit_prepare_exit(void);
+
 // Changes the capacity. Growing adds fresh addresses; shrinking takes wholly free pages and is
 // refused (BUSY, nothing changes) when there are too few.
 VRAMKIT_API vramkit_status vramkit_pool_resize(vramkit_pool* pool, uint64_t capacity_bytes);
@@ -133,11 +137,13 @@ typedef struct vramkit_stats {
   uint64_t peak_allocated_bytes;
   uint64_t mapped_bytes;  // pages with physical memory behind them
   uint64_t peak_mapped_bytes;
+  uint64_t held_bytes;            // taken from the device, mapped or not
   uint64_t free_bytes;            // capacity not in live blocks
   uint64_t largest_free_bytes;    // largest contiguous hole
   uint64_t largest_stitch_bytes;  // wholly free pages together: what stitching could serve
   uint64_t pending_bytes;         // freed, waiting for work of another stream
   uint64_t live_blocks;
+  uint64_t peak_live_blocks;
   uint64_t allocations;
   uint64_t frees;
   uint64_t failures;  // requests that found no memory

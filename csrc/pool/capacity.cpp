@@ -47,6 +47,7 @@ void Engine::grow(uint64_t pages) {
     range_.extend((pages - revived) * page_bytes());
   }
   capacity_pages_ += pages;
+  if (!backend_->has_own_addresses()) pages_.need_home({0, pages_.count()});  // it is all there
 }
 
 /// Takes retired pages into use again, at most `pages`; returns how many.
@@ -106,6 +107,7 @@ void Engine::retire(PageRun run) {
 /// Maps up to `pages` pages that were never mapped, in the order of their addresses. False when
 /// there are no more.
 bool Engine::back_ahead(uint64_t pages) {
+  if (!backs_ahead_) return false;
   while (ahead_ < pages_.count()) {
     const Block& block = range_[range_.block_at(ahead_ * page_bytes())];
     const uint64_t end = std::min(block.end() / page_bytes(), pages_.count());
@@ -123,16 +125,22 @@ bool Engine::back_ahead(uint64_t pages) {
 
 void Engine::add_peer(int device) {
   backend_->add_peer(device);
-  for (uint64_t page = 0; page < pages_.count(); ++page) {
-    if (pages_.backed(page)) backend_->grant_peers(base() + page * page_bytes(), 1);
+  try {
+    for (uint64_t page = 0; page < pages_.count(); ++page) {
+      if (pages_.backed(page)) backend_->grant_peers(base() + page * page_bytes(), 1);
+    }
+    aliases_.each([&](AliasId, const Alias& alias) {
+      backend_->grant_peers(pages_.alias_address(alias.first), alias.pages);
+    });
+  } catch (...) {
+    backend_->remove_peer(device);  // or nothing could be mapped any more
+    throw;
   }
-  aliases_.each([&](AliasId, const Alias& alias) {
-    backend_->grant_peers(pages_.alias_address(alias.first), alias.pages);
-  });
 }
 
 uint64_t Engine::trim() {
-  ahead_ = pages_.count();
+  if (!backend_->has_own_addresses()) return 0;  // its owner holds the memory
+  stop_backing_ahead();                          // or what is given back would be taken again
   drain();
   aliases_.drop_idle();
   uint64_t released = 0;
@@ -148,7 +156,8 @@ uint64_t Engine::give_back(PageRun run) {
     uint64_t end = page;
     while (end < run.first + run.count && pages_.backed(end)) ++end;
     if (end == page) {
-      ++page;
+      // Never mapped: nothing can know the address, which stays in use.
+      dropped += backend_->uncommit({page++, 1});
       continue;
     }
     const uint64_t count = end - page;

@@ -49,6 +49,7 @@ struct Counters {
   uint64_t ever_requested_bytes = 0;
   uint64_t ever_allocated_bytes = 0;
   uint64_t live_blocks = 0;
+  uint64_t peak_live_blocks = 0;
   uint64_t allocations = 0;
   uint64_t frees = 0;
   uint64_t failures = 0;
@@ -66,7 +67,7 @@ struct Counters {
     ever_requested_bytes += requested;
     ever_allocated_bytes += size;
     peak_allocated_bytes = std::max(peak_allocated_bytes, allocated_bytes);
-    ++live_blocks;
+    peak_live_blocks = std::max(peak_live_blocks, ++live_blocks);
     ++allocations;
     SizeClass& row = classes[class_of(requested)];
     ++row.live_blocks;
@@ -98,6 +99,7 @@ struct Counters {
   void reset_peaks() {
     peak_live_bytes = live_bytes;
     peak_allocated_bytes = allocated_bytes;
+    peak_live_blocks = live_blocks;
   }
 
   static size_t class_of(uint64_t requested) {

@@ -75,8 +75,9 @@ class Engine {
   void reset_peaks();
   /// False while a graph capture forbids to wait for the device.
   bool may_wait() const { return streams_.events_allowed(); }
-  bool backs_ahead() const { return backend_->maps_slowly(); }
+  bool backs_ahead() const { return backs_ahead_; }
   bool back_ahead(uint64_t pages);
+  void stop_backing_ahead() { backs_ahead_ = false; }
   int device() const { return backend_->device(); }
   /// Lets another device access the memory, as it can access this device's other memory.
   void add_peer(int device);
@@ -96,6 +97,8 @@ class Engine {
   uint64_t largest_hole() const { return range_.largest_hole(); }
   /// Wholly free pages together.
   uint64_t free_page_bytes() const;
+  /// Memory taken from the device, mapped or not.
+  uint64_t held_bytes() const { return backend_->held_pages(pages_.backed_count()) * page_bytes(); }
   uint64_t metadata_bytes() const;
   std::vector<BlockInfo> snapshot() const;
 
@@ -167,6 +170,7 @@ class Engine {
   const int page_shift_;
   uint64_t capacity_pages_ = 0;
   uint64_t ahead_ = 0;  // pages below were mapped, or are not to be mapped ahead
+  bool backs_ahead_ = false;
   std::unique_ptr<Backend> backend_;
   Streams streams_;
   Range range_;

@@ -111,7 +111,8 @@ uint64_t Pages::drop(PageRun run) {
         backed_count_ -= part.count;
         dropped += part.count;
       });
-  return dropped;
+  // Here none is backed any more: what is left was committed only.
+  return dropped + backend_.uncommit(run);
 }
 
 }  // namespace vramkit

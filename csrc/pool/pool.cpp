@@ -23,6 +23,11 @@ void Pool::start_backing() {
   if (engine_->backs_ahead()) std::thread([this] { back_ahead(); }).detach();
 }
 
+void Pool::stop_backing() {
+  const auto guard = lock();
+  if (engine_ && !in_child_) engine_->stop_backing_ahead();
+}
+
 void Pool::back_ahead() {
   constexpr uint64_t kPagesAtATime = 2;
   constexpr std::chrono::microseconds kPause{20};  // lets waiting threads in
@@ -70,8 +75,9 @@ Status Pool::allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_
   try {
     *address = engine_->allocate(size, stream, stack_id);
   } catch (const Error& error) {
-    // Memory that was given back and that somebody else has now: a shortage like any other.
-    if (error.status() != Status::kOutOfMemory) throw;
+    // Memory that was given back and that somebody else has now, or that cannot be waited for while
+    // a graph is captured: a shortage like any other.
+    if (error.status() != Status::kOutOfMemory && error.status() != Status::kBusy) throw;
     ++engine_->counters().failures;
     refusal_ = error.what();
     *address = 0;
@@ -85,12 +91,12 @@ uint64_t Pool::release_block(uint64_t address) {
   if (in_child_) return 0;
   const uint64_t requested = engine().release(address);
   changed();
-  if (abandoned()) close_after_free();
+  if (abandoned()) close_or_report();
   return requested;
 }
 
-void Pool::close_after_free() {
-  // The free itself has been done.
+/// For callers that have done what they were asked for.
+void Pool::close_or_report() {
   try {
     close_locked();
   } catch (const Error& error) {
@@ -134,7 +140,7 @@ void Pool::release() {
 
 void Pool::close_if_abandoned() {
   const auto guard = lock();
-  if (abandoned()) close_locked();
+  if (abandoned()) close_or_report();
 }
 
 /// Nobody can use the pool any more, and nothing forbids to wait for the work on its memory.

@@ -79,6 +79,9 @@ class Pool {
   /// Starts to map the capacity in the background, where mapping is slow. Called once.
   void start_backing();
 
+  /// Nothing is mapped ahead any more when this returns.
+  void stop_backing();
+
   /// Around fork, in this order.
   void before_fork() { lock().release(); }
   void after_fork_in_parent() { mutex_.unlock(); }
@@ -92,7 +95,7 @@ class Pool {
   void close_locked();
   bool abandoned() const;
   void back_ahead();
-  void close_after_free();
+  void close_or_report();
 
   const std::string label_;
   const bool overflow_native_;

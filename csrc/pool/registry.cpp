@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace vramkit {
 
@@ -18,11 +19,7 @@ Registry& Registry::instance() {
 }
 
 Pool* Registry::create(const PoolConfig& config) {
-  // What was abandoned during a graph capture gives its memory back now.
-  for (auto& slot : pools_) {
-    Pool* pool = slot.load(std::memory_order_acquire);
-    if (pool != nullptr) pool->close_if_abandoned();
-  }
+  close_abandoned();
   auto pool = std::make_unique<Pool>(config);
   const std::lock_guard guard(mutex_);
   size_t slot = 0;
@@ -30,6 +27,10 @@ Pool* Registry::create(const PoolConfig& config) {
   if (slot == kMaxPools) {
     fail(Status::kInvalidArgument, "%zu pools are open in this process; close some first",
          kMaxPools);
+  }
+  for (const auto& [device, peer] : peers_) {
+    if (device != pool->device()) continue;
+    pool->inspect([peer = peer](Engine& engine) { engine.add_peer(peer); });
   }
   pools_made_.push_back(std::move(pool));
   Pool* made = pools_made_.back().get();
@@ -39,6 +40,34 @@ Pool* Registry::create(const PoolConfig& config) {
   }
   made->start_backing();
   return made;
+}
+
+void Registry::add_peer(int device, int peer) {
+  const std::lock_guard guard(mutex_);
+  std::optional<Error> failed;
+  each(device, [&](Pool& pool) {
+    try {
+      pool.inspect([peer](Engine& engine) { engine.add_peer(peer); });
+    } catch (const Error& error) {
+      if (error.status() != Status::kClosed) failed = error;
+    }
+  });
+  if (failed) throw Error(*failed);
+  peers_.emplace(device, peer);
+}
+
+void Registry::stop_backing() {
+  for (auto& slot : pools_) {
+    Pool* pool = slot.load(std::memory_order_acquire);
+    if (pool != nullptr) pool->stop_backing();
+  }
+}
+
+void Registry::close_abandoned() {
+  for (auto& slot : pools_) {
+    Pool* pool = slot.load(std::memory_order_acquire);
+    if (pool != nullptr) pool->close_if_abandoned();
+  }
 }
 
 void Registry::remove(const Pool* pool) {

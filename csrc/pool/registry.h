@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "pool/pool.h"
@@ -33,6 +35,13 @@ class Registry {
     }
     return nullptr;
   }
+
+  /// The memory of the device's pools, and of those still to be made, becomes accessible from
+  /// `peer`. Throws after it has tried all pools; none is left half granted.
+  void add_peer(int device, int peer);
+  void stop_backing();
+  /// Closes what was abandoned during a graph capture.
+  void close_abandoned();
 
   /// Calls visit(pool) for the pools of a device.
   template <typename Visit>
@@ -69,6 +78,7 @@ class Registry {
 
   std::mutex mutex_;
   std::vector<Scope> scopes_;
+  std::set<std::pair<int, int>> peers_;  // device, who may access its memory
   uint64_t last_token_ = 0;
   std::vector<Pool*> locked_for_fork_;
   std::vector<std::unique_ptr<Pool>> pools_made_;  // closed ones too: handles are immortal

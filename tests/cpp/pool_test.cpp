@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -301,6 +302,16 @@ TEST(Background, EndsWithThePool) {
     pool.release_block(allocate(pool, 100 * kKiB));
     pool.close();
   }
+}
+
+TEST(Background, EndsBeforeTheProcess) {
+  Pool& pool = make_pool("null+slow_maps", 20000 * 64 * kKiB, 64 * kKiB, false);
+  Registry::instance().stop_backing();
+  const uint64_t mapped = pages_mapped(pool);
+  pool.release_block(allocate(pool, 100 * kKiB));
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_LE(pages_mapped(pool), mapped + 2);
+  pool.close();
 }
 
 TEST(Background, GoesOnAroundAResizeAndATrim) {

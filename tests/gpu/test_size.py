@@ -25,6 +25,23 @@ def test_trim_gives_memory_back_to_the_driver(pool: MemoryPool) -> None:
     assert bool((again == 7).all())
 
 
+def test_what_was_never_mapped_is_given_back_too() -> None:
+    before = free_bytes()
+    pool = MemoryPool("8GiB", device="cuda")
+    assert pool.trim() == 8 << 30
+    assert pool.stats().held_bytes == 0
+    assert_given_back(before)
+    pool.close()
+    pool = MemoryPool("8GiB", device="cuda")
+    pool.resize("1GiB")
+    assert pool.stats().held_bytes == 1 << 30
+    assert before - free_bytes() < 1500 * MIB
+    pool.resize("8GiB")
+    assert before - free_bytes() >= 8 << 30
+    pool.close()
+    assert_given_back(before)
+
+
 def test_resize_moves_the_device_s_memory() -> None:
     before = free_bytes()
     pool = MemoryPool("256MiB", device="cuda")
@@ -171,6 +188,21 @@ with pool:
 {ENDS[how]}
 """
     )
+    assert_given_back(before)
+
+
+def test_a_process_ends_while_memory_is_mapped_in_the_background() -> None:
+    before = free_bytes()
+    printed = run_script(
+        """
+        import os
+        os.dup2(1, 2)
+        import vramkit
+        pool = vramkit.MemoryPool("16GiB", device="cuda")
+        assert pool.stats().mapped_bytes < 16 << 30
+        """
+    )
+    assert printed.strip() == ""
     assert_given_back(before)
 
 

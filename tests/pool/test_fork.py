@@ -14,6 +14,7 @@ from helpers.pools import MIB, is_in, is_native
 
 from vramkit import MemoryPool
 from vramkit.errors import ForkedPoolError
+from vramkit.pool import _adapter
 
 # Python 3.12 warns of forks of a process with threads: that is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -155,6 +156,15 @@ def test_the_child_drops_the_pool_and_makes_its_own() -> None:
     _run_child(work)
     assert holder[0].stats().live_blocks == 1
     assert tensor.sum() == 1000
+
+
+def test_a_fork_while_an_adapter_is_being_installed() -> None:
+    def work() -> None:
+        with MemoryPool("64MiB", device="cpu") as own:
+            assert is_in(own, torch.ones(1000))
+
+    with _adapter._installing.lock:
+        _run_child(work)
 
 
 def test_a_grandchild(pool: MemoryPool) -> None:

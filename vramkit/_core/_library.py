@@ -1,5 +1,6 @@
 """Loads libvramkit_core and turns its statuses into exceptions."""
 
+import atexit
 import ctypes
 import functools
 from pathlib import Path
@@ -19,6 +20,7 @@ STATUS_FUNCTIONS: dict[str, list[type]] = {
     "vramkit_pool_create": [ctypes.POINTER(s.PoolConfig), _OUT_POINTER],
     "vramkit_pool_close": [_POOL],
     "vramkit_pool_release": [_POOL],
+    "vramkit_prepare_exit": [],
     "vramkit_pool_resize": [_POOL, ctypes.c_uint64],
     "vramkit_pool_trim": [_POOL, _OUT_U64],
     "vramkit_pool_check": [_POOL],
@@ -108,7 +110,10 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeLibraryError: It is missing or is of another version than this Python code.
     """
-    return load_library(CORE_LIBRARY)
+    core = load_library(CORE_LIBRARY)
+    # The driver ends with the process: no thread of ours may be inside it then.
+    atexit.register(core.vramkit_prepare_exit)
+    return core
 
 
 def load_library(path: Path) -> ctypes.CDLL:

@@ -2,14 +2,24 @@
 
 import ctypes
 import functools
+import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 from vramkit import _build
 from vramkit._core import library
 from vramkit.errors import NativeLibraryError
 
-_lock = threading.Lock()
+_installing = SimpleNamespace(lock=threading.Lock())
+
+
+def _renew_lock() -> None:
+    """In a forked child: the thread that held the lock is not there."""
+    _installing.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def install_cpu() -> None:
@@ -18,7 +28,7 @@ def install_cpu() -> None:
     Raises:
         NativeLibraryError: The adapter cannot be built or loaded, or refuses.
     """
-    with _lock:
+    with _installing.lock:
         _install_once("cpu")
 
 
@@ -28,7 +38,7 @@ def install_cuda() -> None:
     Raises:
         NativeLibraryError: The adapter cannot be built or loaded, or refuses.
     """
-    with _lock:
+    with _installing.lock:
         _install_once("cuda")
 
 

@@ -35,6 +35,8 @@ class PoolStats:
     mapped_bytes: int
     """Pages with physical memory behind them."""
     peak_mapped_bytes: int
+    held_bytes: int
+    """Memory taken from the device, mapped or not."""
     free_bytes: int
     """Capacity that is in no live block."""
     largest_free_bytes: int
@@ -47,6 +49,7 @@ class PoolStats:
     """The part of the free bytes that no single request could get, by its largest hole or by
     stitching: 0 to 1."""
     live_blocks: int
+    peak_live_blocks: int
     allocations: int
     frees: int
     failures: int
