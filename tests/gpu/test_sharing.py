@@ -49,8 +49,11 @@ def test_what_is_made_outside_can_be_shared(tmp_path: object) -> None:
 import runpy
 path = {str(tmp_path)!r} + "/share.py"
 open(path, "w").write({SHARE!r})
-import subprocess, sys
-subprocess.run([sys.executable, path], check=True, timeout=110)
+import os, subprocess, sys
+# The script lies elsewhere, and vramkit may be only where this runs.
+found = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+environment = dict(os.environ, PYTHONPATH=found)
+subprocess.run([sys.executable, path], check=True, timeout=110, env=environment)
 """
     )
 
