@@ -338,6 +338,7 @@ bool Engine::room_for_alias(uint64_t pages) {
   // Idle aliases must go, and unmapping needs the work on them done.
   if (!streams_.events_allowed() || !aliases_.could_make_room(pages)) return false;
   streams_.drain();
+  forget_done_uses();  // no event is left from which it could be learnt later
   return aliases_.make_room(pages);
 }
 

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <vector>
 
+#include "backend/decorators.h"
 #include "support.h"
 
 namespace vramkit {
@@ -291,6 +293,27 @@ TEST(Engine, RefusesImpossiblePools) {
   for (const uint64_t page : {uint64_t{0}, 32 * kKiB, 3 * kMiB, 2 * kGiB, ~uint64_t{0}}) {
     expect_error(Status::kInvalidArgument, "power of two from 64 KiB", make(kGiB, page));
   }
+}
+
+TEST(Engine, SmallBlocksAreFreeAfterAWaitForRoomForAnAlias) {
+  struct FewAliases : Decorator {
+    using Decorator::Decorator;
+    uint64_t max_alias_pages() const override { return 4; }
+  };
+  constexpr uint64_t kPage = 64 * kKiB;
+  Engine pool(config_of("null", 64 * kPage),
+              std::make_unique<FewAliases>(make_backend("null+late_events")));
+  const uint64_t small = pool.allocate(512, 0, 0);
+  pool.record_stream(small, 1);
+  std::vector<uint64_t> pages;
+  while (const uint64_t page = pool.allocate(kPage, 0, 0)) pages.push_back(page);
+  pool.release(small);
+  EXPECT_EQ(pool.pending_bytes(), 512U);
+  for (size_t i = 0; i < 20; i += 2) pool.release(pages[i]);
+  pool.release(pool.allocate(3 * kPage, 0, 0));
+  EXPECT_NE(pool.allocate(4 * kPage, 0, 0), 0U);  // in place of the first alias
+  EXPECT_EQ(pool.pending_bytes(), 0U);
+  pool.check_valid();
 }
 
 }  // namespace
