@@ -300,7 +300,6 @@ TEST(Engine, SmallBlocksAreFreeAfterAWaitForRoomForAnAlias) {
     using Decorator::Decorator;
     uint64_t max_alias_pages() const override { return 4; }
   };
-  constexpr uint64_t kPage = 64 * kKiB;
   Engine pool(config_of("null", 64 * kPage),
               std::make_unique<FewAliases>(make_backend("null+late_events")));
   const uint64_t small = pool.allocate(512, 0, 0);
