@@ -1,4 +1,4 @@
-// A set of indices that finds the nearest member at or below a given index in a few steps.
+// A set of indices that finds the nearest member below or above a given index in a few steps.
 #pragma once
 
 #include <bit>
@@ -46,20 +46,37 @@ class StartMap {
     for (size_t level = 0; level < levels_.size(); ++level) {
       const uint64_t mask = ~uint64_t{0} >> (63 - (index & 63));
       const uint64_t word = (*levels_[level])[index >> 6] & mask;
-      if (word != 0) return descend(level, (index & ~uint64_t{63}) | top_bit(word));
+      if (word != 0) return last_under(level, (index & ~uint64_t{63}) | top_bit(word));
       if (index < 64) return kNone;
       index = (index >> 6) - 1;
     }
     return kNone;
   }
 
+  /// The smallest member that is at least `index`, or kNone.
+  uint64_t at_or_above(uint64_t index) const {
+    for (size_t level = 0; level < levels_.size(); ++level) {
+      // May be one behind the last, which a LazyArray has too.
+      const uint64_t word = (*levels_[level])[index >> 6] & (~uint64_t{0} << (index & 63));
+      if (word != 0) return first_under(level, (index & ~uint64_t{63}) | low_bit(word));
+      index = (index >> 6) + 1;
+    }
+    return kNone;
+  }
+
  private:
+  static uint64_t low_bit(uint64_t word) { return static_cast<uint64_t>(std::countr_zero(word)); }
   static uint64_t top_bit(uint64_t word) {
     return 63 - static_cast<uint64_t>(std::countl_zero(word));
   }
 
-  uint64_t descend(size_t level, uint64_t index) const {
+  uint64_t last_under(size_t level, uint64_t index) const {
     while (level-- > 0) index = index << 6 | top_bit((*levels_[level])[index]);
+    return index;
+  }
+
+  uint64_t first_under(size_t level, uint64_t index) const {
+    while (level-- > 0) index = index << 6 | low_bit((*levels_[level])[index]);
     return index;
   }
 

@@ -20,7 +20,10 @@ Aliases::~Aliases() {
 
 AliasId Aliases::create(const std::vector<PageRun>& runs) {
   uint64_t pages = 0;
-  for (const PageRun& run : runs) pages += run.count;
+  for (const PageRun& run : runs) {
+    pages += run.count;
+    if (backend_.aliasing()) pages_.need_home(run);
+  }
   const AliasId id = new_alias(take_address(pages));
   try {
     for (const PageRun& run : runs) append(id, run);
@@ -73,9 +76,7 @@ void Aliases::cut(AliasId id, uint64_t pages) {
 
 void Aliases::set_pages(AliasId id, uint64_t pages) {
   Alias& alias = aliases_[id];
-  const auto [low, high] = by_pages_.equal_range(alias.pages);
-  const auto listed = std::find_if(low, high, [id](const auto& item) { return item.second == id; });
-  if (listed != high) by_pages_.erase(listed);
+  by_pages_.erase({alias.pages, id});
   if (pages > 0) by_pages_.emplace(pages, id);
   mapped_pages_ += pages - alias.pages;
   alias.pages = pages;
@@ -137,21 +138,24 @@ bool Aliases::could_make_room(uint64_t pages) const {
 }
 
 bool Aliases::make_room(uint64_t pages) {
-  while (!has_room(pages)) {
-    const AliasId oldest = oldest_idle();
-    if (oldest == 0) return false;
-    drop(oldest);
+  const uint64_t most = backend_.max_alias_pages();
+  const uint64_t spare = most / 8;
+  std::vector<AliasId> going = idle();
+  std::sort(going.begin(), going.end(),
+            [this](AliasId a, AliasId b) { return aliases_[a].last_use < aliases_[b].last_use; });
+  for (const AliasId id : going) {
+    if (has_address(pages) && mapped_pages_ + pages + spare <= most) break;
+    drop(id);
   }
-  return true;
+  return has_room(pages);
 }
 
-AliasId Aliases::oldest_idle() const {
-  AliasId oldest = 0;
+std::vector<AliasId> Aliases::idle() const {
+  std::vector<AliasId> found;
   each([&](AliasId id, const Alias& alias) {
-    if (alias.live()) return;
-    if (oldest == 0 || alias.last_use < aliases_[oldest].last_use) oldest = id;
+    if (!alias.live()) found.push_back(id);
   });
-  return oldest;
+  return found;
 }
 
 void Aliases::occupy(AliasId id, uint64_t pages) {
@@ -186,12 +190,8 @@ void Aliases::release(AliasId id, const Tag& tag, Streams& streams) {
 }
 
 void Aliases::drop_idle() {
-  std::vector<AliasId> idle;
-  each([&](AliasId id, const Alias& alias) {
-    if (!alias.live()) idle.push_back(id);
-    if (alias.live()) cut(id, alias.live_pages);
-  });
-  for (const AliasId id : idle) drop(id);
+  for (const AliasId id : idle()) drop(id);
+  for (const auto& [first, id] : by_address_) cut(id, aliases_[id].live_pages);
 }
 
 AliasId Aliases::at(uint64_t alias_page) const {

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "pool/pages.h"
@@ -40,18 +42,19 @@ class Aliases {
   Aliases& operator=(const Aliases&) = delete;
   ~Aliases();
 
-  /// A mapped alias whose first `pages` pages satisfy usable(run), the tightest one; or 0.
+  /// A mapped alias whose first `pages` pages satisfy usable(run), the tightest one; or 0. Only so
+  /// many are looked at as cost less than mapping a new one.
   template <typename Usable>
   AliasId find(uint64_t pages, Usable usable) const;
-  /// Gives the pages of `runs` an address. All of them must be free. A failure leaves an alias of
-  /// those that were mapped.
+  /// Gives the pages of `runs`, which must be free, an address. A failure leaves an alias of those
+  /// that were mapped; without memory for all of them it takes no address.
   AliasId create(const std::vector<PageRun>& runs);
   /// True if `pages` more fit under the cap and have an address.
   bool has_room(uint64_t pages) const;
   /// True if giving idle aliases up would make room.
   bool could_make_room(uint64_t pages) const;
-  /// Gives idle aliases up, least recently used first, until there is room. Work on them must be
-  /// done. False if there is none left.
+  /// Gives idle aliases up, least recently used first, until there is room, and some more, so that
+  /// the next ones need not wait. Work on them must be done. False if that is not enough.
   bool make_room(uint64_t pages);
 
   /// Occupies the home pages under the first `pages` pages.
@@ -76,13 +79,15 @@ class Aliases {
   uint64_t metadata_bytes() const;
 
  private:
+  static constexpr int kMostLooks = 128;
+
   AliasId new_alias(uint64_t first);
   void append(AliasId id, PageRun run);
   void cut(AliasId id, uint64_t pages);
   void set_pages(AliasId id, uint64_t pages);
   void forget(AliasId id);
   void drop(AliasId id);
-  AliasId oldest_idle() const;
+  std::vector<AliasId> idle() const;
   bool has_address(uint64_t pages) const;
   uint64_t take_address(uint64_t pages);
   void give_back_address(uint64_t first, uint64_t pages);
@@ -93,7 +98,7 @@ class Aliases {
   const Layout layout_;
   std::vector<Alias> aliases_{1};
   std::vector<AliasId> free_ids_;
-  std::multimap<uint64_t, AliasId> by_pages_;
+  std::set<std::pair<uint64_t, AliasId>> by_pages_;
   std::map<uint64_t, AliasId> by_address_;
   std::map<uint64_t, uint64_t> free_addresses_;  // where they may be bound again: first, pages
   uint64_t next_address_ = 0;
@@ -115,9 +120,12 @@ bool each_prefix_run(const std::vector<PageRun>& runs, uint64_t pages, Visit vis
 
 template <typename Usable>
 AliasId Aliases::find(uint64_t pages, Usable usable) const {
-  for (auto it = by_pages_.lower_bound(pages); it != by_pages_.end(); ++it) {
+  int looks = kMostLooks;
+  for (auto it = by_pages_.lower_bound({pages, 0}); it != by_pages_.end() && looks > 0; ++it) {
     const Alias& alias = aliases_[it->second];
-    if (!alias.live() && each_prefix_run(alias.runs, pages, usable)) return it->second;
+    if (alias.live()) continue;
+    if (each_prefix_run(alias.runs, pages, usable)) return it->second;
+    --looks;
   }
   return 0;
 }

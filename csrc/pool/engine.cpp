@@ -75,7 +75,7 @@ Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
       backend_(reserve(config, layout_, std::move(backend))),
       streams_(*backend_),
       range_(layout_.home_pages * layout_.page_bytes, streams_),
-      spans_(range_, streams_, config.capacity_bytes),
+      spans_(range_, streams_, layout_mark_, config.capacity_bytes),
       pages_(*backend_, layout_),
       aliases_(*backend_, pages_, range_, layout_),
       recall_(requests_to_remember(config.capacity_bytes)) {
@@ -109,20 +109,42 @@ StreamIndex Engine::enter(uint64_t handle) {
 std::optional<Engine::Place> Engine::place_small(uint64_t size, StreamIndex stream,
                                                  uint32_t stack_id) {
   if (spans_.has_pending() && settle()) spans_.settle();
-  uint64_t offset = spans_.allocate(size, stream, stack_id);
-  if (offset == Spans::kNoOffset && add_chunk(stream)) {
-    offset = spans_.allocate(size, stream, stack_id);
+  uint64_t offset = spans_.allocate(size, stream, stack_id, Spans::In::kChunksInUse);
+  if (offset == Spans::kNoOffset && open_chunk(stream)) {
+    offset = spans_.allocate(size, stream, stack_id, Spans::In::kAnyChunk);
   }
   if (offset == Spans::kNoOffset) return std::nullopt;
   return Place{offset, Spans::slot_bytes(size)};
 }
 
-bool Engine::add_chunk(StreamIndex stream) {
+/// Sees to a chunk of the stream without a live slot: where one was opened in this layout before,
+/// else one that is there, else a new one. False where there is no room, or was none before.
+bool Engine::open_chunk(StreamIndex stream) {
+  const uint64_t request = layout_mark_.with_request(spans_.chunk_mark(), stream);
+  const std::optional<uint64_t> place = recall_.find(request);
+  if (place == Spans::kNoOffset) return false;
+  uint64_t chunk = spans_.empty_chunk(stream);
+  if (chunk == Spans::kNoOffset) spans_.give_back_chunks();
+  if (chunk == Spans::kNoOffset || place != chunk) {
+    const uint64_t bytes = spans_.chunk_bytes();
+    const bool free = place && *place % bytes == 0 && can_take(*place, bytes, stream);
+    if (free || chunk == Spans::kNoOffset) chunk = add_chunk(free ? place : std::nullopt, stream);
+  }
+  recall_.note(request, chunk);
+  return chunk != Spans::kNoOffset;
+}
+
+/// Makes a chunk at the place, which is free, or wherever there is room. Returns its offset, or
+/// kNoOffset.
+uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
   const uint64_t bytes = spans_.chunk_bytes();
-  const BlockId hole = range_.find_aligned(bytes, bytes, stream);
-  if (hole == 0) return false;
-  const BlockId block =
-      range_.take(align_up(range_[hole].offset, bytes), bytes, BlockState::kChunk);
+  spans_.give_back_chunks();  // or a slot could be taken in another
+  if (!place) {
+    const BlockId hole = range_.find_aligned(bytes, bytes, stream);
+    if (hole == 0) return Spans::kNoOffset;
+    place = align_up(range_[hole].offset, bytes);
+  }
+  const BlockId block = take_stretch(*place, bytes, BlockState::kChunk, stream);
   try {
     pages_.need_home(pages_under(range_[block]));
   } catch (...) {
@@ -130,7 +152,14 @@ bool Engine::add_chunk(StreamIndex stream) {
     throw;
   }
   spans_.add_chunk(block, stream);
-  return true;
+  return *place;
+}
+
+/// Takes free memory that the stream may wait for, or need not.
+BlockId Engine::take_stretch(uint64_t place, uint64_t size, BlockState state, StreamIndex stream) {
+  if (!needs_no_wait(place, size, stream)) settle();
+  wait_for_stretch(place, size, stream);
+  return range_.take(place, size, state);
 }
 
 std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t requested,
@@ -165,9 +194,8 @@ std::optional<Engine::Place> Engine::place_as_before(uint64_t request, uint64_t 
     ++counters_.alias_hits;
     return taken;
   }
-  if (!needs_no_wait(*place, size, stream)) settle();
-  wait_for_stretch(*place, size, stream);
-  return finish_large(range_.take(*place, size, BlockState::kLive), requested, stream, stack_id);
+  const BlockId block = take_stretch(*place, size, BlockState::kLive, stream);
+  return finish_large(block, requested, stream, stack_id);
 }
 
 bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested,
@@ -307,6 +335,7 @@ bool Engine::pages_free(PageRun run, StreamIndex stream) const {
 
 /// All of it is free, and the stream may wait for it or need not.
 bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const {
+  if (offset + size > range_.end()) return false;
   const bool may_wait = streams_.events_allowed();
   for (BlockId id = range_.block_at(offset);; id = range_[id].next) {
     const Block& block = range_[id];

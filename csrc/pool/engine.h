@@ -1,12 +1,12 @@
 // The pool without its lock: how a request is served.
 //
-// A small one takes a slot of a span. For a larger one, chunks of small blocks that have become
-// empty are given back first. Where the same blocks were live before, it takes the place that
-// the same one had then, if that is free again. Otherwise it takes the tightest hole: with memory
-// to spare one that its stream can have at once, else one that another stream freed, after an
-// event; in a tight pool with several streams the tightest stretch, whoever freed it. Where no hole
-// is large enough it takes a stitched address that is still mapped, then a new one. Then it has
-// failed.
+// A small one takes a slot of a span, perhaps in a new chunk. For a larger one, chunks that have
+// become empty are given back first. Where the same blocks were live before, it takes the place
+// that the same one had then, if that is free again, as a new chunk does. Otherwise it takes the
+// tightest hole: with memory to spare one that its stream can have at once, else one that another
+// stream freed, after an event; in a tight pool with several streams the tightest stretch, whoever
+// freed it. Where no hole is large enough it takes a stitched address that is still mapped, then a
+// new one. Then it has failed.
 #pragma once
 
 #include <cstdint>
@@ -125,7 +125,9 @@ class Engine {
   PageRun pages_under(const Block& block) const;
   StreamIndex enter(uint64_t stream);
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
-  bool add_chunk(StreamIndex stream);
+  bool open_chunk(StreamIndex stream);
+  uint64_t add_chunk(std::optional<uint64_t> place, StreamIndex stream);
+  BlockId take_stretch(uint64_t place, uint64_t size, BlockState state, StreamIndex stream);
   std::optional<Place> place_large(uint64_t size, uint64_t requested, StreamIndex stream,
                                    uint32_t stack_id);
   std::optional<Place> place_as_before(uint64_t request, uint64_t size, uint64_t requested,
@@ -174,10 +176,10 @@ class Engine {
   std::unique_ptr<Backend> backend_;
   Streams streams_;
   Range range_;
+  LayoutMark layout_mark_;  // of live blocks; the small ones stand for their chunks
   Spans spans_;
   Pages pages_;
   Aliases aliases_;
-  LayoutMark layout_mark_;  // of live blocks that are in no span
   Recall recall_;
   Counters counters_;
 };

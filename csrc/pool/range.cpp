@@ -76,8 +76,8 @@ BlockId Range::occupy(BlockId id, BlockState state) {
 }
 
 BlockId Range::release(BlockId id, const Tag& tag) {
+  unlist_stretches_beside(id);  // while it still parts them
   clear_start(id);
-  unlist_stretches_beside(id);
   id = make_free(id, tag);
   list_stretch(id);
   return id;
@@ -135,13 +135,38 @@ void Range::free_what_was_never_used() {
   insert_free(fresh);
 }
 
+/// In a few steps, however many streams' blocks it is made of.
 Stretch Range::stretch_around(BlockId id) const {
-  BlockId first = id;
-  while (blocks_[first].prev != 0 && blocks_[blocks_[first].prev].is_free()) {
-    first = blocks_[first].prev;
-  }
-  while (blocks_[id].next != 0 && blocks_[blocks_[id].next].is_free()) id = blocks_[id].next;
-  return {blocks_[first].offset, blocks_[id].end() - blocks_[first].offset};
+  const BlockId before = taken_before(blocks_[id].offset);
+  const BlockId behind = taken_from(blocks_[id].end());
+  const uint64_t start = before != 0 ? blocks_[before].end() : 0;
+  return {start, (behind != 0 ? blocks_[behind].offset : end_) - start};
+}
+
+/// The last block that is not free and starts before the offset, or 0.
+BlockId Range::taken_before(uint64_t offset) const {
+  uint64_t granule = starts_.at_or_below(offset / kGranule);
+  if (granule == StartMap::kNone) return 0;
+  if (blocks_[taken_in(granule)].offset < offset) return taken_in(granule);
+  if (granule == 0) return 0;
+  granule = starts_.at_or_below(granule - 1);
+  return granule != StartMap::kNone ? taken_in(granule) : 0;
+}
+
+/// The first block that is not free and starts at the offset or behind it, or 0.
+BlockId Range::taken_from(uint64_t offset) const {
+  uint64_t granule = starts_.at_or_above(offset / kGranule);
+  if (granule == StartMap::kNone) return 0;
+  if (blocks_[taken_in(granule)].offset >= offset) return taken_in(granule);
+  granule = starts_.at_or_above(granule + 1);
+  return granule != StartMap::kNone ? taken_in(granule) : 0;
+}
+
+/// The block that is not free and starts in the granule: there is one.
+BlockId Range::taken_in(uint64_t granule) const {
+  const uint32_t entry = entries_[granule];
+  // The first span of a chunk has overwritten the entry of the chunk.
+  return (entry & kSpanEntry) == 0 ? entry : chunks_[granule * kGranule / kMinChunk];
 }
 
 void Range::list_stretch(BlockId id) {
@@ -183,12 +208,7 @@ void Range::unlist_stretches_beside(BlockId id) {
 
 BlockId Range::block_at(uint64_t offset) const {
   const uint64_t granule = starts_.at_or_below(offset / kGranule);
-  BlockId id = first_;
-  if (granule != StartMap::kNone) {
-    id = entries_[granule];
-    // The first span of a chunk has overwritten the entry of the chunk.
-    if ((id & kSpanEntry) != 0) id = chunks_[granule * kGranule / kMinChunk];
-  }
+  BlockId id = granule != StartMap::kNone ? taken_in(granule) : first_;
   while (blocks_[id].offset > offset) id = blocks_[id].prev;
   while (blocks_[id].end() <= offset) id = blocks_[id].next;
   return id;

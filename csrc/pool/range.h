@@ -114,6 +114,9 @@ class Range {
   BlockId split(BlockId id, uint64_t size);
   void free_what_was_never_used();
   Stretch stretch_around(BlockId id) const;
+  BlockId taken_before(uint64_t offset) const;
+  BlockId taken_from(uint64_t offset) const;
+  BlockId taken_in(uint64_t granule) const;
   void list_stretch(BlockId id);
   void unlist_stretch(BlockId id);
   void list_stretches_beside(BlockId id);

@@ -11,7 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <vector>
+
+#include "base/lazy_array.h"
 
 namespace vramkit {
 
@@ -37,40 +38,40 @@ class LayoutMark {
 class Recall {
  public:
   /// `most`: how many requests are remembered, a power of two.
-  explicit Recall(size_t most) : most_(most) {}
+  explicit Recall(size_t most) : count_(most / kWays), sets_(count_) {}
 
   /// The place of the request that was known by this number.
   std::optional<uint64_t> find(uint64_t request) const;
   void note(uint64_t request, uint64_t place);
 
-  uint64_t metadata_bytes() const { return sets_.capacity() * sizeof(Set); }
+  uint64_t metadata_bytes() const { return used_ ? count_ * sizeof(Set) : 0; }
 
  private:
   static constexpr size_t kWays = 4;
 
   struct Entry {
-    uint64_t request = 0;  // in an entry without one: a place that is checked like any other
-    uint64_t place = 0;
+    uint64_t request;  // 0 in an entry without one: a place that is checked like any other
+    uint64_t place;
   };
   struct alignas(64) Set {
-    std::array<Entry, kWays> entries{};  // the latest first
+    std::array<Entry, kWays> entries;  // the latest first
   };
 
-  size_t most_;
-  std::vector<Set> sets_;  // by the request's last bits; empty until needed
+  size_t count_;
+  LazyArray<Set> sets_;  // by the request's last bits
+  bool used_ = false;
 };
 
 inline std::optional<uint64_t> Recall::find(uint64_t request) const {
-  if (sets_.empty()) return std::nullopt;
-  for (const Entry& entry : sets_[request & (sets_.size() - 1)].entries) {
+  for (const Entry& entry : sets_[request & (count_ - 1)].entries) {
     if (entry.request == request) return entry.place;
   }
   return std::nullopt;
 }
 
 inline void Recall::note(uint64_t request, uint64_t place) {
-  if (sets_.empty()) sets_.resize(most_ / kWays);
-  auto& entries = sets_[request & (sets_.size() - 1)].entries;
+  used_ = true;
+  auto& entries = sets_[request & (count_ - 1)].entries;
   size_t at = 0;
   while (at < kWays - 1 && entries[at].request != request) ++at;
   for (; at > 0; --at) entries[at] = entries[at - 1];

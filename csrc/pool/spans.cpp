@@ -13,9 +13,10 @@ constexpr uint64_t kFineLimit = 8 * kKiB;
 
 }  // namespace
 
-Spans::Spans(Range& range, Streams& streams, uint64_t capacity_bytes)
+Spans::Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes)
     : range_(range),
       streams_(streams),
+      layout_(layout),
       // Small pools must not spend much of themselves on one small tensor.
       chunk_bytes_(std::clamp(std::bit_floor(capacity_bytes / 256), kMinChunk, 2 * kMiB)),
       spans_(uint64_t{1} << 26) {}
@@ -37,10 +38,11 @@ size_t Spans::class_of(uint64_t size) {
   return 16 + (size - kFineLimit - 1) / kKiB;
 }
 
-uint64_t Spans::allocate(uint64_t size, StreamIndex stream, uint32_t stack_id) {
+uint64_t Spans::allocate(uint64_t size, StreamIndex stream, uint32_t stack_id, In in) {
   const size_t size_class = class_of(size);
-  uint32_t id = heads_of(stream)[size_class];
-  if (id == 0) id = new_span(size_class, stream);
+  uint32_t id = of(stream).heads[size_class];
+  if (id != 0 && spans_[id].used == 0 && !may_use(spans_[id].chunk, in)) id = 0;
+  if (id == 0) id = new_span(size_class, stream, in);
   if (id == 0) return kNoOffset;
   Span& span = spans_[id];
   const size_t word = span.taken[0] == ~uint64_t{0} ? 1 : 0;
@@ -122,39 +124,69 @@ void Spans::clear_slot(uint32_t id, uint64_t offset) {
 }
 
 void Spans::becomes_busy(const Span& span) {
-  if (chunks_[span.chunk].busy_spans++ == 0) --empty_chunks_;
+  Chunk& chunk = chunks_[span.chunk];
+  if (chunk.busy_spans++ > 0) return;
+  --empty_chunks_;
+  layout_.toggle(range_[chunk.block].offset, chunk_mark());
 }
 
 void Spans::becomes_idle(const Span& span) {
-  if (--chunks_[span.chunk].busy_spans == 0) ++empty_chunks_;
+  Chunk& chunk = chunks_[span.chunk];
+  if (--chunk.busy_spans > 0) return;
+  ++empty_chunks_;
+  layout_.toggle(range_[chunk.block].offset, chunk_mark());
+  if (!chunk.fell_idle) idle_chunks_.push_back(span.chunk);
+  chunk.fell_idle = true;
 }
 
-uint32_t Spans::new_span(size_t size_class, StreamIndex stream) {
+uint32_t Spans::new_span(size_t size_class, StreamIndex stream, In in) {
   const uint32_t slot_bytes = kSizes[size_class].slot_bytes;
   const uint64_t bytes = span_bytes(slot_bytes);
-  for (uint32_t index = 0; index < chunks_.size(); ++index) {
-    Chunk& chunk = chunks_[index];
-    if (chunk.block == 0 || chunk.stream != stream) continue;
-    const uint64_t unit = room_in(chunk, bytes);
-    if (unit == kNoOffset) continue;
-    const uint32_t id = spans_.take();
-    spans_[id] = Span{};
-    Span& span = spans_[id];
-    span.offset = range_[chunk.block].offset + unit * kUnit;
-    span.slot_bytes = slot_bytes;
-    span.slots = static_cast<uint32_t>(bytes / slot_bytes);
-    span.taken[0] = span.slots < 64 ? ~uint64_t{0} << span.slots : 0;
-    span.taken[1] = span.slots < 128 ? ~uint64_t{0} << (span.slots > 64 ? span.slots - 64 : 0) : 0;
-    span.chunk = index;
-    span.stream = stream;
-    span.size_class = static_cast<uint8_t>(size_class);
-    chunk.units |= static_cast<uint32_t>(((uint64_t{1} << bytes / kUnit) - 1) << unit);
-    chunk.span_at[unit] = id;
-    range_.mark_span(span.offset, bytes, span.entry(id));
-    link(id);
-    return id;
+  const uint32_t index = chunk_for(bytes, stream, in);
+  if (index == kNoChunk) return 0;
+  Chunk& chunk = chunks_[index];
+  const uint64_t unit = room_in(chunk, bytes);
+  const uint32_t id = spans_.take();
+  spans_[id] = Span{};
+  Span& span = spans_[id];
+  span.offset = range_[chunk.block].offset + unit * kUnit;
+  span.slot_bytes = slot_bytes;
+  span.slots = static_cast<uint32_t>(bytes / slot_bytes);
+  span.taken[0] = span.slots < 64 ? ~uint64_t{0} << span.slots : 0;
+  span.taken[1] = span.slots < 128 ? ~uint64_t{0} << (span.slots > 64 ? span.slots - 64 : 0) : 0;
+  span.chunk = index;
+  span.stream = stream;
+  span.size_class = static_cast<uint8_t>(size_class);
+  chunk.units |= static_cast<uint32_t>(((uint64_t{1} << bytes / kUnit) - 1) << unit);
+  chunk.span_at[unit] = id;
+  list_room(index);
+  range_.mark_span(span.offset, bytes, span.entry(id));
+  link(id);
+  return id;
+}
+
+/// A chunk with room for a span of so many bytes, or kNoChunk.
+uint32_t Spans::chunk_for(uint64_t bytes, StreamIndex stream, In in) {
+  const std::set<uint32_t>& roomy = of(stream).roomy[width_of(bytes)];
+  for (const uint32_t index : roomy) {
+    if (may_use(index, in)) return index;
   }
-  return 0;
+  const uint32_t empty = in == In::kAnyChunk ? only_empty_chunk(stream) : kNoChunk;
+  if (empty != kNoChunk) drop_spans(empty);  // empty ones that were kept
+  return empty;
+}
+
+/// Lists the chunk where its room is looked for, or not any more.
+void Spans::list_room(uint32_t index) {
+  const Chunk& chunk = chunks_[index];
+  for (const uint64_t bytes : {kUnit, kLargeSpan}) {
+    std::set<uint32_t>& roomy = of(chunk.stream).roomy[width_of(bytes)];
+    if (chunk.block != 0 && room_in(chunk, bytes) != kNoOffset) {
+      roomy.insert(index);
+    } else {
+      roomy.erase(index);
+    }
+  }
 }
 
 uint64_t Spans::room_in(const Chunk& chunk, uint64_t bytes) const {
@@ -173,41 +205,71 @@ void Spans::drop_span(uint32_t id) {
   const uint64_t unit = (span.offset - range_[chunk.block].offset) / kUnit;
   chunk.units &= ~static_cast<uint32_t>(((uint64_t{1} << span.bytes() / kUnit) - 1) << unit);
   chunk.span_at[unit] = 0;
+  list_room(span.chunk);
   range_.unmark_span(span.offset, span.bytes(), chunk.block);
   spans_.give_back(id);
 }
 
-void Spans::add_chunk(BlockId block, StreamIndex stream) {
-  const auto free = std::find_if(chunks_.begin(), chunks_.end(),
-                                 [](const Chunk& chunk) { return chunk.block == 0; });
-  const Chunk chunk{.block = block, .stream = stream, .units = 0, .busy_spans = 0, .span_at = {}};
-  ++empty_chunks_;
-  if (free != chunks_.end()) {
-    *free = chunk;
-  } else {
-    chunks_.push_back(chunk);
+void Spans::drop_spans(uint32_t chunk) {
+  for (const uint32_t id : chunks_[chunk].span_at) {
+    if (id != 0) drop_span(id);
   }
+}
+
+void Spans::add_chunk(BlockId block, StreamIndex stream) {
+  if (free_chunks_.empty()) {
+    free_chunks_.push_back(static_cast<uint32_t>(chunks_.size()));
+    chunks_.emplace_back();
+  }
+  const uint32_t index = free_chunks_.back();
+  free_chunks_.pop_back();
+  chunks_[index] = Chunk{};
+  chunks_[index].block = block;
+  chunks_[index].stream = stream;
+  chunks_[index].fell_idle = true;
+  idle_chunks_.push_back(index);
+  ++empty_chunks_;
+  list_room(index);
+}
+
+uint64_t Spans::empty_chunk(StreamIndex stream) const {
+  const uint32_t index = only_empty_chunk(stream);
+  return index != kNoChunk ? range_[chunks_[index].block].offset : kNoOffset;
+}
+
+uint32_t Spans::only_empty_chunk(StreamIndex stream) const {
+  if (empty_chunks_ != 1) return kNoChunk;
+  const auto empty = std::find_if(idle_chunks_.begin(), idle_chunks_.end(), [this](uint32_t index) {
+    return chunks_[index].busy_spans == 0;
+  });
+  return chunks_[*empty].stream == stream ? *empty : kNoChunk;
 }
 
 bool Spans::give_back_chunks() {
   bool any = false;
-  for (Chunk& chunk : chunks_) {
-    if (chunk.block == 0) continue;
-    if (chunk.busy_spans > 0) continue;
-    for (const uint32_t id : chunk.span_at) {
-      if (id != 0) drop_span(id);
-    }
-    range_.release(chunk.block, streams_.tag_given_back(chunk.stream));
-    chunk.block = 0;
-    --empty_chunks_;
+  for (const uint32_t index : idle_chunks_) {
+    chunks_[index].fell_idle = false;
+    if (chunks_[index].busy_spans > 0) continue;
+    give_back_chunk(index);
     any = true;
   }
+  idle_chunks_.clear();
   return any;
+}
+
+void Spans::give_back_chunk(uint32_t index) {
+  drop_spans(index);
+  Chunk& chunk = chunks_[index];
+  range_.release(chunk.block, streams_.tag_given_back(chunk.stream));
+  chunk.block = 0;
+  list_room(index);
+  free_chunks_.push_back(index);
+  --empty_chunks_;
 }
 
 void Spans::link(uint32_t id) {
   Span& span = spans_[id];
-  uint32_t& head = heads_of(span.stream)[span.size_class];
+  uint32_t& head = of(span.stream).heads[span.size_class];
   span.prev = 0;
   span.next = head;
   if (head != 0) spans_[head].prev = id;
@@ -217,45 +279,63 @@ void Spans::link(uint32_t id) {
 void Spans::unlink(uint32_t id) {
   Span& span = spans_[id];
   if (span.next != 0) spans_[span.next].prev = span.prev;
-  (span.prev != 0 ? spans_[span.prev].next : heads_of(span.stream)[span.size_class]) = span.next;
+  (span.prev != 0 ? spans_[span.prev].next : of(span.stream).heads[span.size_class]) = span.next;
   span.prev = 0;
   span.next = 0;
 }
 
-Spans::Heads& Spans::heads_of(StreamIndex stream) {
-  if (heads_.size() <= stream) heads_.resize(stream + size_t{1}, Heads{});
-  return heads_[stream];
+Spans::OfStream& Spans::of(StreamIndex stream) {
+  if (streams_of_.size() <= stream) streams_of_.resize(stream + size_t{1});
+  return streams_of_[stream];
 }
 
 void Spans::check_valid() const {
   uint64_t empty = 0;
-  for (const Chunk& chunk : chunks_) {
-    if (chunk.block == 0) continue;
-    uint32_t busy = 0;
-    for (const uint32_t id : chunk.span_at) {
-      if (id == 0) continue;
-      const Span& span = spans_[id];
-      const auto bits = std::popcount(span.taken[0]) + std::popcount(span.taken[1]);
-      const auto spare = static_cast<int>(kMaxSlots - span.slots);
-      if (static_cast<int>(span.used) != bits - spare) {
-        fail(Status::kSystem, "span at offset %llu: %u slots counted, %d bits set",
-             static_cast<unsigned long long>(span.offset), span.used, bits - spare);
-      }
-      busy += span.used > 0;
-      if (range_.entry_at(span.offset) != span.entry(id)) {
-        fail(Status::kSystem, "span at offset %llu is not in the address table",
-             static_cast<unsigned long long>(span.offset));
-      }
-    }
-    empty += busy == 0;
-    if (busy != chunk.busy_spans) {
-      fail(Status::kSystem, "chunk of block %u: %u busy spans counted, %u found", chunk.block,
-           chunk.busy_spans, busy);
-    }
+  for (uint32_t index = 0; index < chunks_.size(); ++index) {
+    if (chunks_[index].block == 0) continue;
+    check_chunk(index);
+    empty += chunks_[index].busy_spans == 0;
   }
   if (empty != empty_chunks_) {
     fail(Status::kSystem, "%llu empty chunks counted, %llu found",
          static_cast<unsigned long long>(empty_chunks_), static_cast<unsigned long long>(empty));
+  }
+}
+
+void Spans::check_chunk(uint32_t index) const {
+  const Chunk& chunk = chunks_[index];
+  uint32_t busy = 0;
+  for (const uint32_t id : chunk.span_at) {
+    if (id == 0) continue;
+    check_span(spans_[id], id);
+    busy += spans_[id].used > 0;
+  }
+  if (busy != chunk.busy_spans) {
+    fail(Status::kSystem, "chunk of block %u: %u busy spans counted, %u found", chunk.block,
+         chunk.busy_spans, busy);
+  }
+  if (busy == 0 && std::count(idle_chunks_.begin(), idle_chunks_.end(), index) != 1) {
+    fail(Status::kSystem, "chunk of block %u is empty and not listed once", chunk.block);
+  }
+  for (const uint64_t bytes : {kUnit, kLargeSpan}) {
+    const bool has_room = room_in(chunk, bytes) != kNoOffset;
+    if (streams_of_[chunk.stream].roomy[width_of(bytes)].contains(index) != has_room) {
+      fail(Status::kSystem, "chunk of block %u has %s for a span of %s, and is listed otherwise",
+           chunk.block, has_room ? "room" : "no room", mib(bytes).c_str());
+    }
+  }
+}
+
+void Spans::check_span(const Span& span, uint32_t id) const {
+  const auto bits = std::popcount(span.taken[0]) + std::popcount(span.taken[1]);
+  const auto spare = static_cast<int>(kMaxSlots - span.slots);
+  if (static_cast<int>(span.used) != bits - spare) {
+    fail(Status::kSystem, "span at offset %llu: %u slots counted, %d bits set",
+         static_cast<unsigned long long>(span.offset), span.used, bits - spare);
+  }
+  if (range_.entry_at(span.offset) != span.entry(id)) {
+    fail(Status::kSystem, "span at offset %llu is not in the address table",
+         static_cast<unsigned long long>(span.offset));
   }
 }
 

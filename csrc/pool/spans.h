@@ -6,10 +6,12 @@
 
 #include <array>
 #include <cstdint>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
 #include "pool/range.h"
+#include "pool/recall.h"
 #include "pool/streams.h"
 
 namespace vramkit {
@@ -27,15 +29,23 @@ class Spans {
     bool pending;
   };
 
-  Spans(Range& range, Streams& streams, uint64_t capacity_bytes);
+  /// Where a slot may be taken: an empty chunk is as good as given back until somebody opens it.
+  enum class In : uint8_t { kChunksInUse, kAnyChunk };
 
-  /// Sizes from 1 to kMaxSmall. Returns the offset, or kNoOffset when a new chunk is needed.
-  uint64_t allocate(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  /// Chunks with a live slot are kept in `layout`.
+  Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes);
+
+  /// Sizes from 1 to kMaxSmall. Returns the offset, or kNoOffset when another chunk is needed.
+  uint64_t allocate(uint64_t size, StreamIndex stream, uint32_t stack_id, In in);
   /// What a block of that size occupies.
   static uint64_t slot_bytes(uint64_t size) { return kSizes[class_of(size)].slot_bytes; }
   /// The chunk size that `add_chunk` wants; a multiple of itself is its alignment.
   uint64_t chunk_bytes() const { return chunk_bytes_; }
   void add_chunk(BlockId block, StreamIndex stream);
+  /// What a chunk is known by in a layout: the size of no block.
+  uint64_t chunk_mark() const { return chunk_bytes_ + 1; }
+  /// The offset of the stream's chunk without a live slot, or kNoOffset unless there is just one.
+  uint64_t empty_chunk(StreamIndex stream) const;
 
   /// What is known of the slot at the offset. `entry` is that of the offset's granule. A null size
   /// means that no block lives there.
@@ -68,6 +78,7 @@ class Spans {
   static constexpr uint64_t kMaxInUnit = 4 * kKiB;
   static constexpr int kClasses = 24;  // 512 B steps to 8 KiB, then 1 KiB to 16 KiB
   static constexpr uint32_t kMaxSlots = 128;
+  static constexpr uint32_t kNoChunk = ~uint32_t{0};
 
   // An entry holds the class above the number, so that a slot's place follows from its address
   // alone and both of a span's cache lines can be fetched at once.
@@ -97,9 +108,14 @@ class Spans {
     StreamIndex stream = kAnyStream;
     uint32_t units = 0;       // a bit for each unit taken by a span
     uint32_t busy_spans = 0;  // those with a live or pending slot
+    bool fell_idle = false;   // it is in idle_chunks_
     std::array<uint32_t, 32> span_at{};
   };
-  using Heads = std::array<uint32_t, kClasses>;
+  /// What there is of one stream. Chunks by number, so that low ones are filled first.
+  struct OfStream {
+    std::array<uint32_t, kClasses> heads{};   // spans with room, by class
+    std::array<std::set<uint32_t>, 2> roomy;  // chunks with room for a span, by its width
+  };
 
   static constexpr uint64_t span_bytes(uint64_t slot_bytes) {
     return slot_bytes > kMaxInUnit ? kLargeSpan : kUnit;
@@ -111,22 +127,36 @@ class Spans {
   static constexpr std::array<SizeClass, kClasses> make_classes();
   static const std::array<SizeClass, kClasses> kSizes;
   static size_t class_of(uint64_t size);
-  uint32_t new_span(size_t size_class, StreamIndex stream);
+  static size_t width_of(uint64_t span_bytes) { return span_bytes == kLargeSpan ? 1 : 0; }
+  uint32_t new_span(size_t size_class, StreamIndex stream, In in);
+  bool may_use(uint32_t chunk, In in) const {
+    return in == In::kAnyChunk || chunks_[chunk].busy_spans > 0;
+  }
+  uint32_t chunk_for(uint64_t bytes, StreamIndex stream, In in);
+  uint32_t only_empty_chunk(StreamIndex stream) const;
+  void list_room(uint32_t chunk);
+  void give_back_chunk(uint32_t index);
   uint64_t room_in(const Chunk& chunk, uint64_t bytes) const;
   void drop_span(uint32_t id);
+  void drop_spans(uint32_t chunk);
   void link(uint32_t id);
   void unlink(uint32_t id);
   void becomes_busy(const Span& span);
   void becomes_idle(const Span& span);
   void clear_slot(uint32_t id, uint64_t offset);
-  Heads& heads_of(StreamIndex stream);
+  void check_chunk(uint32_t index) const;
+  void check_span(const Span& span, uint32_t id) const;
+  OfStream& of(StreamIndex stream);
 
   Range& range_;
   Streams& streams_;
+  LayoutMark& layout_;
   uint64_t chunk_bytes_;
   Slots<Span> spans_;
   std::vector<Chunk> chunks_;
-  std::vector<Heads> heads_;                       // by stream
+  std::vector<uint32_t> free_chunks_;              // records of chunks_ without one
+  std::vector<uint32_t> idle_chunks_;              // those that fell idle: they may be busy again
+  std::vector<OfStream> streams_of_;               // by stream
   std::unordered_map<uint64_t, uint32_t> stacks_;  // by offset, where one was given
   std::unordered_map<uint64_t, uint32_t> uses_;    // by offset: recorded uses of live slots
   std::unordered_map<uint64_t, Tag> pending_;      // by offset: freed, uses not done

@@ -155,6 +155,35 @@ TEST_P(AliasesTest, AFailedUnmappingIsContinued) {
   EXPECT_EQ(aliases_->mapped_pages(), 0U);
 }
 
+class MappedAtOnceTest : public AliasesTest {};
+
+TEST_P(MappedAtOnceTest, WithoutMemoryNoAddressIsUsedUp) {
+  const AliasId before = aliases_->create({{0, 1}});
+  for (uint64_t page = 4; page < 9; ++page) {
+    faults_->inject_fault("back", 1);
+    expect_error(Status::kSystem, "injected", [&] { aliases_->create({{0, 1}, {page, 1}}); });
+  }
+  const AliasId behind = aliases_->create({{2, 1}});
+  EXPECT_EQ((*aliases_)[behind].first, (*aliases_)[before].first + 1);
+  EXPECT_EQ(aliases_->mapped_pages(), 2U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, MappedAtOnceTest, testing::Values("null", "memfd"));
+
+class ManyAliasesTest : public AliasesTest {
+ protected:
+  ManyAliasesTest() : AliasesTest(16) {}
+};
+
+TEST_P(ManyAliasesTest, MoreThanIsNeededGivesWay) {
+  for (uint64_t page = 0; page < 16; ++page) aliases_->create({{page, 1}});
+  EXPECT_FALSE(aliases_->has_room(1));
+  EXPECT_TRUE(aliases_->make_room(1));
+  EXPECT_EQ(aliases_->mapped_pages(), 13U) << "an eighth of 16, and what is asked for";
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, ManyAliasesTest, testing::Values("null", "memfd", "host"));
+
 TEST_P(AliasesTest, AddressesEndCleanly) {
   for (int i = 0; i < 40; ++i) {
     const uint64_t pages = 1 + static_cast<uint64_t>(i) % 5;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+#include <utility>
 #include <vector>
 
 #include "support.h"
@@ -159,6 +161,25 @@ TEST_F(RangeTest, GrowsAtItsEnd) {
   range_.extend(kMiB);
   EXPECT_EQ(range_.largest_hole(), 17 * kMiB);
   EXPECT_TRUE(range_.stretches_listed());
+}
+
+TEST_F(RangeTest, StretchesEndWhereTheirGranulesAreShared) {
+  range_.keep_streams_apart();
+  std::mt19937 random(3);
+  std::vector<BlockId> live;
+  for (int i = 0; i < 4000; ++i) {
+    if (random() % 2 == 0) {
+      // Odd multiples of 512 bytes: free and live memory meets within granules.
+      const uint64_t size = kGranule + 512 * (random() % 64);
+      const BlockId hole = range_.find_any(size, [](BlockId) { return true; });
+      if (hole != 0) live.push_back(range_.carve(hole, size, BlockState::kLive));
+    } else if (!live.empty()) {
+      std::swap(live[random() % live.size()], live.back());
+      range_.release(live.back(), freed_by(random() % 3));
+      live.pop_back();
+    }
+    ASSERT_TRUE(range_.stretches_listed()) << "after " << i;
+  }
 }
 
 TEST_F(RangeTest, VisitsStretchesOfFreeMemory) {

@@ -2,14 +2,14 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <map>
+#include <ostream>
 #include <random>
 #include <set>
-#include <utility>
 #include <vector>
 
+#include "loop.h"
 #include "pool/engine.h"
+#include "support.h"
 
 namespace vramkit {
 namespace {
@@ -67,99 +67,133 @@ TEST(LayoutMark, TellsPlacesSizesAndStreamsApart) {
   EXPECT_EQ(marks.size(), 16U * 16 * 4 * 4);
 }
 
-/// A loop of equal steps whose first one also makes what stays, as a training's does.
-class Loop {
- public:
-  Loop(uint32_t seed, uint64_t streams) : random_(seed) {
-    std::vector<uint64_t> sizes(3 + random_() % 22);
-    for (uint64_t& size : sizes) size = uint64_t{32 * kKiB} << random_() % 11 | random_() % kMiB;
-    std::vector<uint64_t> live;
-    const uint64_t events = 10 + random_() % 190;
-    for (uint64_t i = 0; i < events; ++i) {
-      if (live.empty() || random_() % 100 < 55) {
-        live.push_back(i);
-        events_.push_back({i, sizes[random_() % sizes.size()], 1 + random_() % streams});
-        if (random_() % 8 == 0) stays_[events_.size()] = 32 * kKiB + random_() % (16 * kMiB);
-      } else {
-        end(live, random_() % 2 == 0 ? live.size() - 1 : random_() % live.size());
-      }
-    }
-    while (!live.empty()) end(live, random_() % live.size());
-  }
+/// Plays a loop on an engine as it is.
+struct PlainPool {
+  Engine& engine;
 
-  uint64_t peak_bytes() const {
-    uint64_t live = 0;
-    uint64_t peak = 0;
-    for (const auto& [at, size] : stays_) live += size;
-    std::map<uint64_t, uint64_t> sizes;
-    for (const Event& event : events_) {
-      if (event.size > 0) {
-        live += sizes[event.block] = event.size;
-        peak = std::max(peak, live);
-      } else {
-        live -= sizes[event.block];
-      }
-    }
-    return peak;
-  }
+  uint64_t allocate(uint64_t size, uint64_t stream) { return engine.allocate(size, stream, 0); }
+  void release(uint64_t address) { engine.release(address); }
+  void end_step() { calls.push_back(engine.pages().mapping_calls()); }
 
-  /// Returns the mapping calls until the end of each step; fewer when the memory did not do.
-  std::vector<uint64_t> run(Engine& pool, int steps) {
-    std::vector<uint64_t> calls;
-    for (int step = 0; step < steps; ++step) {
-      std::map<uint64_t, uint64_t> addresses;
-      for (size_t i = 0; i < events_.size(); ++i) {
-        const auto stays = step == 0 ? stays_.find(i) : stays_.end();
-        if (stays != stays_.end() && pool.allocate(stays->second, 1, 0) == 0) return calls;
-        const Event& event = events_[i];
-        if (event.size == 0) {
-          pool.release(addresses[event.block]);
-        } else if ((addresses[event.block] = pool.allocate(event.size, event.stream, 0)) == 0) {
-          return calls;
-        }
-      }
-      calls.push_back(pool.pages().mapping_calls());
-    }
-    return calls;
-  }
-
- private:
-  struct Event {
-    uint64_t block;
-    uint64_t size;  // 0: it is freed
-    uint64_t stream;
-  };
-
-  void end(std::vector<uint64_t>& live, size_t which) {
-    events_.push_back({live[which], 0, 0});
-    live.erase(live.begin() + static_cast<ptrdiff_t>(which));
-  }
-
-  std::mt19937 random_;
-  std::vector<Event> events_;
-  std::map<size_t, uint64_t> stays_;  // by the number of the event before which it is made
+  std::vector<uint64_t> calls{};  // until the end of each step
 };
 
 /// By the number of streams.
-class EqualSteps : public testing::TestWithParam<uint64_t> {};
+class EqualSteps : public testing::TestWithParam<uint64_t> {
+ protected:
+  /// Runs loops with `percent` of their peak as capacity.
+  void run(uint32_t seeds, const Loop::Kind& kind, uint64_t page, uint64_t percent) {
+    for (uint32_t seed = 0; seed < seeds; ++seed) {
+      Loop loop(seed, GetParam(), kind);
+      const uint64_t capacity = loop.peak_bytes() * percent / 100 / page * page;
+      Engine pool({"null", "test", capacity, page});
+      PlainPool plain{pool};
+      if (loop.run(plain, 10) > 0) continue;
+      ++completed_;
+      stitched_ += pool.counters().stitched_requests > 0 ? 1 : 0;
+      EXPECT_EQ(plain.calls[9], plain.calls[1]) << "seed " << seed;
+      pool.check_valid();
+    }
+  }
+
+  int completed_ = 0;
+  int stitched_ = 0;
+};
 
 TEST_P(EqualSteps, MapNothingFromTheThirdOn) {
-  int completed = 0;
-  int stitched = 0;
-  for (uint32_t seed = 0; seed < 200; ++seed) {
-    Loop loop(seed, GetParam());
-    const uint64_t capacity = loop.peak_bytes() * 108 / 100 / (2 * kMiB) * (2 * kMiB);
-    Engine pool({"null", "test", capacity, 2 * kMiB});
-    const std::vector<uint64_t> calls = loop.run(pool, 10);
-    if (calls.size() < 10) continue;
-    ++completed;
-    stitched += pool.counters().stitched_requests > 0 ? 1 : 0;
-    EXPECT_EQ(calls[9], calls[1]) << "seed " << seed;
-    pool.check_valid();
-  }
-  EXPECT_GT(completed, 100);
-  EXPECT_GT(stitched, 50);
+  run(200, Loop::kLargeOnly, 2 * kMiB, 108);
+  EXPECT_GT(completed_, 100);
+  EXPECT_GT(stitched_, 50);
 }
+
+TEST_P(EqualSteps, MapNothingFromTheThirdOnWithSmallBlocksEither) {
+  run(300, Loop::kWithSmall, 64 * kKiB, 140);
+  EXPECT_GT(completed_, 250);
+  EXPECT_GT(stitched_, 10);
+}
+
+/// Plays a loop on a judged engine, whose streams run late: with recorded uses, and with whatever
+/// else may come between a step and its repetition.
+class LatePool {
+ public:
+  struct Trouble {
+    const char* backend = "null";
+    uint64_t max_alias_pages = 1 << 20;
+    bool faults = false;
+    bool captures = false;
+    bool trims = false;
+
+    friend void PrintTo(const Trouble& trouble, std::ostream* out) {
+      *out << trouble.backend << ", " << trouble.max_alias_pages << " aliases"
+           << (trouble.faults ? ", faults" : "") << (trouble.captures ? ", captures" : "")
+           << (trouble.trims ? ", trims" : "");
+    }
+  };
+
+  LatePool(uint64_t pages, const Trouble& trouble, uint32_t seed)
+      : pool_(pages, trouble.backend, trouble.max_alias_pages), trouble_(trouble), random_(seed) {}
+
+  uint64_t allocate(uint64_t size, uint64_t stream) {
+    for (uint64_t i = random_() % 4; i > 0; --i) pool_.device().streams().advance(random_() % 4);
+    if (trouble_.faults && random_() % 20 == 0) {
+      pool_->inject_fault(kBackendCalls[random_() % kBackendCalls.size()], 1 + random_() % 2);
+    }
+    if (trouble_.captures && random_() % 16 == 0) pool_.device().set_capturing(random_() % 2 == 0);
+    try {
+      const uint64_t address = pool_.allocate(size, stream % 4);
+      if (address != 0 && random_() % 8 == 0) pool_.record_stream(address, random_() % 4);
+      return address;
+    } catch (const Error& error) {
+      EXPECT_TRUE(trouble_.faults) << error.what();
+      return 0;
+    }
+  }
+
+  void release(uint64_t address) { pool_.free(address); }
+
+  void end_step() {
+    if (trouble_.trims && random_() % 3 == 0) trim();
+  }
+
+  Engine* operator->() { return pool_.operator->(); }
+
+ private:
+  void trim() {
+    try {
+      pool_->trim();
+    } catch (const Error& error) {
+      EXPECT_TRUE(trouble_.faults || error.status() == Status::kBusy) << error.what();
+    }
+    pool_.check();
+  }
+
+  JudgedEngine pool_;
+  const Trouble trouble_;
+  std::mt19937 random_;
+};
+
+class LateSteps : public testing::TestWithParam<LatePool::Trouble> {};
+
+TEST_P(LateSteps, RecallNoMemoryThatIsInUse) {
+  uint64_t stitched = 0;
+  for (uint32_t seed = 0; seed < 12; ++seed) {
+    Loop loop(seed, 3, seed % 2 == 0 ? Loop::kWithSmall : Loop::kFewPages);
+    const uint64_t pages = loop.peak_bytes() * 115 / 100 / JudgedEngine::kPage;
+    LatePool pool(pages + 4, GetParam(), seed);
+    loop.run(pool, 6);
+    stitched += pool->counters().alias_hits;
+  }
+  EXPECT_GT(stitched, 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Troubles, LateSteps,
+                         testing::Values(LatePool::Trouble{}, LatePool::Trouble{.trims = true},
+                                         LatePool::Trouble{.max_alias_pages = 60},
+                                         LatePool::Trouble{.faults = true, .trims = true},
+                                         LatePool::Trouble{.captures = true},
+                                         LatePool::Trouble{
+                                             .backend = "memfd", .faults = true, .captures = true},
+                                         LatePool::Trouble{.backend = "host", .faults = true}));
 
 INSTANTIATE_TEST_SUITE_P(Streams, EqualSteps, testing::Values(1, 2, 3));
 

@@ -89,6 +89,40 @@ TEST(Spans, EmptyChunksServeLargeBlocks) {
   EXPECT_NE(pool.allocate(16 * JudgedEngine::kPage), 0U);
 }
 
+TEST(Spans, AnEmptyChunkServesBlocksOfAnotherSize) {
+  JudgedEngine pool(4);  // one chunk
+  for (const uint64_t size : {512ULL, 1024ULL, 1536ULL, 16384ULL, 600ULL}) {
+    std::vector<uint64_t> live;
+    for (int i = 0; i < 8; ++i) {
+      live.push_back(pool.allocate(size));
+      ASSERT_EQ(pool->find(live.back())->kind, BlockKind::kSmall);
+    }
+    for (const uint64_t address : live) pool.free(address);
+  }
+}
+
+TEST(Spans, ALoneBlockComesAndGoesInItsChunk) {
+  JudgedEngine pool(64);
+  const uint64_t first = pool.allocate(1000);
+  pool.free(first);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(pool.allocate(1000), first);
+    pool.free(first);
+  }
+}
+
+TEST(Spans, AChunkInUseIsFilledBeforeAnEmptyOneIsOpened) {
+  JudgedEngine pool(64);
+  const uint64_t stays = pool.allocate(16 * kKiB);
+  std::vector<uint64_t> go;
+  for (int i = 0; i < 16; ++i) go.push_back(pool.allocate(16 * kKiB));
+  const uint64_t in_second = go.back();  // the first chunk holds 16
+  for (const uint64_t address : go) pool.free(address);
+  const uint64_t chunk = stays / (256 * kKiB);
+  ASSERT_NE(in_second / (256 * kKiB), chunk);
+  for (int i = 0; i < 15; ++i) EXPECT_EQ(pool.allocate(16 * kKiB) / (256 * kKiB), chunk);
+}
+
 TEST(Spans, ChunksOfAStreamServeAnotherAfterAnEvent) {
   JudgedEngine pool(4);
   const uint64_t small = pool.allocate(8 * kKiB, 1);
