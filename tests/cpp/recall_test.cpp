@@ -14,27 +14,59 @@
 namespace vramkit {
 namespace {
 
+constexpr uint64_t kRequest = 0x1234567890abcdef;
+constexpr uint64_t kOther = 0x1234567891abcdef;
+
 TEST(Recall, KnowsWhatWasNoted) {
   Recall recall(1024);
-  EXPECT_EQ(recall.find(77), std::nullopt);
-  recall.note(77, 4096);
-  EXPECT_EQ(recall.find(77), 4096U);
-  recall.note(77, 8192);
-  EXPECT_EQ(recall.find(77), 8192U);
-  EXPECT_EQ(recall.find(78), std::nullopt);
+  EXPECT_EQ(recall.find(kRequest), std::nullopt);
+  recall.note(kRequest, 4096);
+  EXPECT_EQ(recall.find(kRequest), 4096U);
+  recall.note(kRequest, 8192);
+  EXPECT_EQ(recall.find(kRequest), 8192U);
+  EXPECT_EQ(recall.find(kOther), std::nullopt);
 }
 
-TEST(Recall, KeepsTheLatestFourOfThoseThatShareASet) {
+TEST(Recall, KeepsTheLatestEightOfThoseThatShareASet) {
   Recall recall(1024);
-  for (uint64_t i = 0; i < 6; ++i) recall.note(5 + 256 * i, i);
-  EXPECT_EQ(recall.find(5), std::nullopt);
-  EXPECT_EQ(recall.find(5 + 256), std::nullopt);
-  recall.note(5 + 256 * 2, 22);
-  recall.note(5 + 256 * 6, 6);
-  EXPECT_EQ(recall.find(5 + 256 * 2), 22U);
-  EXPECT_EQ(recall.find(5 + 256 * 3), std::nullopt);
-  EXPECT_EQ(recall.find(5 + 256 * 6), 6U);
-  EXPECT_LE(recall.metadata_bytes(), 1024 * 16U);
+  const auto request = [](uint64_t i) { return 5 + 128 * (i + 1); };
+  for (uint64_t i = 0; i < 10; ++i) recall.note(request(i), 512 * i);
+  EXPECT_EQ(recall.find(request(0)), std::nullopt);
+  EXPECT_EQ(recall.find(request(1)), std::nullopt);
+  recall.note(request(2), 22 * 512);
+  recall.note(request(10), 6 * 512);
+  EXPECT_EQ(recall.find(request(2)), 22U * 512);
+  EXPECT_EQ(recall.find(request(3)), std::nullopt);
+  EXPECT_EQ(recall.find(request(10)), 6U * 512);
+  EXPECT_LE(recall.metadata_bytes(), 1024 * 8U);
+}
+
+TEST(Recall, KnowsThatThereWasNoPlace) {
+  Recall recall(1024);
+  recall.note(kRequest, ~uint64_t{0});
+  EXPECT_EQ(recall.find(kRequest), ~uint64_t{0});
+}
+
+TEST(Recall, GrowsAndForgetsNothingByThat) {
+  Recall recall(65536);
+  std::mt19937_64 random(11);
+  std::vector<uint64_t> requests(12000);
+  uint64_t smallest = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    requests[i] = random();
+    recall.note(requests[i], i * 512);
+    if (i == 0) smallest = recall.metadata_bytes();
+  }
+  size_t known = 0;
+  for (size_t i = 0; i < requests.size(); ++i) known += recall.find(requests[i]) == i * 512;
+  EXPECT_GT(known, requests.size() * 99 / 100) << "sets of a half full table rarely overflow";
+  EXPECT_LE(smallest, 8192U);
+  const uint64_t grown = recall.metadata_bytes();
+  for (int round = 0; round < 20; ++round) {
+    for (size_t i = 0; i < 1000; ++i) recall.note(requests[i], i * 512);
+  }
+  EXPECT_EQ(recall.metadata_bytes(), grown) << "known requests need no room";
+  EXPECT_LE(grown, 65536 * 8U);
 }
 
 TEST(LayoutMark, IsTheSameWhateverTheOrder) {
