@@ -173,6 +173,14 @@ vramkit_status vramkit_free(vramkit_pool* pool, void* address, uint64_t* size_by
   });
 }
 
+vramkit_status vramkit_free_on(vramkit_pool* pool, void* address, uint64_t stream,
+                               uint64_t* size_bytes) {
+  return guarded([&] {
+    const uint64_t size = pool_of(pool).release_block_on(number(address), stream);
+    if (size_bytes != nullptr) *size_bytes = size;
+  });
+}
+
 vramkit_status vramkit_record_stream(vramkit_pool* pool, void* address, uint64_t stream) {
   return guarded([&] { pool_of(pool).record_stream(number(address), stream); });
 }
