@@ -304,7 +304,7 @@ const vramkit_core_api* vramkit_core() {
       vramkit_active_pool,      vramkit_record_stream,    vramkit_find_block,
       vramkit_pool_stats,       vramkit_snapshot,         vramkit_device_pools,
       vramkit_capture_begin,    vramkit_capture_end,      vramkit_device_add_peer,
-      vramkit_pool_reset_peaks, vramkit_device_totals,
+      vramkit_pool_reset_peaks, vramkit_device_totals,    vramkit_declare_short_lived_stream,
   };
   return &api;
 }

@@ -19,7 +19,7 @@ extern "C" {
 
 #define VRAMKIT_API __attribute__((visibility("default")))
 
-enum { VRAMKIT_ABI_VERSION = 2 };
+enum { VRAMKIT_ABI_VERSION = 3 };
 
 typedef enum vramkit_status {
   VRAMKIT_OK = 0,
@@ -261,6 +261,7 @@ typedef struct vramkit_core_api {
   vramkit_status (*device_add_peer)(int32_t, int32_t);
   vramkit_status (*pool_reset_peaks)(vramkit_pool*);
   vramkit_status (*device_totals)(int32_t, vramkit_totals*);
+  vramkit_status (*declare_short_lived_stream)(vramkit_pool*, uint64_t);
 } vramkit_core_api;
 
 VRAMKIT_API const vramkit_core_api* vramkit_core(void);

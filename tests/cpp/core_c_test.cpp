@@ -262,6 +262,7 @@ TEST_F(CoreC, TellsHowFarAReplayCame) {
   EXPECT_EQ(api->abi_version, VRAMKIT_ABI_VERSION);
   EXPECT_EQ(api->struct_bytes, sizeof(vramkit_core_api));
   EXPECT_EQ(api->active_pool(-1), nullptr);
+  EXPECT_EQ(api->declare_short_lived_stream, vramkit_declare_short_lived_stream);
 }
 
 }  // namespace
