@@ -90,6 +90,9 @@ class Backend {
   virtual void stream_wait(uint64_t stream, Event event) = 0;
   /// Blocks the host until `event` is done.
   virtual void synchronize(Event event) = 0;
+  /// Blocks the host until all work that was queued on the device is done. Only while
+  /// `events_allowed`.
+  virtual void synchronize_all() = 0;
   /// Every event is released once, done or not.
   virtual void release_event(Event event) = 0;
 

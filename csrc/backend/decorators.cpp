@@ -30,8 +30,9 @@ void SlowMapsBackend::back(PageRun run) {
 }
 
 void FaultBackend::inject_fault(const std::string& call, uint64_t nth) {
-  static const std::set<std::string> known = {
-      "reserve", "back", "unback", "map_alias", "unmap_alias", "record_event", "wait_event"};
+  static const std::set<std::string> known = {"reserve",    "back",        "unback",
+                                              "map_alias",  "unmap_alias", "record_event",
+                                              "wait_event", "wait_device"};
   if (!known.contains(call)) {
     fail(Status::kInvalidArgument, "no backend call '%s' can be made to fail", call.c_str());
   }
@@ -72,6 +73,10 @@ void FaultBackend::stream_wait(uint64_t stream, Event event) {
   strike("wait_event");
   Decorator::stream_wait(stream, event);
 }
+void FaultBackend::synchronize_all() {
+  strike("wait_device");
+  Decorator::synchronize_all();
+}
 
 Event LateEventsBackend::record_event(uint64_t) {
   open_.insert(++last_event_);
@@ -80,6 +85,7 @@ Event LateEventsBackend::record_event(uint64_t) {
 bool LateEventsBackend::event_done(Event event) { return !open_.contains(event); }
 void LateEventsBackend::stream_wait(uint64_t, Event) {}
 void LateEventsBackend::synchronize(Event event) { open_.erase(event); }
+void LateEventsBackend::synchronize_all() { open_.clear(); }
 void LateEventsBackend::release_event(Event event) { open_.erase(event); }
 void LateEventsBackend::complete_events(uint64_t count) {
   while (count-- > 0 && !open_.empty()) open_.erase(open_.begin());

@@ -44,6 +44,7 @@ class Decorator : public Backend {
   bool event_done(Event event) override { return inner_->event_done(event); }
   void stream_wait(uint64_t stream, Event event) override { inner_->stream_wait(stream, event); }
   void synchronize(Event event) override { inner_->synchronize(event); }
+  void synchronize_all() override { inner_->synchronize_all(); }
   void release_event(Event event) override { inner_->release_event(event); }
   void discard_in_child(uint64_t address, uint64_t bytes) override {
     inner_->discard_in_child(address, bytes);
@@ -84,6 +85,7 @@ class FaultBackend : public Decorator {
   void unmap(uint64_t address, PageRun run) override;
   Event record_event(uint64_t stream) override;
   void stream_wait(uint64_t stream, Event event) override;
+  void synchronize_all() override;
   void inject_fault(const std::string& call, uint64_t nth) override;
 
  private:
@@ -107,6 +109,7 @@ class LateEventsBackend : public Decorator {
   bool event_done(Event event) override;
   void stream_wait(uint64_t stream, Event event) override;
   void synchronize(Event event) override;
+  void synchronize_all() override;
   void release_event(Event event) override;
   void complete_events(uint64_t count) override;
 

@@ -140,6 +140,16 @@ void CudaDevice::synchronize(Event event) {
   check(driver().event_synchronize(handle_of(event)), "cuEventSynchronize");
 }
 
+void CudaDevice::synchronize_all() {
+  const Entered entered(context_);
+  const cuda::Result result = driver().context_synchronize();
+  if (result == cuda::kCaptureUnsupported) {
+    fail(Status::kBusy, "cuda:%d cannot be waited for while a CUDA graph is being captured on it",
+         device_);
+  }
+  check(result, "cuCtxSynchronize");
+}
+
 void CudaDevice::release_event(Event event) {
   if (event != 0) idle_events_.push_back(handle_of(event));
 }

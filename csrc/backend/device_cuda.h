@@ -23,6 +23,7 @@ class CudaDevice : public Backend {
   bool event_done(Event event) override;
   void stream_wait(uint64_t stream, Event event) override;
   void synchronize(Event event) override;
+  void synchronize_all() override;
   void release_event(Event event) override;
   /// The device's memory is not forked.
   void discard_in_child(uint64_t, uint64_t) override {}

@@ -33,6 +33,7 @@ Driver open_driver() {
   look_up(library, "cuDevicePrimaryCtxRelease_v2", d.context_release);
   look_up(library, "cuCtxPushCurrent_v2", d.context_push);
   look_up(library, "cuCtxPopCurrent_v2", d.context_pop);
+  look_up(library, "cuCtxSynchronize", d.context_synchronize);
   look_up(library, "cuThreadExchangeStreamCaptureMode", d.exchange_capture_mode);
   look_up(library, "cuStreamIsCapturing", d.stream_is_capturing);
   look_up(library, "cuMemAddressReserve", d.address_reserve);

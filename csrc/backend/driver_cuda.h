@@ -21,6 +21,7 @@ inline constexpr Result kSuccess = 0;
 inline constexpr Result kOutOfMemory = 2;
 inline constexpr Result kDeinitialized = 4;
 inline constexpr Result kNotReady = 600;
+inline constexpr Result kCaptureUnsupported = 900;
 
 struct Location {
   int type;  // 1: device
@@ -66,6 +67,7 @@ struct Driver {
   Result (*context_release)(Device);
   Result (*context_push)(Context);
   Result (*context_pop)(Context*);
+  Result (*context_synchronize)();
   Result (*exchange_capture_mode)(int*);
   Result (*stream_is_capturing)(Stream, int*);
   Result (*address_reserve)(Address*, size_t, size_t, Address, unsigned long long);

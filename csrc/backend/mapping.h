@@ -47,6 +47,7 @@ class SynchronousBackend : public Backend {
   bool event_done(Event) override { return true; }
   void stream_wait(uint64_t, Event) override {}
   void synchronize(Event) override {}
+  void synchronize_all() override {}
   void release_event(Event) override {}
 };
 

@@ -124,6 +124,9 @@ class CudaAdapter final : public Versioned {
     // A view made by another library may point into the block.
     vramkit_block block{};
     vramkit_status status = core->find_block(pool, data.get(), &block);
+    if (status == VRAMKIT_OK && lifetime_of(stream) == VRAMKIT_STREAM_SHORT_LIVED) {
+      status = core->declare_short_lived_stream(pool, number(stream.stream()));
+    }
     if (status == VRAMKIT_OK) {
       status = core->record_stream(pool, address_of(block), number(stream.stream()));
     }

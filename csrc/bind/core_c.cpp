@@ -173,6 +173,14 @@ vramkit_status vramkit_free(vramkit_pool* pool, void* address, uint64_t* size_by
   });
 }
 
+vramkit_status vramkit_free_on(vramkit_pool* pool, void* address, uint64_t stream,
+                               uint64_t* size_bytes) {
+  return guarded([&] {
+    const uint64_t size = pool_of(pool).release_block_on(number(address), stream);
+    if (size_bytes != nullptr) *size_bytes = size;
+  });
+}
+
 vramkit_status vramkit_record_stream(vramkit_pool* pool, void* address, uint64_t stream) {
   return guarded([&] { pool_of(pool).record_stream(number(address), stream); });
 }
@@ -296,7 +304,7 @@ const vramkit_core_api* vramkit_core() {
       vramkit_active_pool,      vramkit_record_stream,    vramkit_find_block,
       vramkit_pool_stats,       vramkit_snapshot,         vramkit_device_pools,
       vramkit_capture_begin,    vramkit_capture_end,      vramkit_device_add_peer,
-      vramkit_pool_reset_peaks, vramkit_device_totals,
+      vramkit_pool_reset_peaks, vramkit_device_totals,    vramkit_declare_short_lived_stream,
   };
   return &api;
 }

@@ -19,7 +19,7 @@ extern "C" {
 
 #define VRAMKIT_API __attribute__((visibility("default")))
 
-enum { VRAMKIT_ABI_VERSION = 2 };
+enum { VRAMKIT_ABI_VERSION = 3 };
 
 typedef enum vramkit_status {
   VRAMKIT_OK = 0,
@@ -85,11 +85,17 @@ VRAMKIT_API vramkit_status vramkit_alloc(vramkit_pool* pool, uint64_t size_bytes
 // *size_bytes (may be null) receives the size that was requested for the block.
 VRAMKIT_API vramkit_status vramkit_free(vramkit_pool* pool, void* address, uint64_t* size_bytes);
 
+// The same, where `stream` comes after all work on the block: it need not be known any more which
+// stream that was on. Uses by vramkit_record_stream count besides.
+VRAMKIT_API vramkit_status vramkit_free_on(vramkit_pool* pool, void* address, uint64_t stream,
+                                           uint64_t* size_bytes);
+
 // The block is also used by work queued on `stream`: its memory is reused only after that work.
 VRAMKIT_API vramkit_status vramkit_record_stream(vramkit_pool* pool, void* address,
                                                  uint64_t stream);
 
-// A stream that may be destroyed while the pool lives: its events are recorded at each free.
+// A stream that may be destroyed while the pool lives, even while blocks of it do. It must be there
+// during the calls that name it, and when a block is freed that was recorded for it.
 VRAMKIT_API vramkit_status vramkit_declare_short_lived_stream(vramkit_pool* pool, uint64_t stream);
 
 // The pool whose address range holds `address`, or null. Takes no lock.
@@ -255,6 +261,7 @@ typedef struct vramkit_core_api {
   vramkit_status (*device_add_peer)(int32_t, int32_t);
   vramkit_status (*pool_reset_peaks)(vramkit_pool*);
   vramkit_status (*device_totals)(int32_t, vramkit_totals*);
+  vramkit_status (*declare_short_lived_stream)(vramkit_pool*, uint64_t);
 } vramkit_core_api;
 
 VRAMKIT_API const vramkit_core_api* vramkit_core(void);
@@ -284,7 +291,7 @@ VRAMKIT_API vramkit_status vramkit_replay_run(vramkit_replay* replay, const uint
 // ---- controls of the test decorators -------------------------------------------------------
 
 // "+faults": the n-th next backend call of that name fails (n >= 1; 0 disarms). Names: reserve,
-// back, unback, map_alias, unmap_alias, record_event, wait_event.
+// back, unback, map_alias, unmap_alias, record_event, wait_event, wait_device.
 VRAMKIT_API vramkit_status vramkit_fault(vramkit_pool* pool, const char* call, uint64_t nth);
 
 // "+late_events": lets the oldest `count` recorded events complete. Without this call they stay

@@ -18,6 +18,24 @@ std::vector<PageRun> Engine::free_pages() const {
   return runs;
 }
 
+/// What a stream can have of them, after a wait perhaps.
+std::vector<PageRun> Engine::obtainable_pages(StreamIndex stream) const {
+  std::vector<PageRun> runs;
+  for (const PageRun& run : free_pages()) {
+    if (pages_free(run, stream)) {
+      runs.push_back(run);
+      continue;
+    }
+    for (uint64_t page = run.first; page < run.first + run.count; ++page) {
+      if (!pages_free({page, 1}, stream)) continue;
+      const bool follows = !runs.empty() && runs.back().first + runs.back().count == page;
+      if (follows) ++runs.back().count;
+      if (!follows) runs.push_back({page, 1});
+    }
+  }
+  return runs;
+}
+
 uint64_t Engine::free_page_bytes() const {
   uint64_t pages = 0;
   for (const PageRun& run : free_pages()) pages += run.count;

@@ -20,11 +20,6 @@ size_t requests_to_remember(uint64_t capacity_bytes) {
       std::clamp(capacity_bytes / kCapacityARequest, kFewestRequests, kMostRequests));
 }
 
-/// What a block that is in no span takes of a hole.
-uint64_t large_size(uint64_t requested) {
-  return align_up(std::max(requested, kGranule), kAlignment);
-}
-
 void check_page_size(const EngineConfig& config) {
   if (std::has_single_bit(config.page_bytes) && config.page_bytes >= 64 * kKiB &&
       config.page_bytes <= kGiB) {
@@ -68,6 +63,10 @@ void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t 
   }
 }
 
+uint64_t Engine::large_size(uint64_t requested) {
+  return align_up(std::max(requested, kGranule), kAlignment);
+}
+
 Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
     : label_(config.label),
       layout_(layout_for(config, *backend)),
@@ -89,8 +88,10 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   const StreamIndex stream = enter(handle);
   std::optional<Place> place;
   if (size <= capacity_bytes()) {
-    if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
-    if (!place) place = place_large(large_size(size), size, stream, stack_id);
+    do {
+      if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
+      if (!place) place = place_large(large_size(size), size, stream, stack_id);
+    } while (!place && wait_for_short_lived());
   }
   if (!place) {
     ++counters_.failures;
@@ -100,10 +101,12 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   return base() + place->address;
 }
 
-StreamIndex Engine::enter(uint64_t handle) {
-  const StreamIndex stream = streams_.index_of(handle);
-  if (stream > 0) range_.keep_streams_apart();
-  return stream;
+/// The last resort: streams that may be gone have freed memory, and no event tells when it is safe.
+/// False where there is none, as after such a wait.
+bool Engine::wait_for_short_lived() {
+  if (!streams_.lack_events() || !streams_.events_allowed()) return false;
+  drain_streams();
+  return true;
 }
 
 std::optional<Engine::Place> Engine::place_small(uint64_t size, StreamIndex stream,
@@ -222,6 +225,10 @@ bool Engine::tight() const {
 BlockId Engine::take_hole(uint64_t size, StreamIndex stream) {
   const BlockId id = find_hole(size, stream);
   if (id == 0) return range_.streams_apart() ? take_tightest_stretch(size, stream) : 0;
+  return take_found(id, size, stream);
+}
+
+BlockId Engine::take_found(BlockId id, uint64_t size, StreamIndex stream) {
   streams_.wait_for(stream, range_[id].tag());
   return range_.carve(id, size, BlockState::kLive);
 }
@@ -236,7 +243,7 @@ BlockId Engine::find_hole(uint64_t size, StreamIndex stream) {
 BlockId Engine::find_foreign_hole(uint64_t size, StreamIndex stream) {
   const bool may_wait = streams_.events_allowed();
   return range_.find_any(
-      size, [&](BlockId id) { return may_wait || streams_.ready(stream, range_[id].tag()); });
+      size, [&](BlockId id) { return streams_.obtainable(stream, range_[id].tag(), may_wait); });
 }
 
 /// Best fit whoever freed the memory: then the layout does not depend on how streams happened to
@@ -248,19 +255,22 @@ BlockId Engine::take_tightest_stretch(uint64_t size, StreamIndex stream) {
   uint64_t tightest = 0;
   std::optional<uint64_t> chosen;
   range_.each_stretch_from(size, [&](const Stretch& stretch) {
-    if (tightest == 0) {
-      tightest = stretch.size;
-      if (may_wait) chosen = stretch.offset;
-    }
-    if (may_wait && stretch.size > 2 * tightest) return false;
+    if (chosen && stretch.size > 2 * tightest) return false;
     for (const uint64_t offset : {stretch.offset, stretch.offset + stretch.size - size}) {
-      if (!needs_no_wait(offset, size, stream)) continue;
+      if (needs_no_wait(offset, size, stream)) {
+        chosen = offset;
+        return false;
+      }
+      if (chosen || !may_wait || !can_take(offset, size, stream)) continue;
       chosen = offset;
-      return false;
+      tightest = stretch.size;
     }
     return true;
   });
-  if (!chosen) return 0;
+  if (!chosen) {  // then only what lies in the middle of a stretch, between memory not obtainable
+    const BlockId hole = find_foreign_hole(size, stream);
+    return hole != 0 ? take_found(hole, size, stream) : 0;
+  }
   wait_for_stretch(*chosen, size, stream);
   return range_.take(*chosen, size, BlockState::kLive);
 }
@@ -315,13 +325,11 @@ Engine::Place Engine::occupy_alias(AliasId id, uint64_t requested, StreamIndex s
 /// Wholly free pages from the smallest stretches first, so that large holes stay; empty if there
 /// are too few.
 std::vector<PageRun> Engine::choose_pages(uint64_t pages, StreamIndex stream) const {
-  std::vector<PageRun> runs = free_pages();
+  std::vector<PageRun> runs = obtainable_pages(stream);
   std::stable_sort(runs.begin(), runs.end(),
                    [](const PageRun& a, const PageRun& b) { return a.count < b.count; });
-  const bool may_wait = streams_.events_allowed();
   std::vector<PageRun> chosen;
   for (const PageRun& run : runs) {
-    if (!may_wait && !pages_free(run, stream)) continue;
     chosen.push_back({run.first, std::min(run.count, pages)});
     pages -= chosen.back().count;
     if (pages == 0) return chosen;
@@ -333,13 +341,13 @@ bool Engine::pages_free(PageRun run, StreamIndex stream) const {
   return can_take(run.first * page_bytes(), run.count * page_bytes(), stream);
 }
 
-/// All of it is free, and the stream may wait for it or need not.
+/// All of it is free, and the stream can have it, after a wait perhaps.
 bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const {
   if (offset + size > range_.end()) return false;
   const bool may_wait = streams_.events_allowed();
   for (BlockId id = range_.block_at(offset);; id = range_[id].next) {
     const Block& block = range_[id];
-    if (!block.is_free() || (!may_wait && !streams_.ready(stream, block.tag()))) return false;
+    if (!block.is_free() || !streams_.obtainable(stream, block.tag(), may_wait)) return false;
     if (block.end() >= offset + size) return true;
   }
 }
@@ -366,8 +374,7 @@ bool Engine::room_for_alias(uint64_t pages) {
   if (aliases_.has_room(pages)) return true;
   // Idle aliases must go, and unmapping needs the work on them done.
   if (!streams_.events_allowed() || !aliases_.could_make_room(pages)) return false;
-  streams_.drain();
-  forget_done_uses();  // no event is left from which it could be learnt later
+  drain_streams();
   return aliases_.make_room(pages);
 }
 
@@ -388,9 +395,13 @@ void Engine::forget_done_uses() {
   spans_.settle();
 }
 
-void Engine::drain() {
+void Engine::drain_streams() {
   streams_.drain();
-  forget_done_uses();
+  forget_done_uses();  // no event is left from which it could be learnt later
+}
+
+void Engine::drain() {
+  drain_streams();
   // Frees of small blocks are numbered only when their chunk comes back.
   if (spans_.give_back_chunks()) streams_.drain();
 }
@@ -398,95 +409,6 @@ void Engine::drain() {
 PageRun Engine::pages_under(const Block& block) const {
   const uint64_t first = block.offset >> page_shift_;
   return {first, ((block.end() - 1) >> page_shift_) + 1 - first};
-}
-
-uint64_t Engine::release(uint64_t address) {
-  const Target target = locate(address);
-  uint64_t requested = 0;
-  uint64_t size = 0;
-  if (target.alias != 0) {
-    const Alias& alias = aliases_[target.alias];
-    requested = alias.requested;
-    size = alias.live_pages * page_bytes();
-    layout_mark_.toggle(address - base(), large_size(requested));
-    aliases_.release(target.alias, streams_.tag_freed(alias.stream, alias.uses), streams_);
-  } else if (target.block != 0) {
-    range_.prefetch_neighbours(target.block);
-    const Block& block = range_[target.block];
-    requested = block.requested;
-    size = block.size;
-    layout_mark_.toggle(address - base(), size);
-    range_.release(target.block, streams_.tag_freed(block.stream, block.uses));
-  } else {
-    requested = target.slot.requested;
-    size = target.slot.size;
-    spans_.release(target.entry, target.slot);
-  }
-  counters_.on_free(requested, size);
-  return requested;
-}
-
-void Engine::record_stream(uint64_t address, uint64_t handle) {
-  const Target target = locate(address);
-  const StreamIndex user = enter(handle);
-  if (target.alias != 0) {
-    Alias& alias = aliases_[target.alias];
-    if (user != alias.stream) alias.uses = streams_.add_use(alias.uses, user);
-  } else if (target.block != 0) {
-    Block& block = range_[target.block];
-    if (user != block.stream) block.uses = streams_.add_use(block.uses, user);
-  } else {
-    spans_.record_use(target.slot, user);
-  }
-}
-
-Engine::Target Engine::locate(uint64_t address) const {
-  if (address < base() || address >= base() + address_bytes()) refuse_address(address);
-  const uint64_t offset = address - base();
-  const uint64_t home_bytes = layout_.home_pages * page_bytes();
-  Target target;
-  if (offset >= home_bytes) {
-    const uint64_t page = (offset - home_bytes) / page_bytes();
-    target.alias = aliases_.at(page);
-    if (target.alias == 0 || !aliases_[target.alias].live() ||
-        pages_.alias_address(aliases_[target.alias].first) != address) {
-      refuse_address(address);
-    }
-    return target;
-  }
-  target.entry = range_.entry_at(offset);
-  if ((target.entry & kSpanEntry) != 0) {
-    target.slot = spans_.find(target.entry, offset);
-    const Spans::Slot& slot = target.slot;
-    if (slot.size == 0 || slot.pending || slot.offset != offset) refuse_address(address);
-    return target;
-  }
-  target.block = target.entry;
-  if (target.block == 0 || range_[target.block].offset != offset ||
-      range_[target.block].state != BlockState::kLive) {
-    refuse_address(address);
-  }
-  return target;
-}
-
-void Engine::refuse_address(uint64_t address) const {
-  const auto* pointer = reinterpret_cast<const void*>(address);
-  if (address < base() || address >= base() + address_bytes()) {
-    fail(Status::kForeignPointer,
-         "%s: %p was not allocated by this pool (its addresses are %p to %p); free it where it was "
-         "allocated",
-         label_.c_str(), pointer, reinterpret_cast<const void*>(base()),
-         reinterpret_cast<const void*>(base() + address_bytes()));
-  }
-  const std::optional<BlockInfo> inside = find(address);
-  if (inside) {
-    fail(Status::kDoubleFree,
-         "%s: %p lies inside the live block of %s that starts at %p; free that", label_.c_str(),
-         pointer, mib(inside->size).c_str(), reinterpret_cast<const void*>(inside->address));
-  }
-  fail(Status::kDoubleFree,
-       "%s: no live block starts at %p: it was freed before, or never allocated", label_.c_str(),
-       pointer);
 }
 
 }  // namespace vramkit

@@ -6,7 +6,8 @@
 // tightest hole: with memory to spare one that its stream can have at once, else one that another
 // stream freed, after an event; in a tight pool with several streams the tightest stretch, whoever
 // freed it. Where no hole is large enough it takes a stitched address that is still mapped, then a
-// new one. Then it has failed.
+// new one. What streams that may be gone have freed comes last, after a wait for the device. Then
+// it has failed.
 #pragma once
 
 #include <cstdint>
@@ -63,6 +64,8 @@ class Engine {
   uint64_t allocate(uint64_t size, uint64_t stream, uint32_t stack_id);
   /// Returns the size that was requested.
   uint64_t release(uint64_t address);
+  /// The same, where `stream` comes after all work on the block, but for the recorded uses.
+  uint64_t release_on(uint64_t address, uint64_t stream);
   void record_stream(uint64_t address, uint64_t stream);
   void declare_short_lived(uint64_t stream) { streams_.declare_short_lived(stream); }
   /// The live block that contains the address.
@@ -122,8 +125,17 @@ class Engine {
     Spans::Slot slot{};
   };
 
+  /// What a block that is in no span takes of a hole.
+  static uint64_t large_size(uint64_t requested);
   PageRun pages_under(const Block& block) const;
-  StreamIndex enter(uint64_t stream);
+  /// The stream that a call names.
+  StreamIndex enter(uint64_t handle) {
+    const StreamIndex stream = streams_.index_of(handle);
+    if (stream > 0) range_.keep_streams_apart();
+    streams_.note_alive(stream);
+    return stream;
+  }
+  bool wait_for_short_lived();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool open_chunk(StreamIndex stream);
   uint64_t add_chunk(std::optional<uint64_t> place, StreamIndex stream);
@@ -137,6 +149,7 @@ class Engine {
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
   bool tight() const;
   BlockId take_hole(uint64_t size, StreamIndex stream);
+  BlockId take_found(BlockId id, uint64_t size, StreamIndex stream);
   BlockId take_tightest_stretch(uint64_t size, StreamIndex stream);
   Place finish_large(BlockId id, uint64_t requested, StreamIndex stream, uint32_t stack_id);
   std::optional<Place> place_stitched(uint64_t requested, StreamIndex stream, uint32_t stack_id);
@@ -148,11 +161,15 @@ class Engine {
   void wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream);
   bool room_for_alias(uint64_t pages);
   bool settle();
+  void drain_streams();
   void forget_done_uses();
+  template <typename After>
+  uint64_t release_after(uint64_t address, After after);
   Target locate(uint64_t address) const;
   [[noreturn]] void refuse_address(uint64_t address) const;
 
   std::vector<PageRun> free_pages() const;
+  std::vector<PageRun> obtainable_pages(StreamIndex stream) const;
   void retire(PageRun run);
   void grow(uint64_t pages);
   uint64_t revive(uint64_t pages);

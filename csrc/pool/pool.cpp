@@ -86,13 +86,22 @@ Status Pool::allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_
   return *address != 0 ? Status::kOk : Status::kOutOfMemory;
 }
 
-uint64_t Pool::release_block(uint64_t address) {
+template <typename Release>
+uint64_t Pool::release_with(Release release) {
   const auto guard = lock();
   if (in_child_) return 0;
-  const uint64_t requested = engine().release(address);
+  const uint64_t requested = release(engine());
   changed();
   if (abandoned()) close_or_report();
   return requested;
+}
+
+uint64_t Pool::release_block(uint64_t address) {
+  return release_with([address](Engine& engine) { return engine.release(address); });
+}
+
+uint64_t Pool::release_block_on(uint64_t address, uint64_t stream) {
+  return release_with([=](Engine& engine) { return engine.release_on(address, stream); });
 }
 
 /// For callers that have done what they were asked for.

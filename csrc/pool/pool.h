@@ -39,6 +39,8 @@ class Pool {
   Status allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_t* address);
   /// The size that was requested. In a forked child blocks of the parent are left alone.
   uint64_t release_block(uint64_t address);
+  /// The same, where `stream` comes after all work on the block, but for the recorded uses.
+  uint64_t release_block_on(uint64_t address, uint64_t stream);
   void record_stream(uint64_t address, uint64_t stream);
   void declare_short_lived(uint64_t stream);
   std::optional<BlockInfo> find(uint64_t address);
@@ -92,6 +94,8 @@ class Pool {
   std::unique_lock<std::mutex> lock();
   Engine& engine();
   void changed();
+  template <typename Release>
+  uint64_t release_with(Release release);
   void close_locked();
   bool abandoned() const;
   void back_ahead();

@@ -76,13 +76,17 @@ Spans::Slot Spans::find(uint32_t entry, uint64_t offset) const {
   return found;
 }
 
-void Spans::release(uint32_t entry, const Slot& slot) {
+void Spans::release(uint32_t entry, const Slot& slot, StreamIndex stream) {
   const uint32_t id = entry & kIdMask;
   if (slot.stack_id != 0) stacks_.erase(slot.offset);
+  record_use(slot, stream);
   if (!uses_.empty()) {
     const auto found = uses_.find(slot.offset);
     if (found != uses_.end()) {
-      pending_.emplace(slot.offset, streams_.tag_freed(slot.stream, found->second));
+      // Another stream that comes after its own stream's work is enough to wait for.
+      const bool own = stream == slot.stream;
+      pending_.emplace(slot.offset, own ? streams_.tag_freed(stream, found->second)
+                                        : streams_.tag_used(found->second));
       uses_.erase(found);
       pending_bytes_ += slot.size;
       return;

@@ -50,8 +50,8 @@ class Spans {
   /// What is known of the slot at the offset. `entry` is that of the offset's granule. A null size
   /// means that no block lives there.
   Slot find(uint32_t entry, uint64_t offset) const;
-  /// Frees a live slot that `find` returned.
-  void release(uint32_t entry, const Slot& slot);
+  /// Frees a live slot that `find` returned, after the work of that stream.
+  void release(uint32_t entry, const Slot& slot, StreamIndex stream);
   void record_use(const Slot& slot, StreamIndex user);
 
   /// Gives slots whose recorded uses are done back.

@@ -32,9 +32,10 @@ void Streams::declare_short_lived(uint64_t handle) {
   Stream& stream = streams_[index_of(handle)];
   if (stream.short_lived) return;
   stream.short_lived = true;
+  any_short_lived_ = true;
   // Covers what it has freed until now, numbered or not.
   ++stream.epoch;
-  record_at_free(stream);
+  record_or_owe(stream);
 }
 
 uint32_t Streams::add_use(uint32_t uses, StreamIndex user) {
@@ -61,21 +62,32 @@ void Streams::drop_uses(uint32_t uses) {
 }
 
 Tag Streams::tag_freed(StreamIndex owner, uint32_t uses) {
-  Stream& stream = streams_[owner];
-  ++stream.epoch;
-  if (stream.short_lived) record_at_free(stream);
+  const uint64_t epoch = ++streams_[owner].epoch;
+  tag_used(uses);
+  return {owner, uses, epoch};
+}
+
+Tag Streams::tag_used(uint32_t uses) {
   for (Use& use : uses_[uses].items) {
     Stream& user = streams_[use.stream];
     use.epoch = ++user.epoch;
-    record_at_free(user);
+    record_or_owe(user);
   }
-  return {owner, uses, stream.epoch};
+  return {kAnyStream, uses, 0};
 }
 
 Tag Streams::tag_given_back(StreamIndex owner) {
-  // Nothing can be recorded any more on a stream that may be gone; each of its frees did so.
+  // Each free of a short-lived stream has a number: an event may have been recorded since.
   if (short_lived(owner)) return {owner, 0, streams_[owner].epoch};
   return tag_freed(owner, 0);
+}
+
+template <typename Holds>
+bool Streams::for_all(const Tag& tag, Holds holds) const {
+  const auto& set = uses_[tag.uses].items;
+  return holds(tag.stream, tag.epoch) &&
+         std::all_of(set.begin(), set.end(),
+                     [&holds](const Use& use) { return holds(use.stream, use.epoch); });
 }
 
 bool Streams::ready(StreamIndex taker, StreamIndex owner, uint64_t epoch) const {
@@ -89,18 +101,22 @@ bool Streams::ordered(StreamIndex taker, StreamIndex owner, uint64_t epoch) cons
 }
 
 bool Streams::ordered(StreamIndex taker, const Tag& tag) const {
-  if (!ordered(taker, tag.stream, tag.epoch)) return false;
-  const auto& set = uses_[tag.uses].items;
-  return std::all_of(set.begin(), set.end(), [this, taker](const Use& use) {
-    return ordered(taker, use.stream, use.epoch);
+  return for_all(tag, [this, taker](StreamIndex stream, uint64_t epoch) {
+    return ordered(taker, stream, epoch);
   });
 }
 
 bool Streams::ready(StreamIndex taker, const Tag& tag) const {
-  if (!ready(taker, tag.stream, tag.epoch)) return false;
-  const auto& set = uses_[tag.uses].items;
-  return std::all_of(set.begin(), set.end(),
-                     [this, taker](const Use& use) { return ready(taker, use.stream, use.epoch); });
+  return for_all(tag, [this, taker](StreamIndex stream, uint64_t epoch) {
+    return ready(taker, stream, epoch);
+  });
+}
+
+bool Streams::can_wait_for(StreamIndex taker, const Tag& tag) const {
+  return for_all(tag, [this, taker](StreamIndex stream, uint64_t epoch) {
+    if (ready(taker, stream, epoch)) return true;
+    return !streams_[stream].short_lived || epoch <= streams_[stream].covered();
+  });
 }
 
 void Streams::wait_for(StreamIndex taker, const Tag& tag) {
@@ -135,8 +151,8 @@ const Streams::Recorded& Streams::record(Stream& stream) {
   return stream.recorded.back();
 }
 
-void Streams::record_at_free(Stream& stream) {
-  // A free must not fail. An event recorded later covers the same work.
+/// What is done besides must not fail. An event recorded later covers the same work.
+void Streams::record_or_owe(Stream& stream) {
   stream.owes_event = true;
   if (!backend_.events_allowed()) return;
   try {
@@ -146,7 +162,7 @@ void Streams::record_at_free(Stream& stream) {
       complete_oldest(stream);
     }
   } catch (const Error& error) {
-    report("no event at a free, one is recorded later: %s", error.what());
+    report("no event after a free, one is recorded later: %s", error.what());
   }
 }
 
@@ -168,7 +184,8 @@ bool Streams::poll() {
   if (!backend_.events_allowed()) return false;
   bool learnt = false;
   for (Stream& stream : streams_) {
-    if (stream.owes_event) record_owed(stream);
+    // A short-lived one may be gone.
+    if (stream.owes_event && !stream.short_lived) record_owed(stream);
     while (!stream.recorded.empty() && backend_.event_done(stream.recorded.front().event)) {
       complete_oldest(stream);
       learnt = true;
@@ -181,12 +198,27 @@ void Streams::drain() {
   if (!backend_.events_allowed()) {
     fail(Status::kBusy, "cannot wait for the device while a graph is being captured on it");
   }
+  if (lack_events()) return drain_device();
   for (Stream& stream : streams_) {
     if (stream.completed == stream.epoch) continue;
-    if (stream.recorded.empty() || stream.recorded.back().epoch < stream.epoch) record(stream);
+    if (stream.covered() < stream.epoch) record(stream);
     backend_.synchronize(stream.recorded.back().event);
     while (!stream.recorded.empty()) complete_oldest(stream);
   }
+}
+
+void Streams::drain_device() {
+  backend_.synchronize_all();
+  for (Stream& stream : streams_) {
+    while (!stream.recorded.empty()) complete_oldest(stream);
+    stream.completed = stream.epoch;
+    stream.owes_event = false;
+  }
+}
+
+bool Streams::lack_events() const {
+  return std::any_of(streams_.begin(), streams_.end(),
+                     [](const Stream& stream) { return stream.lacks_event(); });
 }
 
 }  // namespace vramkit

@@ -3,8 +3,12 @@
 // Frees are numbered for each stream (its epoch). Memory freed by stream A at epoch e is safe for
 // stream B once B waits for an event that A recorded at epoch >= e, or once that event is known to
 // be done. Events are recorded only when another stream wants the memory ("lazily"), which covers
-// all that A freed until then; streams that may be destroyed before that record theirs at each
-// free.
+// all that A freed until then.
+//
+// A short-lived stream may be destroyed while its memory is in use, and then nothing may be
+// recorded on it. It is known to be there only during a call that names it (`note_alive`, and the
+// free of a block whose recorded user it is): events are recorded then. Until the next such call
+// nobody else can have what it freed since, unless the whole device is waited for (`drain`).
 #pragma once
 
 #include <cstdint>
@@ -32,6 +36,11 @@ class Streams {
   size_t count() const { return streams_.size(); }
   void declare_short_lived(uint64_t handle);
   bool short_lived(StreamIndex index) const { return streams_[index].short_lived; }
+  /// A call names the stream: an event is recorded for the frees of a short-lived one that have
+  /// none.
+  void note_alive(StreamIndex index) {
+    if (streams_[index].lacks_event()) record_or_owe(streams_[index]);
+  }
 
   /// Adds `user` to the set `uses` (0: a new one, held once) and returns the set.
   uint32_t add_use(uint32_t uses, StreamIndex user);
@@ -41,6 +50,8 @@ class Streams {
 
   /// The tag of a block that `owner` frees now, with the set of its recorded uses.
   Tag tag_freed(StreamIndex owner, uint32_t uses);
+  /// The same where a recorded user comes after the owner's work: nobody owns the block.
+  Tag tag_used(uint32_t uses);
   /// The tag of memory of which `owner` has freed parts without one (see Spans).
   Tag tag_given_back(StreamIndex owner);
 
@@ -49,15 +60,22 @@ class Streams {
   /// True if `taker` comes after the work on the memory by the order of streams and earlier waits
   /// alone: unlike `ready`, the answer does not depend on how fast the device happens to be.
   bool ordered(StreamIndex taker, const Tag& tag) const;
-  /// Makes `taker` wait for whatever `tag` needs. Only while `events_allowed`.
+  /// True if `taker` can have the memory, after a wait where it may wait (`events_allowed`).
+  bool obtainable(StreamIndex taker, const Tag& tag, bool may_wait) const {
+    return may_wait ? !any_short_lived_ || can_wait_for(taker, tag) : ready(taker, tag);
+  }
+  /// Makes `taker` wait for whatever `tag` needs. Only for what is obtainable.
   void wait_for(StreamIndex taker, const Tag& tag);
   /// True when all recorded uses of the tag are known to be done.
   bool uses_done(const Tag& tag) const;
 
   /// Looks which events are done. True if anything new was learnt.
   bool poll();
-  /// Blocks until all work that any free so far depends on is done.
+  /// Blocks until all work that any free so far depends on is done; that is all work of the device
+  /// while a short-lived stream lacks an event.
   void drain();
+  /// True if a short-lived stream has freed memory since an event was last recorded on it.
+  bool lack_events() const;
   bool events_allowed() const { return backend_.events_allowed(); }
 
   uint64_t waits() const { return waits_; }
@@ -70,11 +88,15 @@ class Streams {
   struct Stream {
     uint64_t handle = 0;
     bool short_lived = false;
-    bool owes_event = false;          // one could not be recorded at a free
+    bool owes_event = false;          // one could not be recorded when it was due
     uint64_t epoch = 0;               // frees so far
     uint64_t completed = 0;           // frees up to here are safe for everybody
     std::deque<Recorded> recorded{};  // not known to be done, oldest first
     std::vector<uint64_t> waited{};   // by index: frees of that stream that this one waited for
+
+    /// Frees up to here have an event, or need none any more.
+    uint64_t covered() const { return recorded.empty() ? completed : recorded.back().epoch; }
+    bool lacks_event() const { return short_lived && covered() < epoch; }
   };
   struct Use {
     StreamIndex stream;
@@ -85,17 +107,23 @@ class Streams {
     std::vector<Use> items{};
   };
 
+  /// True if holds(stream, epoch) for the owner and for each recorded use.
+  template <typename Holds>
+  bool for_all(const Tag& tag, Holds holds) const;
   bool ready(StreamIndex taker, StreamIndex owner, uint64_t epoch) const;
   bool ordered(StreamIndex taker, StreamIndex owner, uint64_t epoch) const;
+  bool can_wait_for(StreamIndex taker, const Tag& tag) const;
   void wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch);
   const Recorded& record(Stream& stream);
-  void record_at_free(Stream& stream);
+  void record_or_owe(Stream& stream);
   void record_owed(Stream& stream);
   void complete_oldest(Stream& stream);
+  void drain_device();
 
   Backend& backend_;
   std::vector<Stream> streams_;
   std::unordered_map<uint64_t, StreamIndex> indices_;
+  bool any_short_lived_ = false;
   uint64_t last_handle_ = 0;
   StreamIndex last_index_ = kAnyStream;
   std::vector<UseSet> uses_{1};  // set 0 is the empty one

@@ -36,7 +36,13 @@ def pool(request: pytest.FixtureRequest) -> Iterator[CorePool]:
 
 def test_a_foreign_pointer(pool: CorePool) -> None:
     memory = ctypes.create_string_buffer(64)
-    for use in (pool.free, pool.find_block, lambda address: pool.record_stream(address, 1)):
+    uses = [
+        pool.free,
+        pool.find_block,
+        lambda address: pool.free_on(address, 1),
+        lambda address: pool.record_stream(address, 1),
+    ]
+    for use in uses:
         with pytest.raises(errors.ForeignPointerError, match="0x"):
             use(ctypes.addressof(memory))
 
@@ -158,6 +164,29 @@ def test_another_stream_waits_for_the_events(backend: str) -> None:
     pool.close()
 
 
+@pytest.mark.parametrize("size", [1000, 3 * PAGE])
+def test_a_free_on_a_stream_that_comes_later(pool: CorePool, size: int) -> None:
+    address = pool.alloc(size, stream=1)
+    assert pool.free_on(address, 2) == size
+    with pytest.raises(errors.DoubleFreeError):
+        pool.free_on(address, 2)
+    pool.check()
+    assert pool.stats()["live_blocks"] == 0
+
+
+@pytest.mark.parametrize("size", [1000, 4 * MIB])
+def test_memory_of_a_short_lived_stream_comes_after_a_wait_for_the_device(size: int) -> None:
+    pool = _make("memfd+late_events+faults", 4 * MIB)
+    pool.declare_short_lived_stream(1)
+    pool.free(pool.alloc(size, stream=1))
+    pool.fault("wait_device", 1)
+    with pytest.raises(errors.SystemCallError, match="injected failure of wait_device"):
+        pool.alloc(4 * MIB)
+    pool.free(pool.alloc(4 * MIB))
+    assert pool.stats()["cross_stream_waits"] == 0
+    pool.close()
+
+
 # ---- random operations against a dictionary
 
 _SIZES = st.integers(9, 22).flatmap(lambda power: st.integers(1, 1 << power))
@@ -193,13 +222,16 @@ class _Model(RuleBasedStateMachine):
         self.live[address] = (size, pattern)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), stream=st.none() | st.integers(0, 2))
+    def free(self, data: st.DataObject, stream: int | None) -> None:
         address = data.draw(st.sampled_from(sorted(self.live)))
         size, pattern = self.live.pop(address)
         if self.backend != "null":
             assert ctypes.string_at(address, size) == bytes([pattern]) * size
-        assert self.pool.free(address) == size
+        if stream is None:
+            assert self.pool.free(address) == size
+        else:
+            assert self.pool.free_on(address, stream) == size
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), stream=st.integers(0, 2))

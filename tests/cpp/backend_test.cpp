@@ -123,6 +123,13 @@ TEST_P(Conformance, EventsAreDoneAfterAHostWait) {
   backend_->release_event(event);
 }
 
+TEST_P(Conformance, EventsAreDoneAfterAWaitForTheDevice) {
+  const Event event = backend_->record_event(3);
+  backend_->synchronize_all();
+  EXPECT_TRUE(backend_->event_done(event));
+  backend_->release_event(event);
+}
+
 TEST_P(Conformance, ReadsNothingOfItsOwnInAChild) { backend_->discard_in_child(home(0), 0); }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Conformance,

@@ -120,6 +120,23 @@ TEST_F(CoreC, NamesWrongUse) {
   EXPECT_EQ(vramkit_complete_events(pool, 1), VRAMKIT_INVALID_ARGUMENT);
 }
 
+TEST_F(CoreC, FreesOnAStreamThatComesAfterTheBlock) {
+  vramkit_pool* pool = make("null+late_events", kMiB);
+  void* address = nullptr;
+  uint64_t size = 0;
+  EXPECT_EQ(vramkit_free_on(pool, &pool, 6, nullptr), VRAMKIT_FOREIGN_POINTER);
+  EXPECT_EQ(vramkit_declare_short_lived_stream(pool, 6), VRAMKIT_OK);
+  EXPECT_EQ(vramkit_alloc(pool, kMiB, 5, 0, &address), VRAMKIT_OK);
+  EXPECT_EQ(vramkit_free_on(pool, address, 6, &size), VRAMKIT_OK);
+  EXPECT_EQ(size, kMiB);
+  EXPECT_EQ(vramkit_alloc(pool, kMiB, 6, 0, &address), VRAMKIT_OK);
+  EXPECT_EQ(stats(pool).cross_stream_waits, 0U);
+  EXPECT_EQ(vramkit_free_on(pool, address, 6, nullptr), VRAMKIT_OK);
+  EXPECT_EQ(vramkit_alloc(pool, kMiB, 5, 0, &address), VRAMKIT_OK);
+  EXPECT_EQ(stats(pool).cross_stream_waits, 1U);
+  EXPECT_EQ(vramkit_free(pool, address, nullptr), VRAMKIT_OK);
+}
+
 TEST_F(CoreC, ErrorTextsBelongToTheirThread) {
   vramkit_pool* pool = make("null", kMiB);
   EXPECT_EQ(vramkit_free(pool, &pool, nullptr), VRAMKIT_FOREIGN_POINTER);
@@ -245,6 +262,7 @@ TEST_F(CoreC, TellsHowFarAReplayCame) {
   EXPECT_EQ(api->abi_version, VRAMKIT_ABI_VERSION);
   EXPECT_EQ(api->struct_bytes, sizeof(vramkit_core_api));
   EXPECT_EQ(api->active_pool(-1), nullptr);
+  EXPECT_EQ(api->declare_short_lived_stream, vramkit_declare_short_lived_stream);
 }
 
 }  // namespace

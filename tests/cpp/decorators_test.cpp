@@ -67,7 +67,8 @@ TEST(FaultBackend, FailsEveryCallThatItNames) {
          backend->unmap(alias, {0, 1});
        }},
       {"record_event", [&] { backend->record_event(0); }},
-      {"wait_event", [&] { backend->stream_wait(0, 0); }}};
+      {"wait_event", [&] { backend->stream_wait(0, 0); }},
+      {"wait_device", [&] { backend->synchronize_all(); }}};
   for (const auto& [name, call] : calls) {
     backend->inject_fault(name, 1);
     expect_error(Status::kSystem, std::string("injected failure of ") + name, call);
@@ -92,6 +93,15 @@ TEST(LateEventsBackend, KeepsEventsOpenUntilTold) {
   backend->synchronize(second);
   EXPECT_TRUE(backend->event_done(second));
   backend->complete_events(10);
+}
+
+TEST(LateEventsBackend, AWaitForTheDeviceCompletesAll) {
+  const auto backend = make("null+late_events");
+  const Event first = backend->record_event(0);
+  const Event second = backend->record_event(1);
+  backend->synchronize_all();
+  EXPECT_TRUE(backend->event_done(first));
+  EXPECT_TRUE(backend->event_done(second));
 }
 
 TEST(Decorators, WrapInTheOrderOfTheirNames) {
@@ -136,6 +146,16 @@ TEST_F(JudgeTest, AcceptsAWaitAndADoneEvent) {
   device_.on_free(page(0), 4096);
   device_.synchronize(device_.record_event(16));
   device_.on_allocate(page(0), 4096, 2);
+  EXPECT_EQ(violations_, "");
+}
+
+TEST_F(JudgeTest, AcceptsAWaitForTheDevice) {
+  device_.on_allocate(page(0), 4096, 0);
+  device_.on_allocate(page(1), 4096, 1);
+  device_.on_free(page(0), 4096);
+  device_.on_free(page(1), 4096);
+  device_.synchronize_all();
+  device_.on_allocate(page(0), 2 * kLayout.page_bytes, 2);
   EXPECT_EQ(violations_, "");
 }
 
@@ -186,6 +206,8 @@ TEST_F(JudgeTest, SeesEventsDuringACaptureAndOnDeadStreams) {
   device_.set_capturing(true);
   device_.event_done(event);
   expect_accusation("query of an event during a capture");
+  device_.synchronize_all();
+  expect_accusation("wait for the device during a capture");
   device_.set_capturing(false);
   device_.destroy_stream(0);
   device_.record_event(0);

@@ -62,6 +62,10 @@ class LateStreams {
     done_.merge(event);
     host_.merge(event);
   }
+  void synchronize_all() {
+    for (size_t stream = 0; stream < kCount; ++stream) done_[stream] = queue_[stream].size();
+    host_.merge(done_);
+  }
   const Clock& host() const { return host_; }
 
   /// Finishes one piece of work, if what it waits for is done. True if it did.
@@ -130,11 +134,15 @@ class DeviceModel : public Decorator {
   void set_capturing(bool capturing) { capturing_ = capturing; }
   /// Events recorded on the stream from now on are violations.
   void destroy_stream(size_t stream) { destroyed_[stream] = true; }
+  /// Another stream with the same handle. The program has waited for the work of the first.
+  void make_stream(size_t stream) { destroyed_[stream] = false; }
 
   size_t open_events() const { return events_.size(); }
   /// Pieces of memory that went to a stream while another's work on them was not known done.
   uint64_t handovers() const { return handovers_; }
   uint64_t unmapped_pages() const { return unmapped_pages_; }
+  /// How often the pool has waited for the whole device.
+  uint64_t device_waits() const { return device_waits_; }
   uint64_t unbacked_pages() const { return unbacked_pages_; }
 
   // ---- what the pool does
@@ -229,6 +237,11 @@ class DeviceModel : public Decorator {
   void synchronize(Event event) override {
     must_not_capture("synchronize");
     streams_.synchronize(events_.at(event));
+  }
+  void synchronize_all() override {
+    if (capturing_) accuse("wait for the device during a capture");
+    streams_.synchronize_all();
+    ++device_waits_;
   }
   void release_event(Event event) override {
     if (events_.erase(event) != 1) accuse("event %llu released twice", number(event));
@@ -340,6 +353,7 @@ class DeviceModel : public Decorator {
   std::map<uint64_t, Alias> aliases_;
   uint64_t handovers_ = 0;
   uint64_t unmapped_pages_ = 0;
+  uint64_t device_waits_ = 0;
   uint64_t unbacked_pages_ = 0;
 };
 

@@ -31,8 +31,10 @@ struct FakeGpu {
   std::set<uint64_t> events;
   std::set<uint64_t> captured_events;  // recorded on a stream that is being captured
   std::set<uint64_t> capturing;        // streams
+  std::set<uint64_t> destroyed;        // streams
   std::set<int> bad_peers;
   bool context_gone = false;
+  uint64_t device_waits = 0;
   uint64_t last = 0;
 
   /// The one that the driver functions act on.
@@ -94,6 +96,10 @@ inline void FakeGpu::add_context(cuda::Driver& d) {
   d.context_release = [](cuda::Device) { return cuda::kSuccess; };
   d.context_push = [](cuda::Context) { return instance().context_gone ? 201 : cuda::kSuccess; };
   d.context_pop = [](cuda::Context*) { return cuda::kSuccess; };
+  d.context_synchronize = [] {
+    ++instance().device_waits;
+    return instance().capturing.empty() ? cuda::kSuccess : cuda::kCaptureUnsupported;
+  };
   d.exchange_capture_mode = [](int*) { return cuda::kSuccess; };
   d.stream_is_capturing = [](cuda::Stream stream, int* status) {
     *status = instance().capturing.contains(number_of(stream)) ? 1 : 0;
@@ -163,6 +169,7 @@ inline void FakeGpu::add_events(cuda::Driver& d) {
   };
   d.event_record = [](cuda::EventHandle event, cuda::Stream stream) {
     FakeGpu& gpu = instance();
+    EXPECT_FALSE(gpu.destroyed.contains(number_of(stream))) << "this would crash";
     gpu.captured_events.erase(number_of(event));
     if (gpu.capturing.contains(number_of(stream))) gpu.captured_events.insert(number_of(event));
     return cuda::kSuccess;

@@ -29,7 +29,7 @@ struct Game {
   bool faults = false;  // injected failures
   bool captures = false;
   uint64_t max_alias_pages = 1 << 20;
-  bool short_lived = false;  // streams other than the first are destroyed one by one
+  bool short_lived = false;  // streams other than the first come and go
 
   friend void PrintTo(const Game& game, std::ostream* out) {
     *out << game.backend << ", " << game.pages << " pages of " << game.page_bytes / kKiB << " KiB, "
@@ -108,6 +108,7 @@ class Player {
 
   void operate() {
     for (uint64_t i = pick(4); i > 0; --i) device_->streams().advance(pick(game_.streams));
+    if (game_.short_lived && one_in(60)) return one_in(3) ? make_stream() : destroy_last_stream();
     const uint64_t dice = pick(1000);
     if (dice < 500) return allocate();
     if (dice < 840) return live_.empty() ? allocate() : free_block(any_live()->first);
@@ -118,7 +119,6 @@ class Player {
     if (dice < 985) return trim();
     if (dice < 991) return resize();
     if (dice < 995) return empty();
-    if (dice < 997 && game_.short_lived && streams_ > 1) return destroy_last_stream();
     engine_->reset_peaks();
     totals_.peak = totals_.live;
   }
@@ -171,10 +171,11 @@ class Player {
     const Block& block = live_.at(address);
     step_ = format("free %llu", static_cast<unsigned long long>(block.requested));
     // The owner and the recorded streams use it until the end.
-    device_->on_use(address, block.size, block.stream);
+    if (block.stream < streams_) device_->on_use(address, block.size, block.stream);
     for (const size_t user : block.users) device_->on_use(address, block.size, user);
     verify(address, block);
-    if (engine_->release(address) != block.requested) violations_ += "another size was freed";
+    const uint64_t freed = one_in(4) ? release_on(address, block) : engine_->release(address);
+    if (freed != block.requested) violations_ += "another size was freed";
     device_->on_free(address, block.size);
     ++totals_.frees;
     totals_.live -= block.requested;
@@ -182,11 +183,21 @@ class Player {
     live_.erase(address);
   }
 
+  /// On a stream that the program has made wait for the owner, and that may use it after that.
+  uint64_t release_on(uint64_t address, const Block& block) {
+    const size_t stream = pick(streams_);
+    step_ += format(" on stream %zu", stream);
+    device_->streams().wait(stream, device_->streams().now(block.stream));
+    if (one_in(2)) device_->on_use(address, block.size, stream);
+    return engine_->release_on(address, DeviceModel::handle(stream));
+  }
+
   void use(bool elsewhere) {
     if (live_.empty()) return;
     auto& [address, block] = *any_live();
     step_ = "record_stream";
     const size_t user = elsewhere ? pick(streams_) : block.stream;
+    if (user >= streams_) return;
     if (elsewhere) {
       engine_->record_stream(address, DeviceModel::handle(user));
       block.users.insert(user);
@@ -242,15 +253,22 @@ class Player {
     while (!live_.empty()) free_block(any_live()->first);
   }
 
+  /// It keeps the blocks that it owns; those recorded for it must be freed before.
   void destroy_last_stream() {
-    step_ = "destroy a stream";
-    const size_t last = --streams_;
+    if (streams_ == 1) return;
+    const size_t last = streams_ - 1;
     std::vector<uint64_t> used;
     for (const auto& [address, block] : live_) {
-      if (block.stream == last || block.users.contains(last)) used.push_back(address);
+      if (block.users.contains(last)) used.push_back(address);
     }
     for (const uint64_t address : used) free_block(address);
-    device_->destroy_stream(last);
+    step_ = "destroy a stream";
+    device_->destroy_stream(--streams_);
+  }
+
+  void make_stream() {
+    step_ = "make a stream";
+    if (streams_ < game_.streams) device_->make_stream(streams_++);
   }
 
   void arm() { engine_->inject_fault(kBackendCalls[pick(kBackendCalls.size())], 1 + pick(3)); }

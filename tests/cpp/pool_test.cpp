@@ -71,6 +71,7 @@ TEST(Pool, RefusesAllUseAfterItsClose) {
   EXPECT_FALSE(pool.find(address));
   const std::string text = "the pool is closed; make a new one";
   expect_error(Status::kClosed, text, [&] { pool.release_block(address); });
+  expect_error(Status::kClosed, text, [&] { pool.release_block_on(address, 0); });
   expect_error(Status::kClosed, text, [&] { pool.record_stream(address, 0); });
   expect_error(Status::kClosed, text, [&] { pool.declare_short_lived(0); });
   expect_error(Status::kClosed, text, [&] { pool.resize(kMiB); });

@@ -133,16 +133,62 @@ TEST(Spans, ChunksOfAStreamServeAnotherAfterAnEvent) {
 }
 
 TEST(Spans, FreesOnAShortLivedStreamAreKnownWhenItIsGone) {
+  JudgedEngine pool(16);
+  pool->declare_short_lived(DeviceModel::handle(1));
+  const uint64_t small = pool.allocate(8 * kKiB, 1);
+  pool.use(small, 1);
+  pool.free(small);
+  pool.free(pool.allocate(kMaxSmall + 1, 1));  // names the stream, but for its last free
+  pool.free(pool.allocate(600, 1));
+  pool.device().destroy_stream(1);
+  EXPECT_NE(pool.allocate(8 * JudgedEngine::kPage, 0), 0U);
+  EXPECT_EQ(pool.device().device_waits(), 0U);
+  EXPECT_NE(pool.allocate(8 * JudgedEngine::kPage, 0), 0U);
+  EXPECT_EQ(pool.device().device_waits(), 1U);
+}
+
+TEST(Spans, SlotsOutliveTheirStream) {
   JudgedEngine pool(8);
   pool->declare_short_lived(DeviceModel::handle(1));
   const uint64_t small = pool.allocate(8 * kKiB, 1);
-  const uint64_t other = pool.allocate(600, 1);
-  pool.use(small, 1);
-  pool.free(small);
-  pool.use(other, 1);
-  pool.free(other);
+  const uint64_t used = pool.allocate(600, 1);
+  pool.record_stream(used, 2);
   pool.device().destroy_stream(1);
+  pool.free(small);
+  pool.free(used);
   EXPECT_NE(pool.allocate(8 * JudgedEngine::kPage, 0), 0U);
+  EXPECT_EQ(pool->pending_bytes(), 0U);
+  EXPECT_EQ(pool.device().device_waits(), 1U);
+}
+
+TEST(Spans, ASlotFreedOnAnotherStreamStaysTakenUntilThatIsDone) {
+  JudgedEngine pool(16);
+  const uint64_t address = pool.allocate(1000, 0);
+  const uint64_t keeps_chunk = pool.allocate(1000, 0);
+  pool.device().streams().work(1);
+  pool.free_on(address, 1, 0);
+  EXPECT_EQ(pool->pending_bytes(), 1024U);
+  EXPECT_NE(pool.allocate(1000, 0), address);
+  while (pool.device().streams().advance(0) || pool.device().streams().advance(1)) {
+  }
+  EXPECT_EQ(pool.allocate(1000, 0), address);
+  EXPECT_EQ(pool->pending_bytes(), 0U);
+  pool.free(keeps_chunk);
+}
+
+TEST(Spans, ChunksFreedOnAnotherStreamNeedNothingOfTheirOwn) {
+  JudgedEngine pool(8);
+  pool->declare_short_lived(DeviceModel::handle(1));
+  const uint64_t small = pool.allocate(8 * kKiB, 1);
+  pool.use(small, 1);
+  pool.device().destroy_stream(1);
+  pool.free_on(small, 2, 1);
+  while (pool.device().streams().advance(1) || pool.device().streams().advance(2)) {
+  }
+  EXPECT_NE(pool.allocate(512, 0), 0U);
+  EXPECT_EQ(pool->pending_bytes(), 0U);
+  EXPECT_NE(pool.allocate(4 * JudgedEngine::kPage, 0), 0U);
+  EXPECT_EQ(pool.device().device_waits(), 0U);
 }
 
 TEST(Spans, AStreamCanBeDeclaredShortLivedAfterItsFirstFrees) {

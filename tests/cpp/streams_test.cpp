@@ -131,20 +131,97 @@ TEST_F(StreamsTest, ASetOfUsesLivesAsLongAsItsHolders) {
   EXPECT_TRUE(streams_.ready(stream(2), {stream(2), uses, 0}));
 }
 
-TEST_F(StreamsTest, ShortLivedStreamsRecordAtEachFree) {
-  streams_.declare_short_lived(DeviceModel::handle(0));
+TEST_F(StreamsTest, LongLivedStreamsCanAlwaysBeWaitedFor) {
   const Tag tag = streams_.tag_freed(stream(0), 0);
-  EXPECT_EQ(open_events(), 1U);
+  EXPECT_TRUE(streams_.obtainable(stream(0), tag, false)) << "its own";
+  EXPECT_FALSE(streams_.obtainable(stream(1), tag, false));
+  EXPECT_TRUE(streams_.obtainable(stream(1), tag, true));
+  streams_.declare_short_lived(DeviceModel::handle(2));
+  EXPECT_TRUE(streams_.obtainable(stream(1), tag, true));
+  streams_.note_alive(stream(0));
+  EXPECT_EQ(open_events(), 1U) << "of the declaration";
+}
+
+TEST_F(StreamsTest, WhatAShortLivedStreamFreesIsItsOwnUntilItIsNamedAgain) {
+  streams_.declare_short_lived(DeviceModel::handle(0));
+  device_.streams().work(0);
+  streams_.poll();
+  const Tag tag = streams_.tag_freed(stream(0), 0);
+  EXPECT_EQ(open_events(), 0U);
+  EXPECT_TRUE(streams_.lack_events());
+  EXPECT_TRUE(streams_.obtainable(stream(0), tag, true));
+  EXPECT_FALSE(streams_.obtainable(stream(1), tag, true));
+  streams_.note_alive(stream(0));
+  streams_.note_alive(stream(0));
+  EXPECT_EQ(open_events(), 1U) << "one event covers all";
+  EXPECT_FALSE(streams_.lack_events());
   device_.destroy_stream(0);
+  EXPECT_TRUE(streams_.obtainable(stream(1), tag, true));
   streams_.wait_for(stream(1), tag);
   streams_.wait_for(stream(2), streams_.tag_given_back(stream(0)));
   EXPECT_EQ(violations_, "");
+}
+
+TEST_F(StreamsTest, NothingIsRecordedOnAStreamThatMayBeGone) {
+  streams_.declare_short_lived(DeviceModel::handle(0));
+  device_.streams().work(0);
+  device_.destroy_stream(0);
+  const Tag tag = streams_.tag_freed(stream(0), 0);
+  streams_.poll();
+  EXPECT_FALSE(streams_.obtainable(stream(1), tag, true));
+  EXPECT_EQ(device_.device_waits(), 0U);
+  streams_.drain();
+  EXPECT_EQ(device_.device_waits(), 1U);
+  EXPECT_TRUE(streams_.ready(stream(1), tag));
+  EXPECT_FALSE(streams_.lack_events());
+  EXPECT_EQ(open_events(), 0U);
+  EXPECT_EQ(violations_, "");
+}
+
+TEST_F(StreamsTest, UsesOfShortLivedStreamsAreRecordedAtTheFree) {
+  streams_.declare_short_lived(DeviceModel::handle(1));
+  device_.streams().work(1);
+  const Tag tag = streams_.tag_freed(stream(0), streams_.add_use(0, stream(1)));
+  device_.destroy_stream(1);
+  EXPECT_TRUE(streams_.obtainable(stream(0), tag, true));
+  streams_.wait_for(stream(0), tag);
+  finish(1);
+  streams_.poll();
+  EXPECT_TRUE(streams_.uses_done(tag));
+  EXPECT_EQ(violations_, "");
+}
+
+TEST_F(StreamsTest, AUseThatACaptureLeftUnrecordedIsNotRecordedUninvited) {
+  streams_.declare_short_lived(DeviceModel::handle(1));
+  device_.set_capturing(true);
+  const Tag tag = streams_.tag_freed(stream(0), streams_.add_use(0, stream(1)));
+  streams_.note_alive(stream(1));
+  device_.set_capturing(false);
+  device_.destroy_stream(1);
+  streams_.poll();
+  EXPECT_FALSE(streams_.uses_done(tag));
+  EXPECT_FALSE(streams_.obtainable(stream(0), tag, true)) << "not even by its owner";
+  device_.make_stream(1);
+  streams_.note_alive(stream(1));
+  EXPECT_TRUE(streams_.obtainable(stream(0), tag, true));
+  EXPECT_EQ(violations_, "");
+}
+
+TEST_F(StreamsTest, AUserThatComesAfterTheOwnerIsAllThereIsToWaitFor) {
+  streams_.declare_short_lived(DeviceModel::handle(0));
+  device_.destroy_stream(0);
+  const Tag tag = streams_.tag_used(streams_.add_use(0, stream(1)));
+  EXPECT_FALSE(streams_.lack_events());
+  streams_.poll();
+  EXPECT_TRUE(streams_.uses_done(tag));
+  EXPECT_TRUE(streams_.ready(stream(2), tag));
 }
 
 TEST_F(StreamsTest, EventsOfShortLivedStreamsDoNotPileUp) {
   streams_.declare_short_lived(DeviceModel::handle(0));
   for (int i = 0; i < 1000; ++i) {
     streams_.tag_freed(stream(0), 0);
+    streams_.note_alive(stream(0));
     finish(0);
   }
   EXPECT_LE(open_events(), 2U);
@@ -171,6 +248,7 @@ TEST_F(StreamsTest, DrainLearnsAllThatWasFreed) {
   EXPECT_TRUE(streams_.ready(stream(2), first));
   EXPECT_TRUE(streams_.ready(stream(2), second));
   EXPECT_EQ(open_events(), 0U);
+  EXPECT_EQ(device_.device_waits(), 0U) << "events tell it";
 }
 
 TEST_F(StreamsTest, EventsAreGivenBackAtTheEnd) {

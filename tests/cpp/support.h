@@ -41,8 +41,8 @@ inline EngineConfig config_of(const std::string& backend, uint64_t capacity_byte
   return {backend, "test", capacity_bytes, page_bytes};
 }
 
-inline constexpr std::array<const char*, 6> kBackendCalls = {
-    "back", "unback", "map_alias", "unmap_alias", "record_event", "wait_event"};
+inline constexpr std::array<const char*, 7> kBackendCalls = {
+    "back", "unback", "map_alias", "unmap_alias", "record_event", "wait_event", "wait_device"};
 
 /// An engine on a device whose streams run late, judged; its backend can be told to fail.
 class JudgedEngine {
@@ -85,12 +85,13 @@ class JudgedEngine {
   }
   /// Returns the size that was asked for.
   uint64_t free(uint64_t address) {
-    const uint64_t bytes = size_of(address);
-    const uint64_t requested = engine_->release(address);
-    device_->on_free(address, bytes);
-    live_.erase(address);
-    check();
-    return requested;
+    return free_with(address, [&] { return engine_->release(address); });
+  }
+  /// After the program has made `stream` wait for `owner`.
+  uint64_t free_on(uint64_t address, size_t stream, size_t owner) {
+    device_->streams().wait(stream, device_->streams().now(owner));
+    return free_with(address,
+                     [&] { return engine_->release_on(address, DeviceModel::handle(stream)); });
   }
   uint64_t size_of(uint64_t address) { return engine_->find(address)->size; }
   void check() {
@@ -100,6 +101,16 @@ class JudgedEngine {
   std::string take_violations() { return std::exchange(violations_, ""); }
 
  private:
+  template <typename Release>
+  uint64_t free_with(uint64_t address, Release release) {
+    const uint64_t bytes = size_of(address);
+    const uint64_t requested = release();
+    device_->on_free(address, bytes);
+    live_.erase(address);
+    check();
+    return requested;
+  }
+
   std::string violations_;
   DeviceModel* device_ = nullptr;
   std::set<uint64_t> live_;

@@ -30,6 +30,7 @@ class RandomOperations : public testing::TestWithParam<Game> {
     handovers_ += player.device().handovers();
     unmapped_ += player.device().unmapped_pages();
     unbacked_ += player.device().unbacked_pages();
+    device_waits_ += player.device().device_waits();
     faults_ += player.faults_seen();
   }
 
@@ -40,6 +41,7 @@ class RandomOperations : public testing::TestWithParam<Game> {
     EXPECT_GT(unmapped_, 10U);
     EXPECT_GT(unbacked_, 10U);
     EXPECT_EQ(faults_ > 10, GetParam().faults);
+    EXPECT_EQ(device_waits_ > 0, GetParam().short_lived);
     if (GetParam().streams == 1) return;
     EXPECT_GT(waits_, 10U);
     EXPECT_GT(handovers_, 1000U);
@@ -53,6 +55,7 @@ class RandomOperations : public testing::TestWithParam<Game> {
   uint64_t unmapped_ = 0;
   uint64_t unbacked_ = 0;
   uint64_t faults_ = 0;
+  uint64_t device_waits_ = 0;
 };
 
 TEST_P(RandomOperations, KeepEveryInvariant) {
@@ -80,7 +83,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Game{"host", 64 * kKiB, 64, 1}, Game{"host", 512 * kKiB, 48, 1, true},
                     Game{"host", 64 * kKiB, 64, 4, true},
                     Game{"host", 64 * kKiB, 64, 2, false, false, 24},
-                    Game{"null", 64 * kKiB, 64, 4, false, false, 1 << 20, true}));
+                    Game{"null", 64 * kKiB, 64, 4, false, false, 1 << 20, true},
+                    Game{"null", 256 * kKiB, 64, 4, true, true, 1 << 20, true},
+                    Game{"null", 64 * kKiB, 48, 3, false, true, 40, true},
+                    Game{"memfd", 64 * kKiB, 64, 4, true, true, 1 << 20, true}));
 
 }  // namespace
 }  // namespace vramkit

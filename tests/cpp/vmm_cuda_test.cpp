@@ -142,6 +142,22 @@ TEST_F(VmmCuda, AnEventOnACapturedStreamIsNotKept) {
   pool.check_valid();
 }
 
+TEST_F(VmmCuda, TheDeviceIsWaitedForWhereAStreamIsGone) {
+  Engine pool = engine(20);
+  pool.declare_short_lived(8);
+  const uint64_t address = pool.allocate(20 * kPage, 8, 0);
+  gpu_.destroyed = {8};
+  pool.release(address);
+  gpu_.capturing = {7};  // nobody has said so
+  expect_error(Status::kBusy, "cuda:0 cannot be waited for while a CUDA graph is being captured",
+               [&] { pool.allocate(20 * kPage, 9, 0); });
+  gpu_.capturing.clear();
+  pool.release(pool.allocate(20 * kPage, 9, 0));
+  EXPECT_EQ(gpu_.device_waits, 2U);
+  EXPECT_EQ(pool.trim(), 20 * kPage);
+  EXPECT_EQ(gpu_.device_waits, 2U);
+}
+
 TEST_F(VmmCuda, ADestructorSurvivesADeviceThatIsGone) {
   {
     Engine pool = engine(10);

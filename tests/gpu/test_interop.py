@@ -94,8 +94,40 @@ def test_rmm_frees_on_another_stream_than_it_allocated_on() -> None:
     torch.cuda.synchronize()
     assert taken.nbytes == 60 * MIB
     assert after.tolist() == [5] * 4
-    # Before RMM's streams go: memory of a stream is freed while it is still there.
-    del taken, after
+
+
+@needs_rmm
+def test_rmm_s_streams_may_go_before_the_free_and_after_it() -> None:
+    from rmm.pylibrmm.stream import Stream
+
+    pool = MemoryPool("64MiB", device="cuda")
+    resource = pool.rmm_resource()
+    result = torch.zeros(4, dtype=torch.int64, device="cuda")
+    torch.cuda.synchronize()
+    owner_stream, later_stream = Stream(), Stream()
+    first, second = (
+        torch.cuda.ExternalStream(stream.__cuda_stream__()[1])
+        for stream in (owner_stream, later_stream)
+    )
+    large = resource.allocate(48 * MIB, owner_stream)
+    small = resource.allocate(1000, owner_stream)
+    with torch.cuda.stream(first):
+        torch.cuda._sleep(SHORT_SLEEP_CYCLES)
+        result.fill_(5)
+    second.wait_stream(first)
+    del first, owner_stream
+    resource.deallocate(large, 48 * MIB, later_stream)
+    resource.deallocate(small, 1000, later_stream)
+    del second, later_stream
+    with pool:
+        taken = bytes_on_gpu(48 * MIB)
+        # After the work of both streams, because the memory was freed after that.
+        after = result.clone()
+    assert pool.stats().cross_stream_waits == 1
+    torch.cuda.synchronize()
+    assert taken.nbytes == 48 * MIB
+    assert after.tolist() == [5] * 4
+    pool._core.check()
 
 
 @needs_rmm

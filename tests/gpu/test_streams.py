@@ -1,7 +1,7 @@
 """Memory is handed on only after the work that uses it, whatever stream that is on."""
 
 import torch
-from helpers.gpu import SHORT_SLEEP_CYCLES, bytes_on_gpu
+from helpers.gpu import SHORT_SLEEP_CYCLES, RawStream, bytes_on_gpu
 from helpers.pools import MIB, is_in
 
 from vramkit import MemoryPool
@@ -88,6 +88,62 @@ def test_stitched_memory_of_busy_streams() -> None:
     for place, index in enumerate(range(1, 12, 2)):
         assert bool((blocks[place] == index).all())
     assert bool((stitched == 99).all())
+
+
+def test_a_stream_is_destroyed_before_its_tensors_and_its_work_are_done() -> None:
+    pool = MemoryPool("64MiB", device="cuda")
+    for value in range(3):  # the second stream may get the handle of the first
+        result = torch.zeros(48 * MIB, dtype=torch.uint8, device="cuda")
+        raw = RawStream()
+        with pool:
+            with torch.cuda.stream(raw.in_torch()):
+                source = bytes_on_gpu(48 * MIB).fill_(77 + value)
+                small = torch.full((1000,), 5.0, device="cuda")
+                torch.cuda._sleep(SHORT_SLEEP_CYCLES)
+                result.copy_(source)
+            raw.destroy()
+            del source, small
+            taken = bytes_on_gpu(60 * MIB).fill_(1)
+        torch.cuda.synchronize()
+        assert bool((result == 77 + value).all())
+        assert bool((taken == 1).all())
+        del taken
+    pool._core.check()
+
+
+def test_tensors_of_a_stream_that_is_gone_keep_their_values(pool: MemoryPool) -> None:
+    raw = RawStream()
+    with pool, torch.cuda.stream(raw.in_torch()):
+        large = bytes_on_gpu(20 * MIB).fill_(7)
+        small = torch.full((1000,), 5.0, device="cuda")
+    torch.cuda.synchronize()
+    raw.destroy()
+    with pool:
+        others = _overwrite_all(pool, 1)
+    assert bool((large == 7).all())
+    assert bool((small == 5).all())
+    del large, small, others
+    pool.trim()
+    assert pool.stats().live_blocks == 0
+
+
+def test_a_recorded_stream_is_destroyed_after_the_free() -> None:
+    pool = MemoryPool("64MiB", device="cuda")
+    result = torch.empty(48 * MIB, dtype=torch.uint8, device="cuda")
+    raw = RawStream()
+    with pool:
+        source = bytes_on_gpu(48 * MIB).fill_(77)
+        raw.in_torch().wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(raw.in_torch()):
+            torch.cuda._sleep(SHORT_SLEEP_CYCLES)
+            result.copy_(source)
+        source.record_stream(raw.in_torch())
+        del source
+        raw.destroy()
+        taken = bytes_on_gpu(60 * MIB).fill_(1)
+    torch.cuda.synchronize()
+    assert bool((result == 77).all())
+    assert bool((taken == 1).all())
 
 
 def test_events(pool: MemoryPool) -> None:

@@ -1,5 +1,6 @@
 """What the tests on a GPU share: a clean start, small networks, waiting for the pool."""
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -12,6 +13,28 @@ from vramkit import MemoryPool
 # About two seconds on any GPU of today: longer than the host needs to queue a few small steps.
 LONG_SLEEP_CYCLES = 4_000_000_000
 SHORT_SLEEP_CYCLES = 200_000_000
+
+
+class RawStream:
+    """A stream that PyTorch did not make. It goes when it is told to."""
+
+    def __init__(self) -> None:
+        """Make one that does not wait for the default stream."""
+        torch.cuda.synchronize()  # the device's context is current in this thread from now on
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        handle = ctypes.c_void_p()
+        non_blocking = ctypes.c_uint(1)
+        assert self._driver.cuStreamCreate(ctypes.byref(handle), non_blocking) == 0
+        assert handle.value is not None
+        self._handle = handle
+
+    def in_torch(self) -> torch.cuda.ExternalStream:
+        """The stream as PyTorch sees it."""
+        return torch.cuda.ExternalStream(self._handle.value)
+
+    def destroy(self) -> None:
+        """Returns at once; the stream's work goes on."""
+        assert self._driver.cuStreamDestroy_v2(self._handle) == 0
 
 
 def clean() -> None:

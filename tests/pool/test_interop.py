@@ -69,12 +69,25 @@ def test_rmm_s_stream_is_the_block_s(core: CorePool, rmm: None) -> None:
     assert core.stats()["cross_stream_waits"] == 1
 
 
-def test_a_free_on_another_stream_waits_for_both(core: CorePool, rmm: None) -> None:
+def test_the_stream_of_a_free_has_the_memory(core: CorePool, rmm: None) -> None:
     allocate, free = rmm_resource(StreamMemory(core, keeper=None))  # type: ignore[misc]
     first = allocate(7 * MIB, _Stream(1000))
     free(first, 7 * MIB, _Stream(2000))
+    second = allocate(7 * MIB, _Stream(2000))
+    assert core.stats()["cross_stream_waits"] == 0
+    free(second, 7 * MIB, _Stream(2000))
     allocate(7 * MIB, _Stream(1000))
     assert core.stats()["cross_stream_waits"] == 1
+
+
+def test_a_small_block_waits_for_the_stream_of_its_free(core: CorePool, rmm: None) -> None:
+    allocate, free = rmm_resource(StreamMemory(core, keeper=None))  # type: ignore[misc]
+    first = allocate(1000, _Stream(1000))
+    free(first, 1000, _Stream(2000))
+    assert core.stats()["pending_bytes"] == 1024
+    assert allocate(1000, _Stream(1000)) != first
+    core.complete_events(10)
+    assert allocate(1000, _Stream(1000)) == first
 
 
 def test_the_legacy_default_stream_is_the_default_one(core: CorePool) -> None:
@@ -94,7 +107,7 @@ def test_a_full_pool_is_a_memory_error(core: CorePool) -> None:
 
 
 def test_a_free_never_raises(core: CorePool, capsys: pytest.CaptureFixture[str]) -> None:
-    StreamMemory(core, keeper=None).free(0x1234)
+    StreamMemory(core, keeper=None).free(0x1234, 0)
     assert "vramkit: freeing 0x1234 failed: cuda:3: 0x1234 was not" in capsys.readouterr().err
 
 

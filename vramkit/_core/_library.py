@@ -32,6 +32,7 @@ STATUS_FUNCTIONS: dict[str, list[type]] = {
         _OUT_POINTER,
     ],
     "vramkit_free": [_POOL, ctypes.c_void_p, _OUT_U64],
+    "vramkit_free_on": [_POOL, ctypes.c_void_p, ctypes.c_uint64, _OUT_U64],
     "vramkit_record_stream": [_POOL, ctypes.c_void_p, ctypes.c_uint64],
     "vramkit_declare_short_lived_stream": [_POOL, ctypes.c_uint64],
     "vramkit_find_block": [_POOL, ctypes.c_void_p, ctypes.POINTER(s.Block)],

@@ -82,12 +82,18 @@ class CorePool:
         call("vramkit_free", self.handle, address, ctypes.byref(size))
         return size.value
 
+    def free_on(self, address: int, stream: int) -> int:
+        """Free the block where ``stream`` comes after all work on it, but for recorded uses."""
+        size = ctypes.c_uint64()
+        call("vramkit_free_on", self.handle, address, stream, ctypes.byref(size))
+        return size.value
+
     def record_stream(self, address: int, stream: int) -> None:
         """Say that work queued on ``stream`` uses the block."""
         call("vramkit_record_stream", self.handle, address, stream)
 
     def declare_short_lived_stream(self, stream: int) -> None:
-        """Say that ``stream`` may be destroyed while the pool lives."""
+        """Say that ``stream`` may be destroyed while the pool lives, even before its blocks."""
         call("vramkit_declare_short_lived_stream", self.handle, stream)
 
     def find_block(self, address: int) -> s.Block:

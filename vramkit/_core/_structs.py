@@ -7,7 +7,7 @@ import ctypes
 import enum
 from typing import TYPE_CHECKING
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 DEVICE_CPU = -1
 MAX_DEVICES = 64
 SIZE_CLASSES = 40
@@ -187,6 +187,7 @@ class CoreApi(ctypes.Structure):
         ("device_add_peer", ctypes.c_void_p),
         ("pool_reset_peaks", ctypes.c_void_p),
         ("device_totals", ctypes.c_void_p),
+        ("declare_short_lived_stream", ctypes.c_void_p),
     )
 
 

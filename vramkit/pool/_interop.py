@@ -1,7 +1,8 @@
 """A pool's memory for other libraries: RMM (cuDF, cuML) and CuPy.
 
 Both hand over the CUDA stream that memory is for. Streams that PyTorch did not make may be
-destroyed while the pool lives, so the pool is told of each before its first block.
+destroyed while their blocks live, so the pool is told of each before its first block. A free names
+a stream too, one that is there: so the pool can have an event for others to wait for.
 """
 
 import functools
@@ -54,17 +55,16 @@ class StreamMemory:
             )
         return self._core.alloc(size_bytes, stream=self._known(stream))
 
-    def free(self, address: int, stream: int | None = None) -> None:
-        """Free a block, after the work that is queued on its own stream and on ``stream``.
+    def free(self, address: int, stream: int) -> None:
+        """Free a block, after the work that is queued on ``stream``.
 
-        Never raises: who frees cannot handle that.
+        That stream comes after all work on the block, whose own stream may be gone. Never raises:
+        who frees cannot handle that.
         """
         if address == 0:
             return
         try:
-            if stream is not None:
-                self._core.record_stream(address, self._known(stream))
-            self._core.free(address)
+            self._core.free_on(address, self._known(stream))
         except VramkitError as err:
             print(f"vramkit: freeing {address:#x} failed: {err}", file=sys.stderr)
 
@@ -102,8 +102,8 @@ def cupy_allocator(
         ImportError: CuPy is not installed.
     """
     cuda = _import("cupy", extra="cupy").cuda
-    # CuPy destroys a stream with its object, arrays or not; at a free it must still be there.
-    streams: dict[int, object] = {}
+    # CuPy destroys a stream with its object, arrays or not; the free shall name one that is there.
+    streams: dict[int, cupy.cuda.Stream] = {}
 
     def allocate(size_bytes: int, device: int) -> int:
         if device != ordinal:
@@ -119,8 +119,8 @@ def cupy_allocator(
     def free(address: int, _device: int) -> None:
         # The block's own stream counts, as in CuPy's own pool: at a free the current one means
         # nothing. Taken out first: once it is free, another thread may get the address.
-        stream = streams.pop(address, None)
-        memory.free(address)
+        stream = streams.pop(address)
+        memory.free(address, stream.ptr)
         del stream
 
     allocator: Callable[[int], cupy.cuda.MemoryPointer] = cuda.PythonFunctionAllocator(
