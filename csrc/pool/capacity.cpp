@@ -36,6 +36,20 @@ std::vector<PageRun> Engine::obtainable_pages(StreamIndex stream) const {
   return runs;
 }
 
+std::vector<PageRun> Engine::backed_parts(const std::vector<PageRun>& runs) const {
+  std::vector<PageRun> parts;
+  for (const PageRun& run : runs) {
+    const uint64_t end = run.first + run.count;
+    for (uint64_t page = run.first; page < end; ++page) {
+      if (!pages_.backed(page)) continue;
+      const uint64_t first = page;
+      while (page < end && pages_.backed(page)) ++page;
+      parts.push_back({first, page - first});
+    }
+  }
+  return parts;
+}
+
 uint64_t Engine::free_page_bytes() const {
   uint64_t pages = 0;
   for (const PageRun& run : free_pages()) pages += run.count;

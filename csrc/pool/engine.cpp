@@ -89,8 +89,7 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   std::optional<Place> place;
   if (size <= capacity_bytes()) {
     do {
-      if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
-      if (!place) place = place_large(large_size(size), size, stream, stack_id);
+      place = place_anywhere(size, stream, stack_id);
     } while (!place && wait_for_short_lived());
   }
   if (!place) {
@@ -99,6 +98,23 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   }
   counters_.on_allocate(size, place->size);
   return base() + place->address;
+}
+
+std::optional<Engine::Place> Engine::place_anywhere(uint64_t size, StreamIndex stream,
+                                                    uint32_t stack_id) {
+  try {
+    std::optional<Place> place;
+    if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
+    if (!place) place = place_large(large_size(size), size, stream, stack_id);
+    return place;
+  } catch (const Error& error) {
+    if (error.status() != Status::kOutOfMemory) throw;
+    // Others have on the device what was given back to it: what is still held must do.
+    const std::optional<Place> place = place_stitched(size, stream, stack_id, Pick::kBacked);
+    if (!place) throw;
+    layout_mark_.toggle(place->address, large_size(size));
+    return place;
+  }
 }
 
 /// The last resort: streams that may be gone have freed memory, and no event tells when it is safe.
@@ -175,7 +191,7 @@ std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t request
     const BlockId id = range_.streams_apart() && tight() ? take_tightest_stretch(size, stream)
                                                          : take_hole(size, stream);
     place = id != 0 ? finish_large(id, requested, stream, stack_id)
-                    : place_stitched(requested, stream, stack_id);
+                    : place_stitched(requested, stream, stack_id, Pick::kAny);
   }
   if (place) {
     recall_.note(request, place->address);
@@ -291,12 +307,12 @@ Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex s
 }
 
 std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIndex stream,
-                                                    uint32_t stack_id) {
+                                                    uint32_t stack_id, Pick pick) {
   const uint64_t pages = ceil_div(requested, page_bytes());
   AliasId id = aliases_.find(pages, [&](PageRun run) { return pages_free(run, stream); });
   const bool mapped_before = id != 0;
   if (!mapped_before) {
-    const std::vector<PageRun> runs = choose_pages(pages, stream);
+    const std::vector<PageRun> runs = choose_pages(pages, stream, pick);
     if (runs.empty() || !room_for_alias(pages)) return std::nullopt;
     id = aliases_.create(runs);
   }
@@ -324,8 +340,9 @@ Engine::Place Engine::occupy_alias(AliasId id, uint64_t requested, StreamIndex s
 
 /// Wholly free pages from the smallest stretches first, so that large holes stay; empty if there
 /// are too few.
-std::vector<PageRun> Engine::choose_pages(uint64_t pages, StreamIndex stream) const {
+std::vector<PageRun> Engine::choose_pages(uint64_t pages, StreamIndex stream, Pick pick) const {
   std::vector<PageRun> runs = obtainable_pages(stream);
+  if (pick == Pick::kBacked) runs = backed_parts(runs);
   std::stable_sort(runs.begin(), runs.end(),
                    [](const PageRun& a, const PageRun& b) { return a.count < b.count; });
   std::vector<PageRun> chosen;

@@ -127,6 +127,9 @@ class Engine {
 
   /// What a block that is in no span takes of a hole.
   static uint64_t large_size(uint64_t requested);
+  /// Which free pages a stitched block may take.
+  enum class Pick : uint8_t { kAny, kBacked };
+
   PageRun pages_under(const Block& block) const;
   /// The stream that a call names.
   StreamIndex enter(uint64_t handle) {
@@ -135,6 +138,7 @@ class Engine {
     streams_.note_alive(stream);
     return stream;
   }
+  std::optional<Place> place_anywhere(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool wait_for_short_lived();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool open_chunk(StreamIndex stream);
@@ -152,9 +156,10 @@ class Engine {
   BlockId take_found(BlockId id, uint64_t size, StreamIndex stream);
   BlockId take_tightest_stretch(uint64_t size, StreamIndex stream);
   Place finish_large(BlockId id, uint64_t requested, StreamIndex stream, uint32_t stack_id);
-  std::optional<Place> place_stitched(uint64_t requested, StreamIndex stream, uint32_t stack_id);
+  std::optional<Place> place_stitched(uint64_t requested, StreamIndex stream, uint32_t stack_id,
+                                      Pick pick);
   Place occupy_alias(AliasId id, uint64_t requested, StreamIndex stream, uint32_t stack_id);
-  std::vector<PageRun> choose_pages(uint64_t pages, StreamIndex stream) const;
+  std::vector<PageRun> choose_pages(uint64_t pages, StreamIndex stream, Pick pick) const;
   bool pages_free(PageRun run, StreamIndex stream) const;
   bool needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const;
   bool can_take(uint64_t offset, uint64_t size, StreamIndex stream) const;
@@ -170,6 +175,7 @@ class Engine {
 
   std::vector<PageRun> free_pages() const;
   std::vector<PageRun> obtainable_pages(StreamIndex stream) const;
+  std::vector<PageRun> backed_parts(const std::vector<PageRun>& runs) const;
   void retire(PageRun run);
   void grow(uint64_t pages);
   uint64_t revive(uint64_t pages);

@@ -315,5 +315,39 @@ TEST(Engine, SmallBlocksAreFreeAfterAWaitForRoomForAnAlias) {
   pool.check_valid();
 }
 
+/// A device of which others have all that the pool does not hold, while `full`.
+struct FullDevice : Decorator {
+  using Decorator::Decorator;
+  void back(PageRun run) override {
+    if (full) fail(Status::kOutOfMemory, "the device has no page left");
+    Decorator::back(run);
+  }
+  bool full = false;
+};
+
+TEST(Engine, WithoutMemoryOnTheDeviceWhatIsHeldServes) {
+  auto owned = std::make_unique<FullDevice>(make_backend("null+late_events"));
+  FullDevice& device = *owned;
+  Engine pool(config_of("null", 16 * kPage), std::move(owned));
+  std::vector<uint64_t> held;
+  for (int i = 0; i < 6; ++i) held.push_back(pool.allocate(kPage, 0, 0));
+  device.full = true;
+  for (const size_t i : {0, 2, 4}) pool.release(held[i]);
+  const uint64_t stitched = pool.allocate(3 * kPage, 0, 0);
+  ASSERT_NE(stitched, 0U);
+  EXPECT_EQ(pool.find(stitched)->kind, BlockKind::kStitched);
+  expect_error(Status::kOutOfMemory, "no page left", [&] { pool.allocate(kPage, 0, 0); });
+  expect_error(Status::kOutOfMemory, "no page left", [&] { pool.allocate(100, 0, 0); });
+  pool.release(held[1]);
+  const uint64_t small = pool.allocate(100, 0, 0);
+  EXPECT_NE(small, 0U);
+  pool.check_valid();
+  device.full = false;
+  EXPECT_NE(pool.allocate(8 * kPage, 0, 0), 0U) << "once there is memory again, it is used";
+  pool.release(small);
+  pool.release(stitched);
+  pool.check_valid();
+}
+
 }  // namespace
 }  // namespace vramkit

@@ -207,6 +207,7 @@ class LatePool {
 class LateSteps : public testing::TestWithParam<LatePool::Trouble> {};
 
 TEST_P(LateSteps, RecallNoMemoryThatIsInUse) {
+  const QuietStderr quiet;
   uint64_t stitched = 0;
   for (uint32_t seed = 0; seed < 12; ++seed) {
     Loop loop(seed, 3, seed % 2 == 0 ? Loop::kWithSmall : Loop::kFewPages);

@@ -36,6 +36,13 @@ void expect_error(Status status, const std::string& text, Body body) {
   EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
 }
 
+/// Keeps reports of injected failures off the screen.
+class QuietStderr {
+ public:
+  QuietStderr() { testing::internal::CaptureStderr(); }
+  ~QuietStderr() { testing::internal::GetCapturedStderr(); }
+};
+
 inline EngineConfig config_of(const std::string& backend, uint64_t capacity_bytes,
                               uint64_t page_bytes = 64 * kKiB) {
   return {backend, "test", capacity_bytes, page_bytes};

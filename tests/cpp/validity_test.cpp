@@ -14,12 +14,6 @@ uint64_t environment(const char* name, uint64_t otherwise) {
   return text != nullptr ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
-class QuietStderr {
- public:
-  QuietStderr() { testing::internal::CaptureStderr(); }
-  ~QuietStderr() { testing::internal::GetCapturedStderr(); }
-};
-
 class RandomOperations : public testing::TestWithParam<Game> {
  protected:
   void count(const Player& player) {
