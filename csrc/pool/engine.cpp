@@ -88,9 +88,16 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   const StreamIndex stream = enter(handle);
   std::optional<Place> place;
   if (size <= capacity_bytes()) {
-    do {
-      place = place_anywhere(size, stream, stack_id);
-    } while (!place && wait_for_short_lived());
+    try {
+      do {
+        if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
+        if (!place) place = place_large(large_size(size), size, stream, stack_id);
+      } while (!place && wait_for_short_lived());
+    } catch (const Error& error) {
+      if (error.status() != Status::kOutOfMemory) throw;
+      place = place_in_what_is_held(size, stream, stack_id);
+      if (!place) throw;
+    }
   }
   if (!place) {
     ++counters_.failures;
@@ -100,21 +107,12 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   return base() + place->address;
 }
 
-std::optional<Engine::Place> Engine::place_anywhere(uint64_t size, StreamIndex stream,
-                                                    uint32_t stack_id) {
-  try {
-    std::optional<Place> place;
-    if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
-    if (!place) place = place_large(large_size(size), size, stream, stack_id);
-    return place;
-  } catch (const Error& error) {
-    if (error.status() != Status::kOutOfMemory) throw;
-    // Others have on the device what was given back to it: what is still held must do.
-    const std::optional<Place> place = place_stitched(size, stream, stack_id, Pick::kBacked);
-    if (!place) throw;
-    layout_mark_.toggle(place->address, large_size(size));
-    return place;
-  }
+/// Others have on the device what was given back to it: what is still held must do.
+std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, StreamIndex stream,
+                                                           uint32_t stack_id) {
+  const std::optional<Place> place = place_stitched(size, stream, stack_id, Pick::kBacked);
+  if (place) layout_mark_.toggle(place->address, large_size(size));
+  return place;
 }
 
 /// The last resort: streams that may be gone have freed memory, and no event tells when it is safe.

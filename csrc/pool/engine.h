@@ -138,7 +138,7 @@ class Engine {
     streams_.note_alive(stream);
     return stream;
   }
-  std::optional<Place> place_anywhere(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  std::optional<Place> place_in_what_is_held(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool wait_for_short_lived();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool open_chunk(StreamIndex stream);

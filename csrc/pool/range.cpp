@@ -5,6 +5,11 @@
 #include "base/bytes.h"
 
 namespace vramkit {
+namespace {
+
+constexpr int kFewNeighbours = 4;
+
+}  // namespace
 
 Range::Range(uint64_t limit_bytes, Streams& streams)
     : streams_(streams),
@@ -135,12 +140,30 @@ void Range::free_what_was_never_used() {
   insert_free(fresh);
 }
 
-/// In a few steps, however many streams' blocks it is made of.
 Stretch Range::stretch_around(BlockId id) const {
-  const BlockId before = taken_before(blocks_[id].offset);
-  const BlockId behind = taken_from(blocks_[id].end());
-  const uint64_t start = before != 0 ? blocks_[before].end() : 0;
-  return {start, (behind != 0 ? blocks_[behind].offset : end_) - start};
+  const uint64_t start = stretch_start(id);
+  return {start, stretch_end(id) - start};
+}
+
+/// Mostly a neighbour or two are free; where it is many, the map of starts knows the end.
+uint64_t Range::stretch_start(BlockId id) const {
+  for (int steps = 0; steps < kFewNeighbours; ++steps) {
+    const BlockId before = blocks_[id].prev;
+    if (before == 0 || !blocks_[before].is_free()) return blocks_[id].offset;
+    id = before;
+  }
+  const BlockId taken = taken_before(blocks_[id].offset);
+  return taken != 0 ? blocks_[taken].end() : 0;
+}
+
+uint64_t Range::stretch_end(BlockId id) const {
+  for (int steps = 0; steps < kFewNeighbours; ++steps) {
+    const BlockId behind = blocks_[id].next;
+    if (behind == 0 || !blocks_[behind].is_free()) return blocks_[id].end();
+    id = behind;
+  }
+  const BlockId taken = taken_from(blocks_[id].end());
+  return taken != 0 ? blocks_[taken].offset : end_;
 }
 
 /// The last block that is not free and starts before the offset, or 0.

@@ -114,6 +114,8 @@ class Range {
   BlockId split(BlockId id, uint64_t size);
   void free_what_was_never_used();
   Stretch stretch_around(BlockId id) const;
+  uint64_t stretch_start(BlockId id) const;
+  uint64_t stretch_end(BlockId id) const;
   BlockId taken_before(uint64_t offset) const;
   BlockId taken_from(uint64_t offset) const;
   BlockId taken_in(uint64_t granule) const;

@@ -7,7 +7,6 @@
 // that the last one did not need. Any other layout is new, and nothing is recalled in it.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -41,71 +40,49 @@ class LayoutMark {
 class Recall {
  public:
   /// `most`: how many requests are remembered, a power of two of at least 1024.
-  explicit Recall(size_t most) : most_(most / kWays), sets_(most_) {}
+  explicit Recall(size_t most) : most_sets_(most / kWays), sets_(most_sets_) {}
 
-  /// The place of the request that was known by this number. A few bits of it are not kept: what
-  /// is returned must be checked like any other place.
+  /// The place of the request that was known by this number.
   std::optional<uint64_t> find(uint64_t request) const;
-  /// Places are multiples of 512, or ~0.
   void note(uint64_t request, uint64_t place);
 
   uint64_t metadata_bytes() const { return noted_ > 0 ? count_ * sizeof(Set) : 0; }
 
  private:
-  static constexpr size_t kWays = 8;
-  static constexpr int kFewestBits = 7;  // of a request, that choose a set of the smallest table
-  static constexpr int kPlaceBits = 40;
-  static constexpr uint64_t kPlaceMask = (uint64_t{1} << kPlaceBits) - 1;
+  static constexpr size_t kWays = 4;
+  static constexpr size_t kFewestSets = 256;
 
-  /// The 24 bits of a request that follow the fewest bits, above the place in units of 512 bytes.
-  using Entry = uint64_t;
+  struct Entry {
+    uint64_t request;  // 0 in an entry without one: a place that is checked like any other
+    uint64_t place;
+  };
   struct alignas(64) Set {
     std::array<Entry, kWays> entries;  // the latest first
   };
 
-  static uint64_t tag_of(uint64_t request) { return request >> kFewestBits << kPlaceBits; }
-  static bool has_tag(Entry entry, uint64_t tag) { return ((entry ^ tag) >> kPlaceBits) == 0; }
   void grow();
 
-  size_t most_;
-  size_t count_ = size_t{1} << kFewestBits;
+  size_t most_sets_;
+  size_t count_ = kFewestSets;
   size_t noted_ = 0;     // requests that were new
   LazyArray<Set> sets_;  // by the request's last bits
 };
 
 inline std::optional<uint64_t> Recall::find(uint64_t request) const {
-  const uint64_t tag = tag_of(request);
-  for (const Entry entry : sets_[request & (count_ - 1)].entries) {
-    if (!has_tag(entry, tag)) continue;
-    const uint64_t place = entry & kPlaceMask;
-    return place == kPlaceMask ? ~uint64_t{0} : place * kAlignment;
+  for (const Entry& entry : sets_[request & (count_ - 1)].entries) {
+    if (entry.request == request) return entry.place;
   }
   return std::nullopt;
 }
 
 inline void Recall::note(uint64_t request, uint64_t place) {
-  const uint64_t tag = tag_of(request);
   auto& entries = sets_[request & (count_ - 1)].entries;
   size_t at = 0;
-  while (at < kWays - 1 && !has_tag(entries[at], tag)) ++at;
-  const bool is_new = !has_tag(entries[at], tag);
+  while (at < kWays - 1 && entries[at].request != request) ++at;
+  const bool is_new = entries[at].request != request;
   for (; at > 0; --at) entries[at] = entries[at - 1];
-  entries[0] = tag | (place / kAlignment & kPlaceMask);
-  if (is_new && ++noted_ > count_ * kWays / 2 && count_ < most_) grow();
-}
-
-/// Doubles the table. Sets behind its end are empty.
-inline void Recall::grow() {
-  for (size_t i = 0; i < count_; ++i) {
-    auto& low = sets_[i].entries;
-    auto& high = sets_[i + count_].entries;
-    const auto goes = [this](Entry entry) {
-      return (entry >> kPlaceBits << kFewestBits & count_) != 0;
-    };
-    std::copy_if(low.begin(), low.end(), high.begin(), goes);
-    std::fill(std::remove_if(low.begin(), low.end(), goes), low.end(), Entry{0});
-  }
-  count_ *= 2;
+  entries[0] = {request, place};
+  if (is_new && ++noted_ > count_ * kWays / 2 && count_ < most_sets_) grow();
 }
 
 }  // namespace vramkit
