@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace vramkit {
 
@@ -79,6 +80,9 @@ class Backend {
   /// From now on what is mapped is mapped for that device too, until it is taken back;
   /// `grant_peers` does so for what was.
   virtual void add_peer(int) {}
+  /// Devices that the process uses and that could access this one's memory: they may have been
+  /// given access before there was a pool, which cannot be asked.
+  virtual std::vector<int> peers_in_use() const { return {}; }
   virtual void remove_peer(int) {}
   virtual void grant_peers(uint64_t, uint64_t) {}
 

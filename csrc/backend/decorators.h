@@ -44,6 +44,7 @@ class Decorator : public Backend {
   bool event_done(Event event) override { return inner_->event_done(event); }
   void stream_wait(uint64_t stream, Event event) override { inner_->stream_wait(stream, event); }
   void synchronize(Event event) override { inner_->synchronize(event); }
+  std::vector<int> peers_in_use() const override { return inner_->peers_in_use(); }
   void synchronize_all() override { inner_->synchronize_all(); }
   void release_event(Event event) override { inner_->release_event(event); }
   void discard_in_child(uint64_t address, uint64_t bytes) override {

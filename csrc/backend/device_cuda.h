@@ -30,6 +30,7 @@ class CudaDevice : public Backend {
 
  protected:
   cuda::Context context() const { return context_; }
+  cuda::Device handle() const { return handle_; }
   int attribute(int which) const;
 
  private:

@@ -30,6 +30,8 @@ Driver open_driver() {
   look_up(library, "cuDeviceTotalMem_v2", d.device_memory);
   look_up(library, "cuMemGetInfo_v2", d.memory_info);
   look_up(library, "cuDevicePrimaryCtxRetain", d.context_retain);
+  look_up(library, "cuDevicePrimaryCtxGetState", d.context_state);
+  look_up(library, "cuDeviceCanAccessPeer", d.can_access_peer);
   look_up(library, "cuDevicePrimaryCtxRelease_v2", d.context_release);
   look_up(library, "cuCtxPushCurrent_v2", d.context_push);
   look_up(library, "cuCtxPopCurrent_v2", d.context_pop);

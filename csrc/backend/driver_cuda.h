@@ -65,6 +65,8 @@ struct Driver {
   Result (*memory_info)(size_t*, size_t*);
   Result (*context_retain)(Context*, Device);
   Result (*context_release)(Device);
+  Result (*context_state)(Device, unsigned*, int*);
+  Result (*can_access_peer)(int*, Device, Device);
   Result (*context_push)(Context);
   Result (*context_pop)(Context*);
   Result (*context_synchronize)();

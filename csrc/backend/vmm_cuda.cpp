@@ -160,6 +160,25 @@ void CudaVmmBackend::add_peer(int device) {
   if (std::find(peers_.begin(), peers_.end(), device) == peers_.end()) peers_.push_back(device);
 }
 
+std::vector<int> CudaVmmBackend::peers_in_use() const {
+  int count = 0;
+  check(driver().device_count(&count), "cuDeviceGetCount");
+  std::vector<int> peers;
+  for (int ordinal = 0; ordinal < count; ++ordinal) {
+    cuda::Device peer = 0;
+    unsigned flags = 0;
+    int active = 0;
+    int access = 0;
+    check(driver().device_get(&peer, ordinal), "cuDeviceGet");
+    if (peer == handle()) continue;
+    check(driver().context_state(peer, &flags, &active), "cuDevicePrimaryCtxGetState");
+    if (active == 0) continue;
+    check(driver().can_access_peer(&access, peer, handle()), "cuDeviceCanAccessPeer");
+    if (access != 0) peers.push_back(ordinal);
+  }
+  return peers;
+}
+
 void CudaVmmBackend::remove_peer(int device) { std::erase(peers_, device); }
 
 void CudaVmmBackend::grant_peers(uint64_t address, uint64_t pages) {

@@ -36,6 +36,7 @@ class CudaVmmBackend : public CudaDevice {
   void map(uint64_t address, PageRun run) override;
   void unmap(uint64_t address, PageRun run) override;
   void add_peer(int device) override;
+  std::vector<int> peers_in_use() const override;
   void remove_peer(int device) override;
   void grant_peers(uint64_t address, uint64_t pages) override;
 

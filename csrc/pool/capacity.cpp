@@ -170,6 +170,19 @@ void Engine::add_peer(int device) {
   }
 }
 
+void Engine::add_peers_in_use() {
+  const std::vector<int> peers = backend_->peers_in_use();
+  if (!peers.empty()) pages_.need_home({0, 1});  // or it would show only later that one cannot
+  for (const int peer : peers) {
+    try {
+      add_peer(peer);
+    } catch (const Error& error) {
+      report("%s: cuda:%d cannot access the pool's memory directly: %s", label_.c_str(), peer,
+             error.what());
+    }
+  }
+}
+
 uint64_t Engine::trim() {
   if (!backend_->has_own_addresses()) return 0;  // its owner holds the memory
   stop_backing_ahead();                          // or what is given back would be taken again

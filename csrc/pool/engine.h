@@ -84,6 +84,8 @@ class Engine {
   int device() const { return backend_->device(); }
   /// Lets another device access the memory, as it can access this device's other memory.
   void add_peer(int device);
+  /// Lets those that the process uses. One that cannot is reported, and harms nothing.
+  void add_peers_in_use();
 
   uint64_t base() const { return backend_->base(); }
   uint64_t address_bytes() const {

@@ -21,6 +21,7 @@ Registry& Registry::instance() {
 Pool* Registry::create(const PoolConfig& config) {
   close_abandoned();
   auto pool = std::make_unique<Pool>(config);
+  pool->inspect([](Engine& engine) { engine.add_peers_in_use(); });
   const std::lock_guard guard(mutex_);
   size_t slot = 0;
   while (slot < kMaxPools && pools_[slot].load(std::memory_order_relaxed) != nullptr) ++slot;

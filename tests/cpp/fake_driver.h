@@ -14,7 +14,8 @@
 
 namespace vramkit {
 
-/// One device of 100 pages of 2 MiB that has peers; work is done at once. Not thread-safe.
+/// One device of 100 pages of 2 MiB, and others that are only peers of it; work is done at once.
+/// Not thread-safe.
 struct FakeGpu {
   static constexpr uint64_t kPage = 2 * kMiB;
   static constexpr cuda::Result kInvalidValue = 1;
@@ -33,6 +34,8 @@ struct FakeGpu {
   std::set<uint64_t> capturing;        // streams
   std::set<uint64_t> destroyed;        // streams
   std::set<int> bad_peers;
+  std::set<int> peers_in_use;   // with a context
+  std::set<int> distant_peers;  // without access
   bool context_gone = false;
   uint64_t device_waits = 0;
   uint64_t last = 0;
@@ -73,7 +76,7 @@ inline void FakeGpu::add_device(cuda::Driver& d) {
     return cuda::kSuccess;
   };
   d.device_count = [](int* count) {
-    *count = 1;
+    *count = 5;
     return cuda::kSuccess;
   };
   d.device_attribute = [](int* value, int, cuda::Device) {
@@ -94,6 +97,14 @@ inline void FakeGpu::add_device(cuda::Driver& d) {
 inline void FakeGpu::add_context(cuda::Driver& d) {
   d.context_retain = [](cuda::Context*, cuda::Device) { return cuda::kSuccess; };
   d.context_release = [](cuda::Device) { return cuda::kSuccess; };
+  d.context_state = [](cuda::Device device, unsigned*, int* active) {
+    *active = device == 0 || instance().peers_in_use.contains(device) ? 1 : 0;
+    return cuda::kSuccess;
+  };
+  d.can_access_peer = [](int* access, cuda::Device peer, cuda::Device) {
+    *access = instance().distant_peers.contains(peer) ? 0 : 1;
+    return cuda::kSuccess;
+  };
   d.context_push = [](cuda::Context) { return instance().context_gone ? 201 : cuda::kSuccess; };
   d.context_pop = [](cuda::Context*) { return cuda::kSuccess; };
   d.context_synchronize = [] {

@@ -127,6 +127,27 @@ TEST_F(VmmCuda, PoolsThatAreMadeLaterAreGrantedToPeersToo) {
   pool->close();
 }
 
+TEST_F(VmmCuda, PeersThatAreInUseAreGrantedTheFirstPoolToo) {
+  gpu_.peers_in_use = {1, 2, 4};
+  gpu_.distant_peers = {1};
+  gpu_.bad_peers = {4};
+  testing::internal::CaptureStderr();
+  Pool* pool = Registry::instance().create({{"cuda:0", "test", 20 * kPage, kPage}, false, false});
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("cuda:4 cannot access"), std::string::npos);
+  uint64_t address = 0;
+  ASSERT_EQ(pool->allocate(20 * kPage, 0, 0, &address), Status::kOk);
+  pool->inspect([this](Engine&) {  // the background is not in the driver
+    EXPECT_EQ(gpu_.mappings.size(), 20U);
+    for (const auto& [at, mapping] : gpu_.mappings) {
+      EXPECT_TRUE(mapping.accessible_from.contains(2));
+      EXPECT_FALSE(mapping.accessible_from.contains(1));
+      EXPECT_FALSE(mapping.accessible_from.contains(4));
+    }
+  });
+  pool->release_block(address);
+  pool->close();
+}
+
 TEST_F(VmmCuda, AnEventOnACapturedStreamIsNotKept) {
   Engine pool = engine(20);
   const uint64_t address = pool.allocate(20 * kPage, 8, 0);
