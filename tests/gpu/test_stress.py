@@ -5,9 +5,12 @@ on the device right before it is freed. For a long run, or under compute-sanitiz
 VRAMKIT_STRESS_STEPS.
 """
 
+import gc
 import os
 import random
 import time
+import weakref
+from types import FrameType
 
 import pytest
 import torch
@@ -30,6 +33,7 @@ class _Run:
         self.wrong = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in self.streams]
         self.refused = 0
         self.next_seed = 0
+        self.seen: list[weakref.ref[torch.Tensor]] = []
 
     def allocate(self) -> None:
         stream = self.random.choice(self.streams)
@@ -46,6 +50,7 @@ class _Run:
             self.next_seed += 1
             fill_pattern_(tensor, seed=self.next_seed)
         self.live.append((tensor, self.next_seed, stream))
+        self.seen.append(weakref.ref(tensor))
 
     def free(self) -> None:
         if not self.live:
@@ -71,6 +76,21 @@ class _Run:
         torch.cuda.synchronize()
         return sum(int(count) for count in self.wrong)
 
+    def holders(self) -> list[str]:
+        """Who still holds tensors that were dropped here: their frees cannot have come yet."""
+        found = []
+        for reference in self.seen:
+            tensor = reference()
+            if tensor is None:
+                continue
+            others = [
+                type(each).__name__
+                for each in gc.get_referrers(tensor)
+                if not isinstance(each, FrameType)
+            ]
+            found.append(f"{tensor.numel()} bytes: {others or 'nobody in Python'}")
+        return found
+
 
 @pytest.mark.parametrize("page", ["2MiB", "4MiB"])
 def test_patterns_over_eight_streams(page: str) -> None:
@@ -91,6 +111,7 @@ def test_patterns_over_eight_streams(page: str) -> None:
                 pool.trim()
         wrong = run.finish()
     assert wrong == 0
+    assert run.holders() == []
     stats = pool.stats()
     assert stats.live_blocks == 0
     if STEPS >= 3000:
