@@ -28,6 +28,10 @@ def core() -> CorePool:
 class _Stream:
     def __init__(self, handle: int) -> None:
         self.ptr = handle
+        self.waits = 0
+
+    def synchronize(self) -> None:
+        self.waits += 1
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return (0, self.ptr)
@@ -78,6 +82,15 @@ def test_the_stream_of_a_free_has_the_memory(core: CorePool, rmm: None) -> None:
     free(second, 7 * MIB, _Stream(2000))
     allocate(7 * MIB, _Stream(1000))
     assert core.stats()["cross_stream_waits"] == 1
+
+
+def test_the_per_thread_default_stream_of_a_free_is_waited_for(core: CorePool, rmm: None) -> None:
+    allocate, free = rmm_resource(StreamMemory(core, keeper=None))  # type: ignore[misc]
+    per_thread, default = _Stream(2), _Stream(0)
+    free(allocate(7 * MIB, default), 7 * MIB, per_thread)
+    free(allocate(7 * MIB, default), 7 * MIB, default)
+    assert (per_thread.waits, default.waits) == (1, 0)
+    assert core.stats()["live_blocks"] == 0
 
 
 def test_a_small_block_waits_for_the_stream_of_its_free(core: CorePool, rmm: None) -> None:

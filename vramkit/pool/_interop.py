@@ -88,7 +88,12 @@ def rmm_resource(memory: StreamMemory) -> "rmm.mr.CallbackMemoryResource":
         return memory.allocate(size_bytes, stream.__cuda_stream__()[1])
 
     def free(address: int, _size_bytes: int, stream: "rmm.pylibrmm.stream.Stream") -> None:
-        memory.free(address, stream.__cuda_stream__()[1])
+        handle = stream.__cuda_stream__()[1]
+        if handle == _PER_THREAD_DEFAULT:
+            # The pool could not wait for it later: then the handle may stand for another one.
+            stream.synchronize()
+            handle = _DEFAULT
+        memory.free(address, handle)
 
     return rmm_module().mr.CallbackMemoryResource(allocate, free)
 
