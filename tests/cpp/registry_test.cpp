@@ -276,6 +276,13 @@ TEST(Fork, FreePagesThatStandAtAnAliasAreNotCopied) {
   pool->close();
 }
 
+/// AddressSanitizer's heap may be locked for good in a child that is forked under other threads.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kChildHasHeap = false;
+#else
+constexpr bool kChildHasHeap = true;
+#endif
+
 TEST(Fork, NeverDeadlocksUnderAllocatingThreads) {
   Pool* pool = make_pool();
   std::atomic<bool> stop = false;
@@ -294,10 +301,9 @@ TEST(Fork, NeverDeadlocksUnderAllocatingThreads) {
   for (int i = 0; i < 100; ++i) {
     failed += in_child([&] {
                 uint64_t address = 0;
-                const Status status = pool->allocate(100, 0, 0, &address);
-                Pool* own = make_pool("null");
-                const bool own_works = own->allocate(100, 0, 0, &address) == Status::kOk;
-                return status == Status::kForked && own_works;
+                if (pool->allocate(100, 0, 0, &address) != Status::kForked) return false;
+                if (!kChildHasHeap) return true;
+                return make_pool("null")->allocate(100, 0, 0, &address) == Status::kOk;
               }) != 0;
   }
   stop = true;
