@@ -188,6 +188,21 @@ def test_cupy_s_streams_live_as_long_as_their_blocks(
     assert gone == [0]
 
 
+def test_a_free_by_cupy_never_raises_either(
+    core: CorePool, current_stream: list[_Stream], capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = cupy_allocator(StreamMemory(core, keeper=None), 3)(MIB)
+    core.free(memory.ptr)
+    del memory
+    gc.collect()
+    assert "freed before" in capsys.readouterr().err
+    other = cupy_allocator(StreamMemory(core, keeper=None), 3)(MIB)
+    other.ptr += 512
+    del other
+    gc.collect()
+    assert "inside the live block" in capsys.readouterr().err
+
+
 def test_cupy_on_another_device_is_refused(core: CorePool, current_stream: list[_Stream]) -> None:
     allocate = cupy_allocator(StreamMemory(core, keeper=None), 1)
     with pytest.raises(

@@ -124,8 +124,8 @@ def cupy_allocator(
     def free(address: int, _device: int) -> None:
         # The block's own stream counts, as in CuPy's own pool: at a free the current one means
         # nothing. Taken out first: once it is free, another thread may get the address.
-        stream = streams.pop(address)
-        memory.free(address, stream.ptr)
+        stream = streams.pop(address, None)
+        memory.free(address, stream.ptr if stream is not None else _DEFAULT)
         del stream
 
     allocator: Callable[[int], cupy.cuda.MemoryPointer] = cuda.PythonFunctionAllocator(
