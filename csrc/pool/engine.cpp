@@ -144,19 +144,20 @@ bool Engine::open_chunk(StreamIndex stream) {
   if (chunk == Spans::kNoOffset) spans_.give_back_chunks();
   if (chunk == Spans::kNoOffset || place != chunk) {
     const uint64_t bytes = spans_.chunk_bytes();
-    const bool free = place && *place % bytes == 0 && can_take(*place, bytes, stream);
+    const bool free = place && *place % bytes == 0 && can_take_settled(*place, bytes, stream);
     if (free || chunk == Spans::kNoOffset) chunk = add_chunk(free ? place : std::nullopt, stream);
   }
   recall_.note(request, chunk);
   return chunk != Spans::kNoOffset;
 }
 
-/// Makes a chunk at the place, which is free, or wherever there is room. Returns its offset, or
+/// Makes a chunk at the place, if that is free, or wherever there is room. Returns its offset, or
 /// kNoOffset.
 uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
   const uint64_t bytes = spans_.chunk_bytes();
   spans_.give_back_chunks();  // or a slot could be taken in another
-  if (!place) {
+  // What was given back may have merged with the place, and not be to be had.
+  if (!place || !can_take(*place, bytes, stream)) {
     const BlockId hole = range_.find_aligned(bytes, bytes, stream);
     if (hole == 0) return Spans::kNoOffset;
     place = align_up(range_[hole].offset, bytes);
@@ -174,7 +175,6 @@ uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
 
 /// Takes free memory that the stream may wait for, or need not.
 BlockId Engine::take_stretch(uint64_t place, uint64_t size, BlockState state, StreamIndex stream) {
-  if (!needs_no_wait(place, size, stream)) settle();
   wait_for_stretch(place, size, stream);
   return range_.take(place, size, state);
 }
@@ -215,10 +215,9 @@ std::optional<Engine::Place> Engine::place_as_before(uint64_t request, uint64_t 
   return finish_large(block, requested, stream, stack_id);
 }
 
-bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested,
-                          StreamIndex stream) const {
+bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream) {
   const uint64_t home_bytes = layout_.home_pages * page_bytes();
-  if (place < home_bytes) return can_take(place, size, stream);
+  if (place < home_bytes) return can_take_settled(place, size, stream);
   const uint64_t page = (place - home_bytes) / page_bytes();
   const uint64_t pages = ceil_div(requested, page_bytes());
   const AliasId id = aliases_.at(page);
@@ -365,6 +364,13 @@ bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const 
     if (!block.is_free() || !streams_.obtainable(stream, block.tag(), may_wait)) return false;
     if (block.end() >= offset + size) return true;
   }
+}
+
+/// The same, after a look at which work is done where a wait would be needed. Judged again after
+/// that: what has merged is to be had no earlier than the last of its parts.
+bool Engine::can_take_settled(uint64_t offset, uint64_t size, StreamIndex stream) {
+  if (!can_take(offset, size, stream)) return false;
+  return needs_no_wait(offset, size, stream) || !settle() || can_take(offset, size, stream);
 }
 
 /// No wait is needed to take it, which is free. Where waits are possible, judged by the order of

@@ -150,7 +150,7 @@ class Engine {
                                    uint32_t stack_id);
   std::optional<Place> place_as_before(uint64_t request, uint64_t size, uint64_t requested,
                                        StreamIndex stream, uint32_t stack_id);
-  bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream) const;
+  bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream);
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
   bool tight() const;
@@ -165,6 +165,7 @@ class Engine {
   bool pages_free(PageRun run, StreamIndex stream) const;
   bool needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const;
   bool can_take(uint64_t offset, uint64_t size, StreamIndex stream) const;
+  bool can_take_settled(uint64_t offset, uint64_t size, StreamIndex stream);
   void wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream);
   bool room_for_alias(uint64_t pages);
   bool settle();
