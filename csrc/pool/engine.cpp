@@ -92,7 +92,8 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
       do {
         if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
         if (!place) place = place_large(large_size(size), size, stream, stack_id);
-      } while (!place && wait_for_short_lived());
+        // Looking which work is done may have emptied chunks.
+      } while (!place && (spans_.has_empty_chunk() || wait_for_short_lived()));
     } catch (const Error& error) {
       if (error.status() != Status::kOutOfMemory) throw;
       place = place_in_what_is_held(size, stream, stack_id);

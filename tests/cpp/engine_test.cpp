@@ -315,6 +315,16 @@ TEST(Engine, SmallBlocksAreFreeAfterAWaitForRoomForAnAlias) {
   pool.check_valid();
 }
 
+TEST(Engine, ChunksThatFallEmptyDuringARequestServeIt) {
+  JudgedEngine pool(8);
+  const uint64_t small = pool.allocate(100, 0);
+  pool.record_stream(small, 1);
+  pool.free(small);
+  while (pool.device().streams().advance(0) || pool.device().streams().advance(1)) {
+  }
+  EXPECT_NE(pool.allocate(8 * kPage, 0), 0U);
+}
+
 /// A device of which others have all that the pool does not hold, while `full`.
 struct FullDevice : Decorator {
   using Decorator::Decorator;
