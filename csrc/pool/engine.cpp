@@ -96,7 +96,9 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
       } while (!place && (spans_.has_empty_chunk() || wait_for_short_lived()));
     } catch (const Error& error) {
       if (error.status() != Status::kOutOfMemory) throw;
-      place = place_in_what_is_held(size, stream, stack_id);
+      do {
+        place = place_in_what_is_held(size, stream, stack_id);
+      } while (!place && wait_for_short_lived());
       if (!place) throw;
     }
   }
@@ -111,9 +113,31 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
 /// Others have on the device what was given back to it: what is still held must do.
 std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, StreamIndex stream,
                                                            uint32_t stack_id) {
-  const std::optional<Place> place = place_stitched(size, stream, stack_id, Pick::kBacked);
-  if (place) layout_mark_.toggle(place->address, large_size(size));
+  const uint64_t bytes = large_size(size);
+  std::optional<Place> place;
+  if (const std::optional<uint64_t> hole = find_backed(bytes, stream)) {
+    const BlockId block = take_stretch(*hole, bytes, BlockState::kLive, stream);
+    place = finish_large(block, size, stream, stack_id);
+  } else {
+    place = place_stitched(size, stream, stack_id, Pick::kBacked);
+  }
+  if (place) layout_mark_.toggle(place->address, bytes);
   return place;
+}
+
+/// Where the smallest hole begins, or ends, with so much memory.
+std::optional<uint64_t> Engine::find_backed(uint64_t size, StreamIndex stream) const {
+  const bool may_wait = streams_.events_allowed();
+  const auto place_in = [&](const Block& hole) -> std::optional<uint64_t> {
+    for (const uint64_t offset : {hole.offset, hole.end() - size}) {
+      if (pages_.backed(pages_under(offset, size))) return offset;
+    }
+    return std::nullopt;
+  };
+  const BlockId hole = range_.find_any(size, [&](BlockId id) {
+    return streams_.obtainable(stream, range_[id].tag(), may_wait) && place_in(range_[id]);
+  });
+  return hole != 0 ? place_in(range_[hole]) : std::nullopt;
 }
 
 /// The last resort: streams that may be gone have freed memory, and no event tells when it is safe.
@@ -165,7 +189,7 @@ uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
   }
   const BlockId block = take_stretch(*place, bytes, BlockState::kChunk, stream);
   try {
-    pages_.need_home(pages_under(range_[block]));
+    pages_.need_home(pages_under(*place, bytes));
   } catch (...) {
     range_.release(block, streams_.tag_freed(stream, 0));
     throw;
@@ -294,7 +318,7 @@ Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex s
   Block& block = range_[id];
   block.stream = stream;
   try {
-    pages_.need_home(pages_under(block));
+    pages_.need_home(pages_under(block.offset, block.size));
   } catch (...) {
     range_.release(id, streams_.tag_freed(stream, 0));
     throw;
@@ -307,7 +331,9 @@ Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex s
 std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIndex stream,
                                                     uint32_t stack_id, Pick pick) {
   const uint64_t pages = ceil_div(requested, page_bytes());
-  AliasId id = aliases_.find(pages, [&](PageRun run) { return pages_free(run, stream); });
+  AliasId id = aliases_.find(pages, [&](PageRun run) {
+    return pages_free(run, stream) && (pick == Pick::kAny || pages_.backed(run));
+  });
   const bool mapped_before = id != 0;
   if (!mapped_before) {
     const std::vector<PageRun> runs = choose_pages(pages, stream, pick);
@@ -428,9 +454,9 @@ void Engine::drain() {
   if (spans_.give_back_chunks()) streams_.drain();
 }
 
-PageRun Engine::pages_under(const Block& block) const {
-  const uint64_t first = block.offset >> page_shift_;
-  return {first, ((block.end() - 1) >> page_shift_) + 1 - first};
+PageRun Engine::pages_under(uint64_t offset, uint64_t size) const {
+  const uint64_t first = offset >> page_shift_;
+  return {first, ((offset + size - 1) >> page_shift_) + 1 - first};
 }
 
 }  // namespace vramkit

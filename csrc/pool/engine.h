@@ -132,7 +132,7 @@ class Engine {
   /// Which free pages a stitched block may take.
   enum class Pick : uint8_t { kAny, kBacked };
 
-  PageRun pages_under(const Block& block) const;
+  PageRun pages_under(uint64_t offset, uint64_t size) const;
   /// The stream that a call names.
   StreamIndex enter(uint64_t handle) {
     const StreamIndex stream = streams_.index_of(handle);
@@ -141,6 +141,7 @@ class Engine {
     return stream;
   }
   std::optional<Place> place_in_what_is_held(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  std::optional<uint64_t> find_backed(uint64_t size, StreamIndex stream) const;
   bool wait_for_short_lived();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool open_chunk(StreamIndex stream);
