@@ -12,7 +12,7 @@ namespace {
 
 // How many requests are remembered.
 constexpr uint64_t kCapacityARequest = 128 * kKiB;
-constexpr uint64_t kFewestRequests = 1024;
+constexpr uint64_t kFewestRequests = 16384;
 constexpr uint64_t kMostRequests = 65536;
 
 size_t requests_to_remember(uint64_t capacity_bytes) {
