@@ -18,21 +18,27 @@ std::vector<PageRun> Engine::free_pages() const {
   return runs;
 }
 
-/// What a stream can have of them, after a wait perhaps.
+/// What a stream can have of them, after a wait perhaps. In one walk: there may be many blocks that
+/// it cannot have.
 std::vector<PageRun> Engine::obtainable_pages(StreamIndex stream) const {
+  const bool may_wait = streams_.events_allowed();
   std::vector<PageRun> runs;
-  for (const PageRun& run : free_pages()) {
-    if (pages_free(run, stream)) {
-      runs.push_back(run);
-      continue;
+  uint64_t start = 0;
+  uint64_t end = 0;
+  const auto add = [&] {
+    const uint64_t first = ceil_div(start, page_bytes());
+    if (end / page_bytes() > first) runs.push_back({first, end / page_bytes() - first});
+  };
+  for (BlockId id = range_.first(); id != 0; id = range_[id].next) {
+    const Block& block = range_[id];
+    if (!block.is_free() || !streams_.obtainable(stream, block.tag(), may_wait)) continue;
+    if (block.offset != end) {
+      add();
+      start = block.offset;
     }
-    for (uint64_t page = run.first; page < run.first + run.count; ++page) {
-      if (!pages_free({page, 1}, stream)) continue;
-      const bool follows = !runs.empty() && runs.back().first + runs.back().count == page;
-      if (follows) ++runs.back().count;
-      if (!follows) runs.push_back({page, 1});
-    }
+    end = block.end();
   }
+  add();
   return runs;
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 // How many requests are remembered.
 constexpr uint64_t kCapacityARequest = 128 * kKiB;
-constexpr uint64_t kFewestRequests = 1024;
+constexpr uint64_t kFewestRequests = 16384;
 constexpr uint64_t kMostRequests = 65536;
 
 size_t requests_to_remember(uint64_t capacity_bytes) {
@@ -92,10 +92,13 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
       do {
         if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
         if (!place) place = place_large(large_size(size), size, stream, stack_id);
-      } while (!place && wait_for_short_lived());
+        // Looking which work is done may have emptied chunks.
+      } while (!place && (spans_.has_empty_chunk() || wait_for_short_lived()));
     } catch (const Error& error) {
       if (error.status() != Status::kOutOfMemory) throw;
-      place = place_in_what_is_held(size, stream, stack_id);
+      do {
+        place = place_in_what_is_held(size, stream, stack_id);
+      } while (!place && wait_for_short_lived());
       if (!place) throw;
     }
   }
@@ -110,9 +113,31 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
 /// Others have on the device what was given back to it: what is still held must do.
 std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, StreamIndex stream,
                                                            uint32_t stack_id) {
-  const std::optional<Place> place = place_stitched(size, stream, stack_id, Pick::kBacked);
-  if (place) layout_mark_.toggle(place->address, large_size(size));
+  const uint64_t bytes = large_size(size);
+  std::optional<Place> place;
+  if (const std::optional<uint64_t> hole = find_backed(bytes, stream)) {
+    const BlockId block = take_stretch(*hole, bytes, BlockState::kLive, stream);
+    place = finish_large(block, size, stream, stack_id);
+  } else {
+    place = place_stitched(size, stream, stack_id, Pick::kBacked);
+  }
+  if (place) layout_mark_.toggle(place->address, bytes);
   return place;
+}
+
+/// Where the smallest hole begins, or ends, with so much memory.
+std::optional<uint64_t> Engine::find_backed(uint64_t size, StreamIndex stream) const {
+  const bool may_wait = streams_.events_allowed();
+  const auto place_in = [&](const Block& hole) -> std::optional<uint64_t> {
+    for (const uint64_t offset : {hole.offset, hole.end() - size}) {
+      if (pages_.backed(pages_under(offset, size))) return offset;
+    }
+    return std::nullopt;
+  };
+  const BlockId hole = range_.find_any(size, [&](BlockId id) {
+    return streams_.obtainable(stream, range_[id].tag(), may_wait) && place_in(range_[id]);
+  });
+  return hole != 0 ? place_in(range_[hole]) : std::nullopt;
 }
 
 /// The last resort: streams that may be gone have freed memory, and no event tells when it is safe.
@@ -144,26 +169,27 @@ bool Engine::open_chunk(StreamIndex stream) {
   if (chunk == Spans::kNoOffset) spans_.give_back_chunks();
   if (chunk == Spans::kNoOffset || place != chunk) {
     const uint64_t bytes = spans_.chunk_bytes();
-    const bool free = place && *place % bytes == 0 && can_take(*place, bytes, stream);
+    const bool free = place && *place % bytes == 0 && can_take_settled(*place, bytes, stream);
     if (free || chunk == Spans::kNoOffset) chunk = add_chunk(free ? place : std::nullopt, stream);
   }
   recall_.note(request, chunk);
   return chunk != Spans::kNoOffset;
 }
 
-/// Makes a chunk at the place, which is free, or wherever there is room. Returns its offset, or
+/// Makes a chunk at the place, if that is free, or wherever there is room. Returns its offset, or
 /// kNoOffset.
 uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
   const uint64_t bytes = spans_.chunk_bytes();
   spans_.give_back_chunks();  // or a slot could be taken in another
-  if (!place) {
+  // What was given back may have merged with the place, and not be to be had.
+  if (!place || !can_take(*place, bytes, stream)) {
     const BlockId hole = range_.find_aligned(bytes, bytes, stream);
     if (hole == 0) return Spans::kNoOffset;
     place = align_up(range_[hole].offset, bytes);
   }
   const BlockId block = take_stretch(*place, bytes, BlockState::kChunk, stream);
   try {
-    pages_.need_home(pages_under(range_[block]));
+    pages_.need_home(pages_under(*place, bytes));
   } catch (...) {
     range_.release(block, streams_.tag_freed(stream, 0));
     throw;
@@ -174,7 +200,6 @@ uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
 
 /// Takes free memory that the stream may wait for, or need not.
 BlockId Engine::take_stretch(uint64_t place, uint64_t size, BlockState state, StreamIndex stream) {
-  if (!needs_no_wait(place, size, stream)) settle();
   wait_for_stretch(place, size, stream);
   return range_.take(place, size, state);
 }
@@ -215,10 +240,9 @@ std::optional<Engine::Place> Engine::place_as_before(uint64_t request, uint64_t 
   return finish_large(block, requested, stream, stack_id);
 }
 
-bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested,
-                          StreamIndex stream) const {
+bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream) {
   const uint64_t home_bytes = layout_.home_pages * page_bytes();
-  if (place < home_bytes) return can_take(place, size, stream);
+  if (place < home_bytes) return can_take_settled(place, size, stream);
   const uint64_t page = (place - home_bytes) / page_bytes();
   const uint64_t pages = ceil_div(requested, page_bytes());
   const AliasId id = aliases_.at(page);
@@ -294,7 +318,7 @@ Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex s
   Block& block = range_[id];
   block.stream = stream;
   try {
-    pages_.need_home(pages_under(block));
+    pages_.need_home(pages_under(block.offset, block.size));
   } catch (...) {
     range_.release(id, streams_.tag_freed(stream, 0));
     throw;
@@ -307,7 +331,9 @@ Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex s
 std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIndex stream,
                                                     uint32_t stack_id, Pick pick) {
   const uint64_t pages = ceil_div(requested, page_bytes());
-  AliasId id = aliases_.find(pages, [&](PageRun run) { return pages_free(run, stream); });
+  AliasId id = aliases_.find(pages, [&](PageRun run) {
+    return pages_free(run, stream) && (pick == Pick::kAny || pages_.backed(run));
+  });
   const bool mapped_before = id != 0;
   if (!mapped_before) {
     const std::vector<PageRun> runs = choose_pages(pages, stream, pick);
@@ -367,6 +393,13 @@ bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const 
   }
 }
 
+/// The same, after a look at which work is done where a wait would be needed. Judged again after
+/// that: what has merged is to be had no earlier than the last of its parts.
+bool Engine::can_take_settled(uint64_t offset, uint64_t size, StreamIndex stream) {
+  if (!can_take(offset, size, stream)) return false;
+  return needs_no_wait(offset, size, stream) || !settle() || can_take(offset, size, stream);
+}
+
 /// No wait is needed to take it, which is free. Where waits are possible, judged by the order of
 /// streams alone: the layout of a repeated step must not depend on timing.
 bool Engine::needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const {
@@ -421,9 +454,9 @@ void Engine::drain() {
   if (spans_.give_back_chunks()) streams_.drain();
 }
 
-PageRun Engine::pages_under(const Block& block) const {
-  const uint64_t first = block.offset >> page_shift_;
-  return {first, ((block.end() - 1) >> page_shift_) + 1 - first};
+PageRun Engine::pages_under(uint64_t offset, uint64_t size) const {
+  const uint64_t first = offset >> page_shift_;
+  return {first, ((offset + size - 1) >> page_shift_) + 1 - first};
 }
 
 }  // namespace vramkit

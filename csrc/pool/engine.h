@@ -132,7 +132,7 @@ class Engine {
   /// Which free pages a stitched block may take.
   enum class Pick : uint8_t { kAny, kBacked };
 
-  PageRun pages_under(const Block& block) const;
+  PageRun pages_under(uint64_t offset, uint64_t size) const;
   /// The stream that a call names.
   StreamIndex enter(uint64_t handle) {
     const StreamIndex stream = streams_.index_of(handle);
@@ -141,6 +141,7 @@ class Engine {
     return stream;
   }
   std::optional<Place> place_in_what_is_held(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  std::optional<uint64_t> find_backed(uint64_t size, StreamIndex stream) const;
   bool wait_for_short_lived();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool open_chunk(StreamIndex stream);
@@ -150,7 +151,7 @@ class Engine {
                                    uint32_t stack_id);
   std::optional<Place> place_as_before(uint64_t request, uint64_t size, uint64_t requested,
                                        StreamIndex stream, uint32_t stack_id);
-  bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream) const;
+  bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream);
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
   bool tight() const;
@@ -165,6 +166,7 @@ class Engine {
   bool pages_free(PageRun run, StreamIndex stream) const;
   bool needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const;
   bool can_take(uint64_t offset, uint64_t size, StreamIndex stream) const;
+  bool can_take_settled(uint64_t offset, uint64_t size, StreamIndex stream);
   void wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream);
   bool room_for_alias(uint64_t pages);
   bool settle();

@@ -41,6 +41,12 @@ void Pages::extend(uint64_t count) {
   if (moves_) place_.resize(backed_.size());
 }
 
+bool Pages::backed(PageRun run) const {
+  const auto first = backed_.begin() + static_cast<ptrdiff_t>(run.first);
+  return std::all_of(first, first + static_cast<ptrdiff_t>(run.count),
+                     [](bool has) { return has; });
+}
+
 void Pages::need_home_slowly(PageRun run) {
   back(run);
   if (away_count_ > 0) bring_home(run);

@@ -34,6 +34,8 @@ class Pages {
   uint64_t drop(PageRun run);
 
   bool backed(uint64_t page) const { return backed_[page]; }
+  /// All of them are.
+  bool backed(PageRun run) const;
   bool at_home(uint64_t page) const { return !moves_ || place_[page] == 0; }
   bool at_alias(uint64_t page, uint64_t alias) const {
     return !moves_ || place_[page] == alias + 1;

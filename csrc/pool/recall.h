@@ -35,8 +35,8 @@ class LayoutMark {
   uint64_t value_ = 0;
 };
 
-/// A table that doubles while new requests come, so that a short loop's part of it stays in the
-/// processor's cache.
+/// A table that doubles rather than forget: a loop that has lost one place may wander. A short
+/// loop's part of it stays in the processor's cache.
 class Recall {
  public:
   /// `most`: how many requests are remembered, a power of two of at least 1024.
@@ -46,7 +46,7 @@ class Recall {
   std::optional<uint64_t> find(uint64_t request) const;
   void note(uint64_t request, uint64_t place);
 
-  uint64_t metadata_bytes() const { return noted_ > 0 ? count_ * sizeof(Set) : 0; }
+  uint64_t metadata_bytes() const { return used_ ? count_ * sizeof(Set) : 0; }
 
  private:
   static constexpr size_t kWays = 4;
@@ -64,7 +64,7 @@ class Recall {
 
   size_t most_sets_;
   size_t count_ = kFewestSets;
-  size_t noted_ = 0;     // requests that were new
+  bool used_ = false;
   LazyArray<Set> sets_;  // by the request's last bits
 };
 
@@ -79,10 +79,14 @@ inline void Recall::note(uint64_t request, uint64_t place) {
   auto& entries = sets_[request & (count_ - 1)].entries;
   size_t at = 0;
   while (at < kWays - 1 && entries[at].request != request) ++at;
-  const bool is_new = entries[at].request != request;
+  const bool loses = entries[at].request != request && entries[at].request != 0;
+  if (loses && count_ < most_sets_) {
+    grow();
+    return note(request, place);
+  }
   for (; at > 0; --at) entries[at] = entries[at - 1];
   entries[0] = {request, place};
-  if (is_new && ++noted_ > count_ * kWays / 2 && count_ < most_sets_) grow();
+  used_ = true;
 }
 
 }  // namespace vramkit

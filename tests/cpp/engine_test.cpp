@@ -315,6 +315,16 @@ TEST(Engine, SmallBlocksAreFreeAfterAWaitForRoomForAnAlias) {
   pool.check_valid();
 }
 
+TEST(Engine, ChunksThatFallEmptyDuringARequestServeIt) {
+  JudgedEngine pool(8);
+  const uint64_t small = pool.allocate(100, 0);
+  pool.record_stream(small, 1);
+  pool.free(small);
+  while (pool.device().streams().advance(0) || pool.device().streams().advance(1)) {
+  }
+  EXPECT_NE(pool.allocate(8 * kPage, 0), 0U);
+}
+
 /// A device of which others have all that the pool does not hold, while `full`.
 struct FullDevice : Decorator {
   using Decorator::Decorator;
@@ -324,6 +334,48 @@ struct FullDevice : Decorator {
   }
   bool full = false;
 };
+
+TEST(Engine, WithoutMemoryOnTheDevicePagesInPartlyUseServe) {
+  auto owned = std::make_unique<FullDevice>(make_backend("null"));
+  FullDevice& device = *owned;
+  Engine pool(config_of("null", 16 * kPage), std::move(owned));
+  const uint64_t freed = pool.allocate(kPage, 0, 0);
+  pool.allocate(kPage, 0, 0);
+  pool.release(freed);
+  pool.trim();
+  const uint64_t half = pool.allocate(kPage / 2, 0, 0);
+  device.full = true;
+  const uint64_t small = pool.allocate(100, 0, 0);
+  EXPECT_NE(small, 0U);
+  EXPECT_EQ(align_down(small, kPage), align_down(half, kPage));
+  pool.check_valid();
+}
+
+TEST(Engine, WithoutMemoryOnTheDeviceStreamsThatMayBeGoneAreWaitedFor) {
+  auto owned = std::make_unique<FullDevice>(make_backend("null+late_events"));
+  FullDevice& device = *owned;
+  Engine pool(config_of("null", 16 * kPage), std::move(owned));
+  pool.declare_short_lived(1);
+  const uint64_t orphan = pool.allocate(4 * kPage, 1, 0);
+  device.full = true;
+  pool.release(orphan);
+  EXPECT_EQ(pool.allocate(4 * kPage, 2, 0), orphan);
+  pool.check_valid();
+}
+
+TEST(Engine, WithoutMemoryOnTheDeviceNoAliasOfPagesWithoutAnyServes) {
+  auto owned = std::make_unique<FullDevice>(make_backend("host"));
+  FullDevice& device = *owned;
+  Engine pool(config_of("host", 8 * kPage), std::move(owned));
+  std::vector<uint64_t> blocks;
+  for (int i = 0; i < 8; ++i) blocks.push_back(pool.allocate(kPage, 0, 0));
+  for (const size_t i : {0, 2}) pool.release(blocks[i]);
+  pool.trim();
+  for (const size_t i : {4, 6}) pool.release(blocks[i]);
+  device.full = true;
+  EXPECT_NE(pool.allocate(2 * kPage, 0, 0), 0U);
+  pool.check_valid();
+}
 
 TEST(Engine, WithoutMemoryOnTheDeviceWhatIsHeldServes) {
   auto owned = std::make_unique<FullDevice>(make_backend("null+late_events"));

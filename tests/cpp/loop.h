@@ -20,11 +20,13 @@ class Loop {
     uint64_t rest;
     uint64_t stays_least;
     uint64_t stays_most;
-    bool small;  // a third of the blocks has at most 16 KiB
+    bool small;       // a third of the blocks has at most 16 KiB
+    uint64_t events;  // at most
   };
-  static constexpr Kind kLargeOnly{11, kMiB, 32 * kKiB, 16 * kMiB, false};
-  static constexpr Kind kFewPages{6, 32 * kKiB, 32 * kKiB, 512 * kKiB, false};
-  static constexpr Kind kWithSmall{6, 32 * kKiB, 1, 512 * kKiB, true};
+  static constexpr Kind kLargeOnly{11, kMiB, 32 * kKiB, 16 * kMiB, false, 200};
+  static constexpr Kind kFewPages{6, 32 * kKiB, 32 * kKiB, 512 * kKiB, false, 200};
+  static constexpr Kind kWithSmall{6, 32 * kKiB, 1, 512 * kKiB, true, 200};
+  static constexpr Kind kLong{6, 32 * kKiB, 1, 512 * kKiB, true, 1000};
 
   Loop(uint32_t seed, uint64_t streams, const Kind& kind) : random_(seed) {
     std::vector<uint64_t> sizes(3 + random_() % 22);
@@ -34,7 +36,7 @@ class Loop {
                  : uint64_t{32 * kKiB} << random_() % kind.doublings | random_() % kind.rest;
     }
     std::vector<uint64_t> live;
-    const uint64_t events = 10 + random_() % 190;
+    const uint64_t events = 10 + random_() % (kind.events - 10);
     for (uint64_t i = 0; i < events; ++i) {
       if (live.empty() || random_() % 100 < 55) {
         live.push_back(i);

@@ -141,6 +141,21 @@ TEST_F(ShortLived, GivingMemoryBackWaitsForTheDevice) {
   EXPECT_EQ(device_waits(), 2U);
 }
 
+TEST_F(ShortLived, WhatMergesAfterALookAtEventsIsNotTakenForObtainable) {
+  pool_.free(pool_.allocate(2 * kPage, 3));  // from now on the place of such a request
+  pool_.free(pool_.allocate(8 * kPage, 1));
+  const uint64_t used = pool_.allocate(2 * kPage, 1);
+  const uint64_t behind = pool_.allocate(2 * kPage, 1);
+  pool_.record_stream(used, 2);
+  pool_.free(used);
+  pool_.record_stream(behind, 1);  // an event for the first block
+  pool_.free(behind);              // none for the second, which the first merges with
+  destroy(1);
+  while (pool_.device().streams().advance(1) || pool_.device().streams().advance(2)) {
+  }
+  EXPECT_NE(pool_.allocate(2 * kPage, 3), 0U);
+}
+
 TEST_F(ShortLived, StitchingJoinsWhatNeedsNoStreamThatIsGone) {
   const std::vector<uint64_t> pages = make_pages({0, 0, 1, 0, 0, 0, 0, 0});
   destroy(1);
