@@ -177,10 +177,9 @@ void Engine::add_peer(int device) {
 }
 
 void Engine::add_peers_in_use() {
-  const std::vector<int> peers = backend_->peers_in_use();
-  if (!peers.empty()) pages_.need_home({0, 1});  // or it would show only later that one cannot
-  for (const int peer : peers) {
+  for (const int peer : backend_->peers_in_use()) {
     try {
+      pages_.need_home({0, 1});  // or it would show only later that one cannot
       add_peer(peer);
     } catch (const Error& error) {
       report("%s: cuda:%d cannot access the pool's memory directly: %s", label_.c_str(), peer,
