@@ -34,6 +34,7 @@ class Decorator : public Backend {
   uint64_t max_alias_pages() const override { return inner_->max_alias_pages(); }
   void map(uint64_t address, PageRun run) override { inner_->map(address, run); }
   void unmap(uint64_t address, PageRun run) override { inner_->unmap(address, run); }
+  std::vector<int> peers_in_use() const override { return inner_->peers_in_use(); }
   void add_peer(int device) override { inner_->add_peer(device); }
   void remove_peer(int device) override { inner_->remove_peer(device); }
   void grant_peers(uint64_t address, uint64_t pages) override {
@@ -44,7 +45,6 @@ class Decorator : public Backend {
   bool event_done(Event event) override { return inner_->event_done(event); }
   void stream_wait(uint64_t stream, Event event) override { inner_->stream_wait(stream, event); }
   void synchronize(Event event) override { inner_->synchronize(event); }
-  std::vector<int> peers_in_use() const override { return inner_->peers_in_use(); }
   void synchronize_all() override { inner_->synchronize_all(); }
   void release_event(Event event) override { inner_->release_event(event); }
   void discard_in_child(uint64_t address, uint64_t bytes) override {

@@ -7,9 +7,11 @@
 
 namespace vramkit {
 
-std::vector<PageRun> Engine::free_pages() const {
+/// Those that lie wholly in neighbouring free blocks for which wanted(block).
+template <typename Wanted>
+std::vector<PageRun> Engine::whole_pages(Wanted wanted) const {
   std::vector<PageRun> runs;
-  range_.each_free_stretch([&](uint64_t offset, uint64_t size) {
+  range_.each_free_stretch(wanted, [&](uint64_t offset, uint64_t size) {
     const uint64_t first = ceil_div(offset, page_bytes());
     const uint64_t end = (offset + size) / page_bytes();
     if (end > first) runs.push_back({first, end - first});
@@ -18,42 +20,15 @@ std::vector<PageRun> Engine::free_pages() const {
   return runs;
 }
 
-/// What a stream can have of them, after a wait perhaps. In one walk: there may be many blocks that
-/// it cannot have.
-std::vector<PageRun> Engine::obtainable_pages(StreamIndex stream) const {
-  const bool may_wait = streams_.events_allowed();
-  std::vector<PageRun> runs;
-  uint64_t start = 0;
-  uint64_t end = 0;
-  const auto add = [&] {
-    const uint64_t first = ceil_div(start, page_bytes());
-    if (end / page_bytes() > first) runs.push_back({first, end / page_bytes() - first});
-  };
-  for (BlockId id = range_.first(); id != 0; id = range_[id].next) {
-    const Block& block = range_[id];
-    if (!block.is_free() || !streams_.obtainable(stream, block.tag(), may_wait)) continue;
-    if (block.offset != end) {
-      add();
-      start = block.offset;
-    }
-    end = block.end();
-  }
-  add();
-  return runs;
+std::vector<PageRun> Engine::free_pages() const {
+  return whole_pages([](const Block&) { return true; });
 }
 
-std::vector<PageRun> Engine::backed_parts(const std::vector<PageRun>& runs) const {
-  std::vector<PageRun> parts;
-  for (const PageRun& run : runs) {
-    const uint64_t end = run.first + run.count;
-    for (uint64_t page = run.first; page < end; ++page) {
-      if (!pages_.backed(page)) continue;
-      const uint64_t first = page;
-      while (page < end && pages_.backed(page)) ++page;
-      parts.push_back({first, page - first});
-    }
-  }
-  return parts;
+/// What a stream can have of them, after a wait perhaps.
+std::vector<PageRun> Engine::obtainable_pages(StreamIndex stream) const {
+  const bool may_wait = streams_.events_allowed();
+  return whole_pages(
+      [&](const Block& block) { return streams_.obtainable(stream, block.tag(), may_wait); });
 }
 
 uint64_t Engine::free_page_bytes() const {

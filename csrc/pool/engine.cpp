@@ -150,7 +150,7 @@ bool Engine::wait_for_short_lived() {
 
 std::optional<Engine::Place> Engine::place_small(uint64_t size, StreamIndex stream,
                                                  uint32_t stack_id) {
-  if (spans_.has_pending() && settle()) spans_.settle();
+  if (spans_.has_pending()) settle();
   uint64_t offset = spans_.allocate(size, stream, stack_id, Spans::In::kChunksInUse);
   if (offset == Spans::kNoOffset && open_chunk(stream)) {
     offset = spans_.allocate(size, stream, stack_id, Spans::In::kAnyChunk);
@@ -309,8 +309,7 @@ BlockId Engine::take_tightest_stretch(uint64_t size, StreamIndex stream) {
     const BlockId hole = find_foreign_hole(size, stream);
     return hole != 0 ? take_found(hole, size, stream) : 0;
   }
-  wait_for_stretch(*chosen, size, stream);
-  return range_.take(*chosen, size, BlockState::kLive);
+  return take_stretch(*chosen, size, BlockState::kLive, stream);
 }
 
 Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex stream,
@@ -366,7 +365,7 @@ Engine::Place Engine::occupy_alias(AliasId id, uint64_t requested, StreamIndex s
 /// are too few.
 std::vector<PageRun> Engine::choose_pages(uint64_t pages, StreamIndex stream, Pick pick) const {
   std::vector<PageRun> runs = obtainable_pages(stream);
-  if (pick == Pick::kBacked) runs = backed_parts(runs);
+  if (pick == Pick::kBacked) runs = pages_.backed_parts(runs);
   std::stable_sort(runs.begin(), runs.end(),
                    [](const PageRun& a, const PageRun& b) { return a.count < b.count; });
   std::vector<PageRun> chosen;

@@ -178,8 +178,9 @@ class Engine {
   [[noreturn]] void refuse_address(uint64_t address) const;
 
   std::vector<PageRun> free_pages() const;
+  template <typename Wanted>
+  std::vector<PageRun> whole_pages(Wanted wanted) const;
   std::vector<PageRun> obtainable_pages(StreamIndex stream) const;
-  std::vector<PageRun> backed_parts(const std::vector<PageRun>& runs) const;
   void retire(PageRun run);
   void grow(uint64_t pages);
   uint64_t revive(uint64_t pages);

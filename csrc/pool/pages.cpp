@@ -47,6 +47,16 @@ bool Pages::backed(PageRun run) const {
                      [](bool has) { return has; });
 }
 
+std::vector<PageRun> Pages::backed_parts(const std::vector<PageRun>& runs) const {
+  std::vector<PageRun> parts;
+  for (const PageRun& run : runs) {
+    each_stretch(
+        run, [this](uint64_t page) { return backed_[page]; }, always,
+        [&](PageRun part) { parts.push_back(part); });
+  }
+  return parts;
+}
+
 void Pages::need_home_slowly(PageRun run) {
   back(run);
   if (away_count_ > 0) bring_home(run);

@@ -36,6 +36,8 @@ class Pages {
   bool backed(uint64_t page) const { return backed_[page]; }
   /// All of them are.
   bool backed(PageRun run) const;
+  /// What of the runs has memory.
+  std::vector<PageRun> backed_parts(const std::vector<PageRun>& runs) const;
   bool at_home(uint64_t page) const { return !moves_ || place_[page] == 0; }
   bool at_alias(uint64_t page, uint64_t alias) const {
     return !moves_ || place_[page] == alias + 1;

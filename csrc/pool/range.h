@@ -89,7 +89,12 @@ class Range {
 
   /// Calls visit(offset, size) for each maximal stretch of free memory, by address, until false.
   template <typename Visit>
-  void each_free_stretch(Visit visit) const;
+  void each_free_stretch(Visit visit) const {
+    each_free_stretch([](const Block&) { return true; }, visit);
+  }
+  /// The same of free blocks for which wanted(block): others part stretches as live ones do.
+  template <typename Wanted, typename Visit>
+  void each_free_stretch(Wanted wanted, Visit visit) const;
 
   bool can_merge(const Block& a, const Block& b) const;
   /// For check_valid.
@@ -156,17 +161,21 @@ BlockId Range::find_any(uint64_t size, Usable usable) const {
   return best;
 }
 
-template <typename Visit>
-void Range::each_free_stretch(Visit visit) const {
+template <typename Wanted, typename Visit>
+void Range::each_free_stretch(Wanted wanted, Visit visit) const {
+  const auto belongs = [&](BlockId id) { return blocks_[id].is_free() && wanted(blocks_[id]); };
   BlockId id = first_;
   while (id != 0) {
-    if (!blocks_[id].is_free()) {
+    if (!belongs(id)) {
       id = blocks_[id].next;
       continue;
     }
     const uint64_t offset = blocks_[id].offset;
     uint64_t end = offset;
-    for (; id != 0 && blocks_[id].is_free(); id = blocks_[id].next) end = blocks_[id].end();
+    do {
+      end = blocks_[id].end();
+      id = blocks_[id].next;
+    } while (id != 0 && belongs(id));
     if (!visit(offset, end - offset)) return;
   }
 }

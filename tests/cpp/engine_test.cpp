@@ -335,10 +335,22 @@ struct FullDevice : Decorator {
   bool full = false;
 };
 
+/// An engine on such a device.
+struct OnFullDevice {
+  OnFullDevice(const std::string& backend, uint64_t pages)
+      : OnFullDevice(backend, pages, std::make_unique<FullDevice>(make_backend(backend))) {}
+
+  FullDevice& device;
+  Engine pool;
+
+ private:
+  OnFullDevice(const std::string& backend, uint64_t pages, std::unique_ptr<FullDevice> owned)
+      : device(*owned), pool(config_of(backend, pages * kPage), std::move(owned)) {}
+};
+
 TEST(Engine, WithoutMemoryOnTheDevicePagesInPartlyUseServe) {
-  auto owned = std::make_unique<FullDevice>(make_backend("null"));
-  FullDevice& device = *owned;
-  Engine pool(config_of("null", 16 * kPage), std::move(owned));
+  OnFullDevice on("null", 16);
+  auto& [device, pool] = on;
   const uint64_t freed = pool.allocate(kPage, 0, 0);
   pool.allocate(kPage, 0, 0);
   pool.release(freed);
@@ -352,9 +364,8 @@ TEST(Engine, WithoutMemoryOnTheDevicePagesInPartlyUseServe) {
 }
 
 TEST(Engine, WithoutMemoryOnTheDeviceStreamsThatMayBeGoneAreWaitedFor) {
-  auto owned = std::make_unique<FullDevice>(make_backend("null+late_events"));
-  FullDevice& device = *owned;
-  Engine pool(config_of("null", 16 * kPage), std::move(owned));
+  OnFullDevice on("null+late_events", 16);
+  auto& [device, pool] = on;
   pool.declare_short_lived(1);
   const uint64_t orphan = pool.allocate(4 * kPage, 1, 0);
   device.full = true;
@@ -364,9 +375,8 @@ TEST(Engine, WithoutMemoryOnTheDeviceStreamsThatMayBeGoneAreWaitedFor) {
 }
 
 TEST(Engine, WithoutMemoryOnTheDeviceNoAliasOfPagesWithoutAnyServes) {
-  auto owned = std::make_unique<FullDevice>(make_backend("host"));
-  FullDevice& device = *owned;
-  Engine pool(config_of("host", 8 * kPage), std::move(owned));
+  OnFullDevice on("host", 8);
+  auto& [device, pool] = on;
   std::vector<uint64_t> blocks;
   for (int i = 0; i < 8; ++i) blocks.push_back(pool.allocate(kPage, 0, 0));
   for (const size_t i : {0, 2}) pool.release(blocks[i]);
@@ -378,9 +388,8 @@ TEST(Engine, WithoutMemoryOnTheDeviceNoAliasOfPagesWithoutAnyServes) {
 }
 
 TEST(Engine, WithoutMemoryOnTheDeviceWhatIsHeldServes) {
-  auto owned = std::make_unique<FullDevice>(make_backend("null+late_events"));
-  FullDevice& device = *owned;
-  Engine pool(config_of("null", 16 * kPage), std::move(owned));
+  OnFullDevice on("null+late_events", 16);
+  auto& [device, pool] = on;
   std::vector<uint64_t> held;
   for (int i = 0; i < 6; ++i) held.push_back(pool.allocate(kPage, 0, 0));
   device.full = true;
