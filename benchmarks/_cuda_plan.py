@@ -26,10 +26,10 @@ EQUAL_STEPS = 6
 
 HOST_SIZES = {"1 MiB": MIB, "4 KiB": 4096}
 HOST_THREADS = (1, 8)
-HOST_ROUNDS = 3
+HOST_ROUNDS = 5
 
 STARTUP_BYTES = 40 << 30
-STARTUP_PAGES_MIB = (2, 4, 8, 32)
+STARTUP_PAGES_MIB = (None, 2, 4, 8, 32)  # None: what the pool takes by itself
 
 _HIGHEST_RATIO = 5.0
 
@@ -43,7 +43,7 @@ class Spec:
     loop: str = ""
     mode: str = "whole"  # of a loop: "whole", "synced", "equal"
     capacity_bytes: int | None = None  # None: no limit
-    page_bytes: int = PAGE_STEP_BYTES  # of the pool
+    page_bytes: int | None = None  # of the pool; None: what it takes by itself
     outside_bytes: int = 0  # of the device, beside an allocator that is limited by ballast
 
     def as_json(self) -> dict[str, object]:
@@ -79,13 +79,13 @@ class Choice:
     loops: tuple[str, ...]
     parts: tuple[str, ...]
     rounds: int
-    page_bytes: int
+    page_bytes: int | None = None  # of the pool, in loops; None: what it takes by itself
     others: tuple[str, ...] = OTHERS
 
 
-def capacity_bytes(ratio: float, peak_bytes: int, page_bytes: int) -> int:
+def capacity_bytes(ratio: float, peak_bytes: int, page_bytes: int | None) -> int:
     """Take ``ratio`` times the peak, rounded down to whole pages and to whole 2 MiB."""
-    step = max(page_bytes, PAGE_STEP_BYTES)
+    step = max(page_bytes or 0, PAGE_STEP_BYTES)
     return int(peak_bytes * ratio) // step * step
 
 
@@ -172,13 +172,16 @@ def _host(known: Known, choice: Choice) -> Iterable[Group]:
 
 
 def startup_key(allocator: str, page_mib: int | None = None) -> str:
-    """Name a start-up measurement; only the pool has pages."""
+    """Name a start-up measurement; only the pool may be told its pages."""
     return f"startup/{allocator}" + ("" if page_mib is None else f"/{page_mib} MiB")
 
 
 def _startup(known: Known, choice: Choice) -> Iterable[Group]:
     pool = [
-        Measurement(startup_key(POOL, pages), Spec("startup", POOL, page_bytes=pages * MIB))
+        Measurement(
+            startup_key(POOL, pages),
+            Spec("startup", POOL, page_bytes=None if pages is None else pages * MIB),
+        )
         for pages in STARTUP_PAGES_MIB
     ]
     peers = [

@@ -45,7 +45,7 @@ def _settings(state: State, loop: str, choice: Choice) -> dict[str, Setting]:
         "loop": LOOPS[loop].what,
         "steps": LOOPS[loop].steps,
         "peak_requested_bytes": peak_bytes(state, loop),
-        "page_bytes": choice.page_bytes,
+        "pages": choice.page_bytes or "the pool's own choice",
     }
 
 
@@ -64,7 +64,8 @@ def _whole_rows(state: State, loop: str, choice: Choice) -> Iterable[Row]:
         yield Row(BENCH, loop, f"completes_at_{ratio:.2f}", "share", share, settings)
         if not done:
             continue
-        books = settings | {name: done[-1][name] for name in ("mapping_calls", "stitched_requests")}
+        names = ("page_bytes", "mapping_calls", "stitched_requests")
+        books = settings | {name: done[-1][name] for name in names}
         own, theirs = summarize(totals_s(done)), summarize(native)
         yield Row(BENCH, loop, f"whole_loop_at_{ratio:.2f}", "s", own, books, NATIVE, theirs)
         own = summarize([worst_ms(result) for result in done])
@@ -151,13 +152,14 @@ def _startup_rows(state: State, choice: Choice) -> Iterable[Row]:
         if mine is None:
             continue
         result = state.result(startup_key(POOL, pages)) or {}
-        books: dict[str, Setting] = {"page_MiB": pages, "capacity": "40 GiB"}
-        books |= {name: result["turns"][0][name] for name in ("returned_s", "closed_s")}
+        names = ("page_bytes", "returned_s", "closed_s")
+        books: dict[str, Setting] = {"capacity": "40 GiB"}
+        books |= {name: result["turns"][0][name] for name in names}
         for peer in (NATIVE, *choice.others):
             theirs = start(state, peer)
             if theirs is None:
                 continue
-            case = f"startup_{pages}_MiB_pages"
+            case = "startup" if pages is None else f"startup_{pages}_MiB_pages"
             pair = _once(mine.first_s), _once(theirs.first_s)
             yield _beside(case, "first_tensor", "s", pair, books, peer)
             pair = _once(mine.all_s), _once(theirs.all_s)

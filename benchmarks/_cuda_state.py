@@ -77,7 +77,7 @@ class State:
             return None
         return [record["result"] for record in records if record]
 
-    def loop_pages(self) -> set[int]:
+    def loop_pages(self) -> set[int | None]:
         """Return the page sizes of the pools in which loops ran."""
         specs = [record["spec"] for record in self._records.values()]
         return {

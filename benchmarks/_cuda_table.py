@@ -31,7 +31,7 @@ def table(state: State, choice: Choice) -> str:
     for allocator in (POOL, NATIVE, *choice.others):
         mine = [each for each in found if each.allocator == allocator]
         pages = choice.page_bytes if allocator == POOL else None
-        begun = start(state, allocator, None if pages is None else pages >> 20)
+        begun = start(state, allocator, pages and pages >> 20)
         if mine or begun:
             rows.append(_overall_row(allocator, mine, native, begun))
     note = (

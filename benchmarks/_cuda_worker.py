@@ -109,6 +109,8 @@ MEASURES: dict[str, Callable[[Spec], dict[str, object]]] = {
 
 def prepare(spec: Spec) -> None:
     """Import what takes long to import, so that it costs no time on the GPU."""
+    if spec.kind == "loop":
+        import_module("torch._dynamo")  # the first optimizer would
     if spec.kind == "loop" and (needed := LOOPS[spec.loop].needs):
         import_module(needed)
     if spec.allocator == "vramkit":

@@ -47,7 +47,7 @@ def _options() -> argparse.ArgumentParser:
         help=",".join(LOOPS),
     )
     add("--rounds", type=int, default=3, help="of native beside the pool; 3 unless told")
-    add("--page-mib", type=int, default=4, help="page size; one state file is for one size")
+    add("--page-mib", type=int, help="page size, one a state file; else what the pool takes")
     add("--commit", help="label of the commit, where the tree is a copy without its repository")
     add("--plan", action="store_true", help="say what would be measured next, and end")
     add("--report", action="store_true", help="measure nothing: show what the state file holds")
@@ -73,7 +73,7 @@ def _choice(chosen: argparse.Namespace) -> Choice:
         tuple(loops),
         chosen.only,
         1 if chosen.quick else chosen.rounds,
-        chosen.page_mib << 20,
+        chosen.page_mib and chosen.page_mib << 20,
         others,
     )
 
@@ -130,7 +130,8 @@ def main() -> int:
         say(f"{state.forget_failures()} crashed measurements are made again")
     choice = _choice(chosen)
     if others := state.loop_pages() - {choice.page_bytes}:
-        say(f"{chosen.state} holds loops in pages of {max(others) >> 20} MiB: say --page-mib so")
+        held = ", ".join(f"{each >> 20} MiB" if each else "the pool's own" for each in others)
+        say(f"{chosen.state} holds loops in other pages ({held}): --page-mib must be the same")
         return 2
     if chosen.plan:
         _show_plan(state, choice)

@@ -9,8 +9,9 @@ PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
 
 sanitized() {
-  VRAMKIT_STRESS_STEPS=${VRAMKIT_STRESS_STEPS:-150} compute-sanitizer --tool "$1" --error-exitcode 3 \
-    "$python" -m pytest -q tests/gpu/test_stress.py -k 4MiB
+  # With host backtraces it keeps the Python frames of launches, and all tensors in them, alive.
+  VRAMKIT_STRESS_STEPS=${VRAMKIT_STRESS_STEPS:-1000} compute-sanitizer --tool "$1" \
+    --show-backtrace device --error-exitcode 3 "$python" -m pytest -q tests/gpu/test_stress.py -k 4MiB
 }
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {

@@ -32,9 +32,9 @@ def test_a_part_of_the_free_memory() -> None:
 
 def test_capacity_is_rounded_down_to_pages() -> None:
     stats = MemoryPool(23 * MIB - 1, device="cuda").stats()
-    assert (stats.page_bytes, stats.capacity_bytes) == (4 * MIB, 20 * MIB)
-    stats = MemoryPool(23 * MIB - 1, device="cuda", page_bytes="2MiB").stats()
     assert (stats.page_bytes, stats.capacity_bytes) == (2 * MIB, 22 * MIB)
+    stats = MemoryPool(23 * MIB - 1, device="cuda", page_bytes="4MiB").stats()
+    assert (stats.page_bytes, stats.capacity_bytes) == (4 * MIB, 20 * MIB)
 
 
 def test_pages_below_the_granularity_are_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.pool import _capacity, _cuda, _machine
-from vramkit.pool._capacity import checked_page_bytes, room_on
+from vramkit.pool._capacity import checked_page_bytes, default_page_bytes, room_on
 from vramkit.pool._device import CPU, PoolDevice
 
 GIB = 1 << 30
@@ -83,18 +83,25 @@ def test_a_text_that_cannot_be_read_is_a_capacity_error() -> None:
     ("page", "size_bytes"), [("64KiB", 1 << 16), (PAGE, PAGE), ("4MiB", 4 << 20)]
 )
 def test_page_sizes(page: int | str, size_bytes: int) -> None:
-    assert checked_page_bytes(page, CPU) == size_bytes
+    assert checked_page_bytes(page) == size_bytes
 
 
 @pytest.mark.parametrize("page", [4096, "3MiB", (1 << 16) - 1])
 def test_page_sizes_that_cannot_work(page: int | str) -> None:
     with pytest.raises(InvalidArgumentError, match="power of two of at least 65,536, got"):
-        checked_page_bytes(page, CPU)
+        checked_page_bytes(page)
 
 
-def test_the_default_page_is_larger_where_mapping_costs_by_the_page() -> None:
-    assert checked_page_bytes(None, CPU) == PAGE
-    assert checked_page_bytes(None, PoolDevice(0)) == 2 * PAGE
+@pytest.mark.parametrize(
+    ("capacity_gib", "page_mib"),
+    [(0.002, 2), (7.99, 2), (8, 4), (31.99, 4), (32, 8), (40, 8), (64, 16), (128, 32), (180, 32)],
+)
+def test_large_cuda_pools_have_larger_pages_since_mapping_costs_by_the_page(
+    capacity_gib: float, page_mib: int
+) -> None:
+    capacity = int(capacity_gib * GIB)
+    assert default_page_bytes(PoolDevice(0), capacity) == page_mib << 20
+    assert default_page_bytes(CPU, capacity) == PAGE
 
 
 def test_on_cuda_no_more_than_is_free_and_a_resized_pool_may_keep_its_own(

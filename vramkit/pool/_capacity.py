@@ -1,5 +1,6 @@
 """From what the user wrote as a capacity to bytes."""
 
+import bisect
 import numbers
 from dataclasses import dataclass
 from typing import SupportsIndex, cast
@@ -12,9 +13,11 @@ from vramkit.units import format_mib, parse_bytes
 Capacity = SupportsIndex | str | float
 
 MIN_PAGE_BYTES = 64 << 10
-# The cost of mapping is per page: of 4 MiB, 40 GiB take half as long as of 2 MiB, and recorded
-# training loops fit into 1.01 x their peak with both. No GPU maps less than 2 MiB.
-_DEFAULT_PAGE_BYTES = {"cpu": 2 << 20, "cuda": 4 << 20}
+# No GPU maps less, and it is the size of the processor's huge pages.
+SMALLEST_DEFAULT_PAGE_BYTES = 2 << 20
+# On CUDA mapping costs about 60 us a page of any size, and a pool has to be mapped within 0.8 s;
+# 1.01 x the peak of a training loop is enough from about 2,000 pages on (docs/design/stitching.md).
+_CUDA_PAGE_DOUBLES_AT_BYTES = (8 << 30, 32 << 30, 64 << 30, 128 << 30)
 
 
 @dataclass(frozen=True)
@@ -77,21 +80,27 @@ def capacity_bytes(capacity: Capacity, *, page_bytes: int, room: Room | None) ->
     return wanted
 
 
-def checked_page_bytes(page_bytes: SupportsIndex | str | None, device: PoolDevice) -> int:
-    """The page size in bytes; ``None`` is the device's default.
+def checked_page_bytes(page_bytes: SupportsIndex | str) -> int:
+    """The page size in bytes.
 
     Raises:
         TypeError: It is no integer or text.
         InvalidArgumentError: It is no power of two, or below 64 KiB.
     """
-    if page_bytes is None:
-        return _DEFAULT_PAGE_BYTES[device.kind]
     size = parse_bytes(page_bytes, name="page_bytes")
     if size < MIN_PAGE_BYTES or size & (size - 1):
         raise InvalidArgumentError(
             f"page_bytes must be a power of two of at least {MIN_PAGE_BYTES:,}, got {page_bytes!r}"
         )
     return size
+
+
+def default_page_bytes(device: PoolDevice, capacity_bytes: int) -> int:
+    """The page size in bytes of a pool for which none was asked."""
+    if device.kind != "cuda":
+        return SMALLEST_DEFAULT_PAGE_BYTES
+    doublings = bisect.bisect_right(_CUDA_PAGE_DOUBLES_AT_BYTES, capacity_bytes)
+    return SMALLEST_DEFAULT_PAGE_BYTES << doublings
 
 
 def _bytes_of(capacity: Capacity, room: Room | None) -> int:

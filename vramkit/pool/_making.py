@@ -50,11 +50,14 @@ def make_core(
         )
     if upstream is not None and page_bytes is None:
         page_bytes = _upstream.PAGE_BYTES
-    page = _capacity.checked_page_bytes(page_bytes, device)
+    page = None if page_bytes is None else _capacity.checked_page_bytes(page_bytes)
     if device.kind == "cuda":
         _cuda.start(device.ordinal)
     room = None if upstream is not None else _capacity.room_on(device)
-    wanted = _capacity.capacity_bytes(capacity, page_bytes=page, room=room)
+    wanted = _capacity.capacity_bytes(
+        capacity, page_bytes=page or _capacity.SMALLEST_DEFAULT_PAGE_BYTES, room=room
+    )
+    page = page or _capacity.default_page_bytes(device, wanted)
     if device.kind == "cuda":
         _adapter.install_cuda()
     else:

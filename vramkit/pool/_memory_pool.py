@@ -74,8 +74,9 @@ class MemoryPool:
         record_stacks: Note the Python stack of each allocation, for the explanation and for
             :meth:`snapshot`. Costs some microseconds an allocation.
         page_bytes: Size of the pages that are stitched together when no hole is large enough:
-            a power of two of at least 64 KiB, on CUDA of 2 MiB. ``None`` is 4 MiB on CUDA and
-            2 MiB on the CPU and with ``upstream``.
+            a power of two of at least 64 KiB, on CUDA of 2 MiB. ``None`` is 2 MiB on the CPU and
+            with ``upstream``; on CUDA it is 2 MiB below a capacity of 8 GiB, 4 MiB below 32 GiB,
+            8 MiB below 64 GiB, and so on.
         upstream: An RMM resource that gives the capacity, in one piece, once; it gets it back
             after the pool has closed. Such a pool neither stitches nor changes its size.
 
