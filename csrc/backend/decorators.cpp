@@ -8,14 +8,33 @@
 
 namespace vramkit {
 
-void LimitBackend::back(PageRun run) {
+void LimitBackend::take(PageRun run) {
   const uint64_t bytes = run.count * page_bytes_;
-  if (backed_bytes_ + bytes > limit_bytes_) {
-    fail(Status::kOutOfMemory, "the device has no memory for %s more: %s of %s are in use",
-         mib(bytes).c_str(), mib(backed_bytes_).c_str(), mib(limit_bytes_).c_str());
+  const uint64_t before = backed_bytes_.fetch_add(bytes);
+  if (before + bytes <= limit_bytes_) return;
+  backed_bytes_ -= bytes;
+  fail(Status::kOutOfMemory, "the device has no memory for %s more: %s of %s are in use",
+       mib(bytes).c_str(), mib(before).c_str(), mib(limit_bytes_).c_str());
+}
+
+void LimitBackend::back(PageRun run) {
+  take(run);
+  try {
+    Decorator::back(run);
+  } catch (...) {
+    backed_bytes_ -= run.count * page_bytes_;
+    throw;
   }
-  Decorator::back(run);
-  backed_bytes_ += bytes;
+}
+
+void LimitBackend::back_ahead(PageRun run) {
+  take(run);
+  try {
+    Decorator::back_ahead(run);
+  } catch (...) {
+    backed_bytes_ -= run.count * page_bytes_;
+    throw;
+  }
 }
 
 void LimitBackend::unback(PageRun run) {
@@ -23,9 +42,17 @@ void LimitBackend::unback(PageRun run) {
   backed_bytes_ -= run.count * page_bytes_;
 }
 
+namespace {
+constexpr std::chrono::microseconds kAPage{50};  // what CUDA takes
+}
+
 void SlowMapsBackend::back(PageRun run) {
-  constexpr std::chrono::microseconds kAPage{50};  // what CUDA takes
   Decorator::back(run);
+  std::this_thread::sleep_for(kAPage * run.count);
+}
+
+void SlowMapsBackend::back_ahead(PageRun run) {
+  Decorator::back_ahead(run);
   std::this_thread::sleep_for(kAPage * run.count);
 }
 
@@ -36,10 +63,12 @@ void FaultBackend::inject_fault(const std::string& call, uint64_t nth) {
   if (!known.contains(call)) {
     fail(Status::kInvalidArgument, "no backend call '%s' can be made to fail", call.c_str());
   }
+  const std::lock_guard guard(mutex_);
   countdown_[call] = nth;
 }
 
 void FaultBackend::strike(const char* call) {
+  const std::lock_guard guard(mutex_);
   const auto found = countdown_.find(call);
   if (found == countdown_.end() || found->second == 0 || --found->second > 0) return;
   fail(Status::kSystem, "injected failure of %s", call);
@@ -52,6 +81,10 @@ void FaultBackend::reserve(const Layout& layout) {
 void FaultBackend::back(PageRun run) {
   strike("back");
   Decorator::back(run);
+}
+void FaultBackend::back_ahead(PageRun run) {
+  strike("back");
+  Decorator::back_ahead(run);
 }
 void FaultBackend::unback(PageRun run) {
   strike("unback");

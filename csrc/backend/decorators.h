@@ -1,8 +1,10 @@
 // Backends around backends: limits, injected failures, late events.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 
@@ -28,6 +30,7 @@ class Decorator : public Backend {
   uint64_t held_pages(uint64_t backed) const override { return inner_->held_pages(backed); }
   bool maps_slowly() const override { return inner_->maps_slowly(); }
   void back(PageRun run) override { inner_->back(run); }
+  void back_ahead(PageRun run) override { inner_->back_ahead(run); }
   void unback(PageRun run) override { inner_->unback(run); }
   bool rebindable() const override { return inner_->rebindable(); }
   bool aliasing() const override { return inner_->aliasing(); }
@@ -68,11 +71,13 @@ class LimitBackend : public Decorator {
   LimitBackend(std::unique_ptr<Backend> inner, uint64_t limit_bytes)
       : Decorator(std::move(inner)), limit_bytes_(limit_bytes) {}
   void back(PageRun run) override;
+  void back_ahead(PageRun run) override;
   void unback(PageRun run) override;
 
  private:
-  uint64_t limit_bytes_;
-  uint64_t backed_bytes_ = 0;
+  void take(PageRun run);
+  const uint64_t limit_bytes_;
+  std::atomic<uint64_t> backed_bytes_ = 0;
 };
 
 /// Makes a chosen call fail.
@@ -81,6 +86,7 @@ class FaultBackend : public Decorator {
   using Decorator::Decorator;
   void reserve(const Layout& layout) override;
   void back(PageRun run) override;
+  void back_ahead(PageRun run) override;
   void unback(PageRun run) override;
   void map(uint64_t address, PageRun run) override;
   void unmap(uint64_t address, PageRun run) override;
@@ -91,6 +97,7 @@ class FaultBackend : public Decorator {
 
  private:
   void strike(const char* call);
+  std::mutex mutex_;  // of the countdown
   std::map<std::string, uint64_t> countdown_;
 };
 
@@ -100,6 +107,7 @@ class SlowMapsBackend : public Decorator {
   using Decorator::Decorator;
   bool maps_slowly() const override { return true; }
   void back(PageRun run) override;
+  void back_ahead(PageRun run) override;
 };
 
 /// Events stay open until `complete_events` or a host wait, as on a busy device.

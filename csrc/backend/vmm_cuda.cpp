@@ -97,6 +97,10 @@ uint64_t CudaVmmBackend::uncommit(PageRun run) {
 
 void CudaVmmBackend::back(PageRun run) {
   commit(run);
+  back_ahead(run);
+}
+
+void CudaVmmBackend::back_ahead(PageRun run) {
   const Entered entered(context());
   map_pages(home(run.first), run);
 }

@@ -29,6 +29,7 @@ class CudaVmmBackend : public CudaDevice {
   uint64_t held_pages(uint64_t) const override { return held_; }
   bool maps_slowly() const override { return true; }
   void back(PageRun run) override;
+  void back_ahead(PageRun run) override;
   void unback(PageRun run) override;
   bool rebindable() const override { return false; }
   bool aliasing() const override { return true; }

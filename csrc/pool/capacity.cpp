@@ -40,6 +40,7 @@ uint64_t Engine::free_page_bytes() const {
 void Engine::resize(uint64_t capacity_bytes) {
   const uint64_t pages = capacity_bytes / page_bytes();
   check_capacity(label_, capacity_bytes, page_bytes(), *backend_);
+  settle_ahead();
   if (pages > capacity_pages_) grow(pages - capacity_pages_);
   if (pages < capacity_pages_) shrink(capacity_pages_ - pages);
 }
@@ -117,10 +118,10 @@ void Engine::retire(PageRun run) {
   }
 }
 
-/// Maps up to `pages` pages that were never mapped, in the order of their addresses. False when
-/// there are no more.
-bool Engine::back_ahead(uint64_t pages) {
-  if (!backs_ahead_) return false;
+/// In the order of their addresses; only pages that were never mapped.
+std::shared_ptr<Ahead> Engine::next_ahead(uint64_t pages) {
+  settle_ahead();
+  if (!backs_ahead_) return nullptr;
   while (ahead_ < pages_.count()) {
     const Block& block = range_[range_.block_at(ahead_ * page_bytes())];
     const uint64_t end = std::min(block.end() / page_bytes(), pages_.count());
@@ -128,15 +129,16 @@ bool Engine::back_ahead(uint64_t pages) {
       ahead_ = block.state == BlockState::kRetired ? end : ahead_ + 1;
       continue;
     }
-    const uint64_t count = std::min(pages, std::max(end, ahead_ + 1) - ahead_);
-    pages_.need_home({ahead_, count});
-    ahead_ += count;
-    return true;
+    const uint64_t first = ahead_++;
+    const uint64_t most = std::min(first + pages, end);
+    while (ahead_ < most && !pages_.backed(ahead_)) ++ahead_;
+    return pages_.begin_ahead({first, ahead_ - first});
   }
-  return false;
+  return nullptr;
 }
 
 void Engine::add_peer(int device) {
+  settle_ahead();
   backend_->add_peer(device);
   try {
     for (uint64_t page = 0; page < pages_.count(); ++page) {

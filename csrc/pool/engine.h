@@ -79,8 +79,15 @@ class Engine {
   /// False while a graph capture forbids to wait for the device.
   bool may_wait() const { return streams_.events_allowed(); }
   bool backs_ahead() const { return backs_ahead_; }
-  bool back_ahead(uint64_t pages);
-  void stop_backing_ahead() { backs_ahead_ = false; }
+  /// Takes note of what was mapped ahead, and chooses up to `pages` pages to be mapped next,
+  /// without the pool's lock; none when there are no more.
+  std::shared_ptr<Ahead> next_ahead(uint64_t pages);
+  /// Afterwards nobody maps anything while somebody else has the pool's lock.
+  void settle_ahead() { pages_.settle_ahead(); }
+  void stop_backing_ahead() {
+    settle_ahead();
+    backs_ahead_ = false;
+  }
   int device() const { return backend_->device(); }
   /// Lets another device access the memory, as it can access this device's other memory.
   void add_peer(int device);

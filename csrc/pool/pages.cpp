@@ -28,6 +28,7 @@ bool always(uint64_t, uint64_t) { return true; }
 }  // namespace
 
 Pages::~Pages() {
+  settle_ahead();
   try {
     bring_home({0, count()});
     drop({0, count()});
@@ -63,15 +64,32 @@ void Pages::need_home_slowly(PageRun run) {
 }
 
 void Pages::back(PageRun run) {
+  if (ahead_ && ahead_->touches(run)) settle_ahead();
   each_stretch(
       run, [this](uint64_t page) { return !backed_[page]; }, always,
       [this](PageRun bare) {
         backend_.back(bare);
-        ++mapping_calls_;
-        std::fill_n(backed_.begin() + static_cast<ptrdiff_t>(bare.first), bare.count, true);
-        backed_count_ += bare.count;
-        peak_backed_count_ = std::max(peak_backed_count_, backed_count_);
+        note_backed(bare);
       });
+}
+
+void Pages::note_backed(PageRun run) {
+  ++mapping_calls_;
+  std::fill_n(backed_.begin() + static_cast<ptrdiff_t>(run.first), run.count, true);
+  backed_count_ += run.count;
+  peak_backed_count_ = std::max(peak_backed_count_, backed_count_);
+}
+
+std::shared_ptr<Ahead> Pages::begin_ahead(PageRun run) {
+  ahead_ = std::make_shared<Ahead>(backend_, run);
+  return ahead_;
+}
+
+void Pages::settle_ahead() {
+  if (!ahead_) return;
+  ahead_->wait();
+  if (!ahead_->failure()) note_backed(ahead_->run());
+  ahead_.reset();
 }
 
 void Pages::bring_home(PageRun run) {
@@ -116,6 +134,7 @@ void Pages::unmap_alias(uint64_t alias, PageRun run) {
 }
 
 uint64_t Pages::drop(PageRun run) {
+  if (ahead_ && ahead_->touches(run)) settle_ahead();
   bring_home(run);
   uint64_t dropped = 0;
   each_stretch(

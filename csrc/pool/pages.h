@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "backend/backend.h"
+#include "pool/ahead.h"
 
 namespace vramkit {
 
@@ -33,6 +35,12 @@ class Pages {
   /// Gives the memory of the pages back, where they have any. Returns how many had.
   uint64_t drop(PageRun run);
 
+  /// The pages have no memory, and the caller is about to map them without the pool's lock. Until
+  /// they are `settled`, whoever needs one waits for all of them. One such run at a time.
+  std::shared_ptr<Ahead> begin_ahead(PageRun run);
+  /// Afterwards no pages are being mapped ahead.
+  void settle_ahead();
+
   bool backed(uint64_t page) const { return backed_[page]; }
   /// All of them are.
   bool backed(PageRun run) const;
@@ -57,13 +65,15 @@ class Pages {
  private:
   void need_home_slowly(PageRun run);
   void back(PageRun run);
+  void note_backed(PageRun run);
   void bring_home(PageRun run);
 
   Backend& backend_;
   const Layout layout_;
   const bool moves_;
   std::vector<bool> backed_;
-  std::vector<uint64_t> place_;  // where pages move: 0 at home, else alias page + 1
+  std::vector<uint64_t> place_;   // where pages move: 0 at home, else alias page + 1
+  std::shared_ptr<Ahead> ahead_;  // what is being mapped
   uint64_t backed_count_ = 0;
   uint64_t peak_backed_count_ = 0;
   uint64_t away_count_ = 0;

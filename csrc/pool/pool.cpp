@@ -1,6 +1,5 @@
 #include "pool/pool.h"
 
-#include <chrono>
 #include <thread>
 
 #include "base/bytes.h"
@@ -29,28 +28,20 @@ void Pool::stop_backing() {
 }
 
 void Pool::back_ahead() {
-  constexpr uint64_t kPagesAtATime = 2;
-  constexpr std::chrono::microseconds kPause{20};  // lets waiting threads in
-  try {
-    std::unique_lock guard(mutex_);
-    while (engine_ && engine_->back_ahead(kPagesAtATime)) {
-      if (waiting_.load(std::memory_order_relaxed) == 0) continue;
-      guard.unlock();
-      std::this_thread::sleep_for(kPause);
-      guard.lock();
+  constexpr uint64_t kPagesAtATime = 2;  // who needs one of them waits for both
+  for (;;) {
+    std::shared_ptr<Ahead> ahead;
+    {
+      const auto guard = lock();
+      if (engine_) ahead = engine_->next_ahead(kPagesAtATime);
     }
-  } catch (const Error& error) {
-    report("%s: memory is not mapped ahead: %s", label_.c_str(), error.what());
+    if (!ahead) return;
+    ahead->map();
+    if (ahead->failure()) {
+      report("%s: memory is not mapped ahead: %s", label_.c_str(), ahead->failure()->what());
+      return stop_backing();
+    }
   }
-}
-
-std::unique_lock<std::mutex> Pool::lock() {
-  std::unique_lock guard(mutex_, std::try_to_lock);
-  if (guard) return guard;
-  waiting_.fetch_add(1, std::memory_order_relaxed);
-  guard.lock();
-  waiting_.fetch_sub(1, std::memory_order_relaxed);
-  return guard;
 }
 
 Engine& Pool::engine() {
@@ -207,6 +198,11 @@ bool Pool::count_overflow(uint64_t size) {
 void Pool::set_stack_hooks(StackHooks hooks) {
   capture_.store(hooks.capture, std::memory_order_release);
   stack_text_.store(hooks.text, std::memory_order_release);
+}
+
+void Pool::before_fork() {
+  mutex_.lock();
+  if (engine_) engine_->settle_ahead();  // the thread that maps is not in the child
 }
 
 void Pool::after_fork_in_child() {

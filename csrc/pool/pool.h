@@ -85,13 +85,12 @@ class Pool {
   void stop_backing();
 
   /// Around fork, in this order.
-  void before_fork() { lock().release(); }
+  void before_fork();
   void after_fork_in_parent() { mutex_.unlock(); }
   void after_fork_in_child();
 
  private:
-  /// Takes the lock. While somebody waits here the background gives way.
-  std::unique_lock<std::mutex> lock();
+  std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
   Engine& engine();
   void changed();
   template <typename Release>
@@ -105,7 +104,6 @@ class Pool {
   const bool overflow_native_;
   const bool debug_checks_;
   std::mutex mutex_;
-  std::atomic<int> waiting_ = 0;  // threads in lock()
   std::unique_ptr<Engine> engine_;
   const int device_;
   uint64_t base_ = 0;

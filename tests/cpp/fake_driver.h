@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <set>
 #include <string>
 #include <vector>
@@ -15,7 +16,7 @@
 namespace vramkit {
 
 /// One device of 100 pages of 2 MiB, and others that are only peers of it; work is done at once.
-/// Not thread-safe.
+/// What a thread that maps in the background calls may be called beside everything else.
 struct FakeGpu {
   static constexpr uint64_t kPage = 2 * kMiB;
   static constexpr cuda::Result kInvalidValue = 1;
@@ -40,6 +41,11 @@ struct FakeGpu {
   uint64_t device_waits = 0;
   uint64_t last = 0;
 
+  /// Of handles and mappings.
+  static std::mutex& books() {
+    static std::mutex mutex;
+    return mutex;
+  }
   /// The one that the driver functions act on.
   static FakeGpu& instance() {
     static FakeGpu gpu;
@@ -131,6 +137,7 @@ inline void FakeGpu::add_memory(cuda::Driver& d) {
   };
   d.memory_create = [](cuda::MemoryHandle* handle, size_t, const cuda::AllocationProperties*,
                        unsigned long long) {
+    const std::lock_guard guard(books());
     FakeGpu& gpu = instance();
     if (gpu.handles.size() == gpu.pages) return cuda::kOutOfMemory;
     *handle = ++gpu.last;
@@ -138,6 +145,7 @@ inline void FakeGpu::add_memory(cuda::Driver& d) {
     return cuda::kSuccess;
   };
   d.memory_release = [](cuda::MemoryHandle handle) {
+    const std::lock_guard guard(books());
     return instance().handles.erase(handle) == 1 ? cuda::kSuccess : kInvalidValue;
   };
 }
@@ -145,6 +153,7 @@ inline void FakeGpu::add_memory(cuda::Driver& d) {
 inline void FakeGpu::add_mapping(cuda::Driver& d) {
   d.memory_map = [](cuda::Address address, size_t, size_t, cuda::MemoryHandle handle,
                     unsigned long long) {
+    const std::lock_guard guard(books());
     FakeGpu& gpu = instance();
     const bool fits = gpu.handles.contains(handle) && !gpu.mappings.contains(address);
     EXPECT_TRUE(fits);
@@ -152,10 +161,12 @@ inline void FakeGpu::add_mapping(cuda::Driver& d) {
     return fits ? cuda::kSuccess : kInvalidValue;
   };
   d.memory_unmap = [](cuda::Address address, size_t) {
+    const std::lock_guard guard(books());
     return instance().mappings.erase(address) == 1 ? cuda::kSuccess : kInvalidValue;
   };
   d.memory_access = [](cuda::Address address, size_t bytes, const cuda::AccessDescription* access,
                        size_t count) {
+    const std::lock_guard guard(books());
     FakeGpu& gpu = instance();
     for (size_t i = 0; i < count; ++i) {
       if (gpu.bad_peers.contains(access[i].location.id)) return kInvalidValue;

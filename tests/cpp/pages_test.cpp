@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "support.h"
 
 namespace vramkit {
@@ -69,6 +73,53 @@ TEST_P(PagesTest, GiveTheirMemoryBack) {
   EXPECT_EQ(pages_->peak_backed_count(), 4U);
   pages_->reset_peak();
   EXPECT_EQ(pages_->peak_backed_count(), 2U);
+}
+
+TEST_P(PagesTest, AreMappedAheadByWhoeverHasThem) {
+  pages_->need_home({5, 1});
+  const std::shared_ptr<Ahead> ahead = pages_->begin_ahead({1, 3});
+  EXPECT_FALSE(pages_->backed(2)) << "not yet";
+  pages_->need_home({4, 4});  // others need not wait
+  EXPECT_EQ(pages_->backed_count(), 4U);
+  ahead->map();
+  EXPECT_EQ(pages_->backed_count(), 4U) << "nobody has taken note";
+  const uint64_t calls = pages_->mapping_calls();
+  pages_->need_home({0, 4});
+  EXPECT_EQ(pages_->backed_count(), 8U);
+  EXPECT_EQ(pages_->mapping_calls(), calls + 2) << "what was mapped ahead, and page 0";
+  pages_->settle_ahead();
+  EXPECT_EQ(pages_->mapping_calls(), calls + 2);
+}
+
+TEST_P(PagesTest, AreWaitedForWhileTheyAreMappedAhead) {
+  std::shared_ptr<Ahead> ahead = pages_->begin_ahead({1, 3});
+  std::atomic<bool> may_map = false;
+  std::thread other([&] {
+    may_map.wait(false);
+    ahead->map();
+  });
+  std::thread starter([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_FALSE(pages_->backed(2)) << "the main thread waits";
+    may_map = true;
+    may_map.notify_all();
+  });
+  EXPECT_EQ(pages_->drop({3, 1}), 1U);
+  EXPECT_TRUE(may_map) << "or it did not wait";
+  EXPECT_TRUE(pages_->backed(2));
+  starter.join();
+  other.join();
+}
+
+TEST_P(PagesTest, ThatCannotBeMappedAheadAreMappedWhenNeeded) {
+  faults_.inject_fault("back", 1);
+  const std::shared_ptr<Ahead> ahead = pages_->begin_ahead({0, 4});
+  ahead->map();
+  ASSERT_TRUE(ahead->failure());
+  EXPECT_STREQ(ahead->failure()->what(), "injected failure of back");
+  pages_->need_home({2, 4});
+  EXPECT_EQ(pages_->backed_count(), 4U);
+  EXPECT_FALSE(pages_->backed(1));
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, PagesTest, testing::Values("null", "memfd", "host"));

@@ -297,6 +297,46 @@ TEST(Background, GivesWayToThreadsThatAllocate) {
   pool.close();
 }
 
+TEST(Background, MapsWhileOthersUseThePool) {
+  constexpr uint64_t kPages = 1500;
+  constexpr uint64_t kPage = 64 * kKiB;
+  Pool& pool = make_pool("memfd+slow_maps", kPages * kPage, kPage, false);
+  std::atomic<bool> over = false;
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < 3; ++i) {
+    threads.emplace_back([&, i] {
+      std::mt19937 random(i);
+      while (!over) {
+        const uint64_t bytes = kPage * (1 + random() % 300);
+        const uint64_t address = allocate(pool, bytes);
+        auto* const ends = reinterpret_cast<volatile char*>(address);
+        ends[0] = static_cast<char>(i);
+        ends[bytes - 1] = static_cast<char>(i);
+        EXPECT_EQ(ends[0], static_cast<char>(i));
+        pool.release_block(address);
+      }
+    });
+  }
+  while (pages_mapped(pool) < kPages) std::this_thread::yield();
+  over = true;
+  for (std::thread& thread : threads) thread.join();
+  pool.check_valid();
+  pool.close();
+}
+
+TEST(Background, FailureIsReportedAndHarmsNothing) {
+  Pool& pool = make_pool("memfd+limit=1000000+slow_maps", 64 * 64 * kKiB, 64 * kKiB, false);
+  while (pool.inspect([](Engine& engine) { return engine.backs_ahead(); })) {
+    std::this_thread::yield();
+  }
+  EXPECT_LE(pages_mapped(pool), 15U);
+  const uint64_t address = allocate(pool, 10 * 64 * kKiB);
+  EXPECT_NE(address, 0U);
+  pool.check_valid();
+  pool.release_block(address);
+  pool.close();
+}
+
 TEST(Background, EndsWithThePool) {
   for (int i = 0; i < 20; ++i) {
     Pool& pool = make_pool("memfd+slow_maps", 1000 * 64 * kKiB, 64 * kKiB, false);

@@ -18,8 +18,16 @@ class VmmCuda : public testing::Test {
 
   Engine engine(uint64_t pages) { return Engine({"cuda:0", "test", pages * kPage, kPage}); }
   /// Without the thread that maps in the background.
+  static bool map_ahead(Engine& pool, uint64_t pages) {
+    const std::shared_ptr<Ahead> ahead = pool.next_ahead(pages);
+    if (!ahead) return false;
+    EXPECT_LE(ahead->run().count, pages);
+    ahead->map();
+    pool.settle_ahead();
+    return true;
+  }
   static void map_all(Engine& pool) {
-    while (pool.back_ahead(16)) {
+    while (map_ahead(pool, 16)) {
     }
   }
 };
@@ -64,7 +72,7 @@ TEST_F(VmmCuda, TrimReleasesWhatWasNeverMapped) {
 
 TEST_F(VmmCuda, WhatWasTrimmedIsNotTakenAgainInTheBackground) {
   Engine pool = engine(100);
-  EXPECT_TRUE(pool.back_ahead(30));
+  EXPECT_TRUE(map_ahead(pool, 30));
   EXPECT_EQ(pool.trim(), 100 * kPage);
   map_all(pool);
   EXPECT_TRUE(gpu_.handles.empty());
@@ -73,7 +81,7 @@ TEST_F(VmmCuda, WhatWasTrimmedIsNotTakenAgainInTheBackground) {
 
 TEST_F(VmmCuda, ARequestThatFailsTakesNothingAndLosesNothing) {
   Engine pool = engine(100);
-  EXPECT_TRUE(pool.back_ahead(10));
+  EXPECT_TRUE(map_ahead(pool, 10));
   EXPECT_EQ(pool.trim(), 100 * kPage);
   gpu_.pages = 50;  // somebody else has the rest now
   const uint64_t address = pool.allocate(10 * kPage, 0, 0);
@@ -95,7 +103,7 @@ TEST_F(VmmCuda, AFailedCommitKeepsWhatWasCommittedBefore) {
 
 TEST_F(VmmCuda, PeersAreGrantedWhatIsMappedAndWhatWillBe) {
   Engine pool = engine(20);
-  pool.back_ahead(5);
+  map_ahead(pool, 5);
   pool.add_peer(1);
   map_all(pool);
   EXPECT_EQ(gpu_.mappings.size(), 20U);
@@ -107,7 +115,7 @@ TEST_F(VmmCuda, PeersAreGrantedWhatIsMappedAndWhatWillBe) {
 TEST_F(VmmCuda, APeerThatCannotBeGrantedHarmsNothing) {
   gpu_.bad_peers = {2};
   Engine pool = engine(20);
-  pool.back_ahead(5);
+  map_ahead(pool, 5);
   expect_error(Status::kSystem, "cuMemSetAccess failed", [&] { pool.add_peer(2); });
   map_all(pool);
   EXPECT_NE(pool.allocate(20 * kPage, 0, 0), 0U);

@@ -1,0 +1,50 @@
+// Pages that a thread maps while others use the pool.
+#pragma once
+
+#include <atomic>
+#include <optional>
+
+#include "backend/backend.h"
+#include "base/error.h"
+
+namespace vramkit {
+
+/// Owned by the pool and by the thread that maps: the pool may be closed once the pages are mapped,
+/// before that thread has come to know it.
+class Ahead {
+ public:
+  Ahead(Backend& backend, PageRun run) : backend_(backend), run_(run) {}
+  Ahead(const Ahead&) = delete;
+  Ahead& operator=(const Ahead&) = delete;
+
+  PageRun run() const { return run_; }
+  bool touches(PageRun other) const {
+    return run_.first < other.first + other.count && other.first < run_.first + run_.count;
+  }
+
+  /// Once, and without the pool's lock.
+  void map() noexcept {
+    try {
+      backend_.back_ahead(run_);
+    } catch (const Error& error) {
+      failure_ = error;
+    } catch (const std::exception& error) {
+      failure_.emplace(Status::kSystem, error.what());
+    }
+    done_.store(true, std::memory_order_release);
+    done_.notify_all();
+  }
+
+  /// Blocks until the pages are mapped, or cannot be.
+  void wait() const { done_.wait(false, std::memory_order_acquire); }
+  /// After `wait`.
+  const std::optional<Error>& failure() const { return failure_; }
+
+ private:
+  Backend& backend_;
+  const PageRun run_;
+  std::optional<Error> failure_;
+  std::atomic<bool> done_ = false;
+};
+
+}  // namespace vramkit
