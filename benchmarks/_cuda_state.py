@@ -1,8 +1,7 @@
 """The measurements that are done: a file that grows by a line each, where a later run goes on."""
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,22 +108,29 @@ def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    lines = _whole_lines_of(text)
+    whole = "".join(f"{line}\n" for line in lines)
     if whole != text:
         path.write_text(whole, encoding="utf-8")
-    return whole.splitlines()
+    return lines
 
 
-def continue_from(earlier: Path | None, path: Path) -> None:
-    """Begin a new state file with what an earlier one holds.
+def _whole_lines_of(text: str) -> list[str]:
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def continue_from(earlier: Sequence[Path], path: Path) -> None:
+    """Begin a new state file with what earlier ones hold; of each measurement the latest counts.
 
     Raises:
         FileNotFoundError: there is no earlier file.
         FileExistsError: the state file holds something already.
     """
-    if earlier is None:
+    if not earlier:
         return
     if path.exists():
         raise FileExistsError(f"{path} is there already: leave --resume out to go on with it")
+    lines = {line: None for each in earlier for line in _whole_lines_of(each.read_text("utf-8"))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(earlier, path)
+    by_run = sorted(lines, key=lambda line: str(json.loads(line)["run"]))
+    path.write_text("".join(f"{line}\n" for line in by_run), encoding="utf-8")

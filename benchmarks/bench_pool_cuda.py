@@ -37,7 +37,7 @@ def _options() -> argparse.ArgumentParser:
     options = parser(__doc__ or "")
     add = options.add_argument
     add("--state", type=Path, default=STATE, help="file of the done measurements")
-    add("--resume", type=Path, help="begin the state file with this earlier one")
+    add("--resume", type=Path, nargs="+", default=[], help="begin the state with earlier ones")
     add("--budget-s", type=float, default=math.inf, help="stop before this many seconds are over")
     add("--only", type=lambda text: _names(PARTS, text), default=PARTS, help=",".join(PARTS))
     add(

@@ -277,10 +277,27 @@ def test_an_unfinished_line_is_cut_off(path: Path) -> None:
 def test_a_new_state_file_can_begin_with_an_earlier_one(path: Path, tmp_path: Path) -> None:
     measure_all(path)
     later = tmp_path / "later" / "state.jsonl"
-    continue_from(path, later)
+    continue_from([path], later)
     assert pending(State(later), CHOICE) == []
     with pytest.raises(FileExistsError, match="leave --resume out"):
-        continue_from(path, later)
+        continue_from([path], later)
+
+
+def test_of_several_earlier_files_the_latest_measurement_counts(tmp_path: Path) -> None:
+    reference = Measurement(reference_key(LOOP), Spec("loop", NATIVE, LOOP, "synced"))
+    host = Measurement("host/native/0", Spec("host", NATIVE))
+    paths = [tmp_path / name for name in ("first", "second", "both")]
+    for number, path in enumerate(paths[:2]):
+        state = begun(path)
+        state.add(reference, {"ok": True, "number": number}, 1.0)
+        if number == 0:
+            state.add(host, {"ok": True}, 1.0)
+    paths[1].write_text(paths[1].read_text() + '{"run": "unfini')
+    continue_from([paths[1], paths[0]], paths[2])
+    both = State(paths[2])
+    assert both.result(reference.key) == {"ok": True, "number": 1}
+    assert both.result(host.key) == {"ok": True}
+    assert not both.complete((reference, host)), "no one run made both"
 
 
 # ---- the budget
