@@ -20,6 +20,10 @@ OTHERS = ("expandable", "async", "rmm")
 POOL = "vramkit"
 NATIVE = "native"
 
+# A group's loops take turns of so many steps: the machine's speed changes from second to second.
+TURN_STEPS = 5
+TURN_ENDS = "turn"  # what a child says then
+
 EQUAL_LOOPS = ("unet_tiles", "gnn_sampled", "llama_ckpt")
 EQUAL_CYCLE = 4
 EQUAL_STEPS = 6

@@ -1,9 +1,10 @@
 """Runs measurements, each in a child process, within a budget of time.
 
-Children are started some at a time and import what they need all at once; then they measure one
-after another, with the machine to themselves.
+Children are started some at a time and import what they need all at once; then they measure, one at
+a time, with the machine to themselves. Those of a group take turns, where they give way in between.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -11,11 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from _cuda_plan import Choice, Group, Measurement, Result, pending
+from _cuda_plan import TURN_ENDS, Choice, Group, Measurement, Result, pending
 from _cuda_state import State
 from _harness import say
 from _provenance import ROOT
@@ -51,8 +52,8 @@ class Contestant(Protocol):
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until it has imported what it needs."""
 
-    def measure(self, timeout_s: float) -> Result:
-        """Let it measure, and wait for its end."""
+    def turn(self, timeout_s: float) -> Result | None:
+        """Let it measure until it gives way (None), or has ended."""
 
     def stop(self) -> None:
         """End it, whatever it does."""
@@ -84,26 +85,37 @@ class Child:
         Raises:
             OutOfTimeError: it is not ready in time.
         """
+        self._line(timeout_s)
+
+    def _line(self, timeout_s: float) -> bytes:
+        """Read a line, of which a child writes one at a time; nothing when it has died."""
         assert self._process.stdout is not None
         readable, _, _ = select.select([self._process.stdout], [], [], max(0.0, timeout_s))
         if not readable:
             raise OutOfTimeError
-        self._process.stdout.readline()
+        return self._process.stdout.readline()
 
-    def measure(self, timeout_s: float) -> Result:
+    def turn(self, timeout_s: float) -> Result | None:
         """Let it measure; a process that dies has failed, and says why.
 
         Raises:
             OutOfTimeError: it took longer than ``timeout_s``.
         """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what it left on its way out is read below
+            self._process.stdin.write(b"go\n")
+            self._process.stdin.flush()
+        deadline = time.monotonic() + timeout_s
+        line = self._line(timeout_s)
+        if line == f"{TURN_ENDS}\n".encode():
+            return None
         try:
-            output, _ = self._process.communicate(b"go\n", timeout=max(0.0, timeout_s))
+            status = self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise OutOfTimeError from None
-        status = self._process.returncode
-        if not output.strip():
+        if not line.strip():
             return {"ok": False, "crash": f"status {status}: {self._complaint()}"}
-        result: dict[str, object] = {"ok": True} | json.loads(output)
+        result: dict[str, object] = {"ok": True} | json.loads(line)
         if status != 0:
             # The figures count, but a process that cannot end is a defect.
             result["exit"] = f"status {status}: {self._complaint()}"
@@ -120,7 +132,8 @@ class Child:
             self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def run(
@@ -162,8 +175,7 @@ def _run_some(
             # A group begun is a group ended in one run, or it must be made again as a whole.
             if _expected_s(state, group) > budget.left_s():
                 return False
-            for each in group:
-                _measure(state, each, children[each.key], budget)
+            _measure(state, group, children, budget)
     except OutOfTimeError:
         return False
     finally:
@@ -176,19 +188,36 @@ def _expected_s(state: State, group: Group) -> float:
     return sum(state.expected_s(each, UNKNOWN_S[each.spec.kind]) for each in group)
 
 
-def _measure(state: State, measurement: Measurement, child: Contestant, budget: Budget) -> None:
-    began = budget.clock()
+def _measure(
+    state: State, group: Group, children: Mapping[str, Contestant], budget: Budget
+) -> None:
+    """Let a group take turns, each time begun by another, until all of it has ended."""
+    results: dict[str, Result] = {}
+    wall_s = dict.fromkeys((each.key for each in group), 0.0)
+    waiting = [each.key for each in group]
+    while waiting:
+        for key in tuple(waiting):
+            began = budget.clock()
+            result = _turn(children[key], budget)
+            wall_s[key] += budget.clock() - began
+            if result is not None:
+                results[key] = result
+                waiting.remove(key)
+        waiting = waiting[1:] + waiting[:1]
+    for each in group:
+        state.add(each, results[each.key], wall_s[each.key])
+        say(f"{each.key:48} {outcome(results[each.key]):40} {wall_s[each.key]:6.1f} s")
+
+
+def _turn(child: Contestant, budget: Budget) -> Result | None:
     left_s = budget.left_s()
     try:
-        result = child.measure(min(LONGEST_S, left_s))
+        return child.turn(min(LONGEST_S, left_s))
     except OutOfTimeError:
         if left_s < LONGEST_S:
             raise
         child.stop()
-        result = {"ok": False, "crash": f"took longer than {LONGEST_S:g} s"}
-    wall_s = budget.clock() - began
-    state.add(measurement, result, wall_s)
-    say(f"{measurement.key:48} {outcome(result):40} {wall_s:6.1f} s")
+        return {"ok": False, "crash": f"took longer than {LONGEST_S:g} s"}
 
 
 def outcome(result: Result) -> str:

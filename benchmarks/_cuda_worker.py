@@ -3,7 +3,8 @@
 usage: _cuda_worker.py SPEC
 
 SPEC is the JSON object of a Measurement. The process imports what it needs, prints "ready", waits
-for a line on standard input, and prints its result: one JSON object.
+for a line on standard input, and prints its result: one JSON object. A loop gives way after some
+steps: it prints "turn", and waits for another line.
 """
 
 import contextlib
@@ -23,9 +24,11 @@ import torch
 from _cuda_allocators import Books, allocator_scope, is_out_of_memory
 from _cuda_loops import LOOPS, Loop
 from _cuda_micro import host_cost, start_up
-from _cuda_plan import EQUAL_CYCLE, EQUAL_STEPS, Spec
+from _cuda_plan import EQUAL_CYCLE, EQUAL_STEPS, TURN_ENDS, TURN_STEPS, Spec
 from _cuda_text_loops import Step
 from _provenance import measure_this_tree
+
+GiveWay = Callable[[], None]
 
 
 @dataclass
@@ -58,33 +61,39 @@ def steps_of(loop: Loop, mode: str) -> tuple[Step, int]:
     return equal_step, EQUAL_STEPS
 
 
-def run_steps(course: Course, step: Step, count: int, spec: Spec, books: Books) -> None:
-    """Run the loop; the host waits for the GPU after the first step and at the end only.
+def run_steps(
+    course: Course, step: Step, count: int, spec: Spec, books: Books, give_way: GiveWay
+) -> None:
+    """Run the loop; the host waits for the GPU after the first step and at the end of a turn only.
 
     In the mode "synced" it waits after every step, so that nothing is alive longer than it must be.
     """
-    ends = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    torch.cuda.synchronize()
-    ends[0].record()
-    start = time.perf_counter()
-    for end in ends[1:]:
-        loss = step()
-        end.record()
-        course.steps_done += 1
-        if course.first_loss is None:
-            course.first_loss = loss.item()
-        if spec.mode == "synced":
-            torch.cuda.synchronize()
-        elif spec.mode == "equal" and books.mapping_calls is not None:
-            course.calls_by_step.append(books.mapping_calls())
-    torch.cuda.synchronize()
-    course.total_s = time.perf_counter() - start
+    for first in range(0, count, TURN_STEPS):
+        if first > 0:
+            give_way()
+        ends = [torch.cuda.Event(enable_timing=True) for _ in range(TURN_STEPS + 1)]
+        torch.cuda.synchronize()
+        ends[0].record()
+        start = time.perf_counter()
+        for end in ends[1 : count - first + 1]:
+            loss = step()
+            end.record()
+            course.steps_done += 1
+            if course.first_loss is None:
+                course.first_loss = loss.item()
+            if spec.mode == "synced":
+                torch.cuda.synchronize()
+            elif spec.mode == "equal" and books.mapping_calls is not None:
+                course.calls_by_step.append(books.mapping_calls())
+        torch.cuda.synchronize()
+        course.total_s += time.perf_counter() - start
+        done = ends[: count - first + 1]
+        course.steps_ms += [a.elapsed_time(b) for a, b in itertools.pairwise(done)]
     course.last_loss = loss.item()
-    course.steps_ms = [a.elapsed_time(b) for a, b in itertools.pairwise(ends)]
     course.ok = True
 
 
-def run_loop(spec: Spec) -> dict[str, object]:
+def run_loop(spec: Spec, give_way: GiveWay) -> dict[str, object]:
     """Run one loop under one allocator."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(0)
@@ -92,7 +101,7 @@ def run_loop(spec: Spec) -> dict[str, object]:
     with allocator_scope(spec) as books:
         try:
             step, count = steps_of(LOOPS[spec.loop], spec.mode)
-            run_steps(course, step, count, spec, books)
+            run_steps(course, step, count, spec, books, give_way)
         except Exception as err:  # every allocator and library has its own
             if not is_out_of_memory(err):
                 raise
@@ -100,11 +109,11 @@ def run_loop(spec: Spec) -> dict[str, object]:
         return asdict(course) | books.figures()
 
 
-MEASURES: dict[str, Callable[[Spec], dict[str, object]]] = {
-    "loop": run_loop,
-    "host": host_cost,
-    "startup": start_up,
-}
+def measure(spec: Spec, give_way: GiveWay) -> dict[str, object]:
+    """Make the measurement that is asked for."""
+    if spec.kind == "loop":
+        return run_loop(spec, give_way)
+    return {"host": host_cost, "startup": start_up}[spec.kind](spec)
 
 
 def prepare(spec: Spec) -> None:
@@ -135,7 +144,13 @@ def main() -> None:
         output.write("ready\n")
         if not sys.stdin.readline():
             return
-        result = MEASURES[spec.kind](spec)
+
+        def give_way() -> None:
+            output.write(f"{TURN_ENDS}\n")
+            if not sys.stdin.readline():
+                sys.exit("the parent is gone")
+
+        result = measure(spec, give_way)
         gc.collect()
         output.write(json.dumps(result) + "\n")
 

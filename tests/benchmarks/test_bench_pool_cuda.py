@@ -14,7 +14,7 @@ from pathlib import Path
 import _cuda_run
 import pytest
 import torch
-from _cuda_figures import geometric_mean, standing, whole_rounds
+from _cuda_figures import CONTESTANTS, geometric_mean, standing, whole_rounds
 from _cuda_loops import LOOPS, Loop
 from _cuda_picture import draw
 from _cuda_plan import (
@@ -36,7 +36,7 @@ from _cuda_plan import (
     whole_key,
 )
 from _cuda_report import doubts, rows
-from _cuda_run import Budget, Child, OutOfTimeError, run
+from _cuda_run import Budget, OutOfTimeError, run
 from _cuda_state import State, continue_from
 from _cuda_table import table
 from _cuda_worker import steps_of
@@ -95,6 +95,7 @@ class Player:
         self.now = 100.0
         self.seconds_each = seconds_each
         self.started: list[str] = []
+        self.turns: list[str] = []
         self.measured: list[str] = []
         self.stopped: list[str] = []
 
@@ -113,12 +114,16 @@ class Played:
     def wait_ready(self, timeout_s: float) -> None:
         assert timeout_s > 0
 
-    def measure(self, timeout_s: float) -> Result:
+    def turn(self, timeout_s: float) -> Result | None:
+        key = self.measurement.key
+        self.player.turns.append(key)
+        if key.startswith("whole/") and self.player.turns.count(key) < 3:
+            return None
         if self.player.seconds_each > timeout_s:
             self.player.now += timeout_s
             raise OutOfTimeError
         self.player.now += self.player.seconds_each
-        self.player.measured.append(self.measurement.key)
+        self.player.measured.append(key)
         return play(self.measurement.spec)
 
     def stop(self) -> None:
@@ -319,6 +324,20 @@ def test_what_the_budget_cuts_off_is_not_noted_and_everyone_is_stopped(path: Pat
     assert State(path).result(reference_key(LOOP)) is None
 
 
+def test_a_round_takes_turns_each_time_begun_by_another(path: Path) -> None:
+    player = Player()
+    choice = replace(CHOICE, parts=("reference", "whole"), rounds=1)
+    assert run(begun(path), choice, player.budget(1e6), player.start)
+    native, *pool = [whole_key(LOOP, who, 0) for who in CONTESTANTS]
+    assert player.turns == [
+        reference_key(LOOP),
+        *(native, *pool),
+        *(*pool, native),
+        *(*pool[1:], native, pool[0]),
+    ]
+    assert player.measured == [reference_key(LOOP), *pool[1:], native, pool[0]]
+
+
 def test_what_takes_too_long_has_failed(path: Path) -> None:
     player = Player(seconds_each=_cuda_run.LONGEST_S + 1)
     choice = replace(CHOICE, parts=("reference",))
@@ -327,25 +346,6 @@ def test_what_takes_too_long_has_failed(path: Path) -> None:
     result = state.result(reference_key(LOOP))
     assert result is not None
     assert result["crash"] == "took longer than 150 s"
-
-
-def test_a_child_that_dies_has_failed_and_says_why() -> None:
-    child = Child(Measurement("x", Spec("loop", NATIVE, "no_such_loop")))
-    try:
-        child.wait_ready(60.0)
-        result = child.measure(60.0)
-    finally:
-        child.stop()
-    assert not result["ok"]
-    assert "KeyError: 'no_such_loop'" in result["crash"]
-
-
-def test_a_child_that_is_not_ready_in_time_is_stopped() -> None:
-    child = Child(Measurement("x", Spec("loop", NATIVE, LOOP)))
-    with pytest.raises(OutOfTimeError):
-        child.wait_ready(0.0)
-    child.stop()
-    child.stop()
 
 
 # ---- the report
