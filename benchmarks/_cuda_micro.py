@@ -129,7 +129,7 @@ def _start_pool(page_bytes: int | None) -> dict[str, float]:
     return {
         "returned_s": returned_s,
         "first_s": first_s,
-        "all_s": background_s if in_background else first_s + on_demand_s,
+        "all_s": background_s if in_background else background_s + on_demand_s,
         "mapped_in_background_bytes": background_bytes,
         "mapped_bytes": backed_bytes,
         "page_bytes": page_bytes_used,

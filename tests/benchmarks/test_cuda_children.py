@@ -87,9 +87,7 @@ def test_a_loop_gives_way_between_its_turns(count: int, monkeypatch: pytest.Monk
         _Event.recorded += 1000  # no step's time
 
     losses = iter(torch.arange(float(count)))
-    run_steps(
-        course, lambda: next(losses), count, Spec("loop", NATIVE), Books(lambda: {}), give_way
-    )
+    run_steps(course, lambda: next(losses), count, Spec("loop", NATIVE), Books(dict), give_way)
     assert given == list(range(TURN_STEPS, count, TURN_STEPS))
     assert (course.ok, course.steps_done, course.steps_ms) == (True, count, [1.0] * count)
     assert (course.first_loss, course.last_loss) == (0.0, count - 1.0)
