@@ -10,9 +10,10 @@ namespace vramkit {
 
 void LimitBackend::take(PageRun run) {
   const uint64_t bytes = run.count * page_bytes_;
-  const uint64_t before = backed_bytes_.fetch_add(bytes);
-  if (before + bytes <= limit_bytes_) return;
-  backed_bytes_ -= bytes;
+  uint64_t before = backed_bytes_;
+  while (before + bytes <= limit_bytes_) {
+    if (backed_bytes_.compare_exchange_weak(before, before + bytes)) return;
+  }
   fail(Status::kOutOfMemory, "the device has no memory for %s more: %s of %s are in use",
        mib(bytes).c_str(), mib(before).c_str(), mib(limit_bytes_).c_str());
 }

@@ -122,6 +122,7 @@ void CudaVmmBackend::unmap(uint64_t address, PageRun run) {
 }
 
 void CudaVmmBackend::map_pages(uint64_t address, PageRun run) {
+  const std::vector<cuda::AccessDescription> access = accesses();
   uint64_t mapped = 0;
   cuda::Result result = cuda::kSuccess;
   const char* call = "cuMemMap";
@@ -131,7 +132,7 @@ void CudaVmmBackend::map_pages(uint64_t address, PageRun run) {
   }
   if (result == cuda::kSuccess) {
     call = "cuMemSetAccess";
-    result = set_access(address, run.count);
+    result = driver().memory_access(address, run.count * page_bytes_, access.data(), access.size());
     if (result == cuda::kSuccess) return;
   } else {
     --mapped;
@@ -153,11 +154,11 @@ void CudaVmmBackend::release_handle(uint64_t page) {
   --held_;
 }
 
-cuda::Result CudaVmmBackend::set_access(uint64_t address, uint64_t pages) {
+std::vector<cuda::AccessDescription> CudaVmmBackend::accesses() const {
   std::vector<cuda::AccessDescription> access;
   access.push_back({{cuda::kLocationDevice, device()}, cuda::kReadWrite});
   for (const int peer : peers_) access.push_back({{cuda::kLocationDevice, peer}, cuda::kReadWrite});
-  return driver().memory_access(address, pages * page_bytes_, access.data(), access.size());
+  return access;
 }
 
 void CudaVmmBackend::add_peer(int device) {
@@ -187,7 +188,9 @@ void CudaVmmBackend::remove_peer(int device) { std::erase(peers_, device); }
 
 void CudaVmmBackend::grant_peers(uint64_t address, uint64_t pages) {
   const Entered entered(context());
-  check(set_access(address, pages), "cuMemSetAccess");
+  const std::vector<cuda::AccessDescription> access = accesses();
+  check(driver().memory_access(address, pages * page_bytes_, access.data(), access.size()),
+        "cuMemSetAccess");
 }
 
 }  // namespace vramkit

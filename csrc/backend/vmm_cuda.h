@@ -47,7 +47,7 @@ class CudaVmmBackend : public CudaDevice {
   uint64_t home(uint64_t page) const { return base_ + page * page_bytes_; }
   void map_pages(uint64_t address, PageRun run);
   void unmap_pages(uint64_t address, uint64_t count);
-  cuda::Result set_access(uint64_t address, uint64_t pages);
+  std::vector<cuda::AccessDescription> accesses() const;
   void release_handle(uint64_t page);
   cuda::AllocationProperties properties() const;
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <optional>
+#include <utility>
 
 #include "backend/backend.h"
 #include "base/error.h"
@@ -26,8 +27,8 @@ class Ahead {
   void map() noexcept {
     try {
       backend_.back_ahead(run_);
-    } catch (const Error& error) {
-      failure_ = error;
+    } catch (Error& error) {
+      failure_ = std::move(error);
     } catch (const std::exception& error) {
       failure_.emplace(Status::kSystem, error.what());
     }

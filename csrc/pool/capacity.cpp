@@ -167,8 +167,8 @@ void Engine::add_peers_in_use() {
 
 uint64_t Engine::trim() {
   if (!backend_->has_own_addresses()) return 0;  // its owner holds the memory
-  stop_backing_ahead();                          // or what is given back would be taken again
   drain();
+  stop_backing_ahead();  // or what is given back would be taken again
   aliases_.drop_idle();
   uint64_t released = 0;
   for (const PageRun& run : free_pages()) released += give_back(run);

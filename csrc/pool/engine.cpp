@@ -113,6 +113,7 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
 /// Others have on the device what was given back to it: what is still held must do.
 std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, StreamIndex stream,
                                                            uint32_t stack_id) {
+  settle_ahead();
   const uint64_t bytes = large_size(size);
   std::optional<Place> place;
   if (const std::optional<uint64_t> hole = find_backed(bytes, stream)) {

@@ -1,5 +1,7 @@
 #include "pool/pool.h"
 
+#include <new>
+#include <system_error>
 #include <thread>
 
 #include "base/bytes.h"
@@ -19,7 +21,17 @@ Pool::Pool(const PoolConfig& config)
 
 void Pool::start_backing() {
   // Detached: the object is immortal, and a closed pool ends the loop.
-  if (engine_->backs_ahead()) std::thread([this] { back_ahead(); }).detach();
+  if (!inspect([](Engine& engine) { return engine.backs_ahead(); })) return;
+  try {
+    std::thread([this] { back_ahead(); }).detach();
+  } catch (const std::system_error& error) {
+    report_not_ahead(error.what());
+  }
+}
+
+void Pool::report_not_ahead(const char* why) {
+  report("%s: memory is mapped when it is needed, not ahead: %s", label_.c_str(), why);
+  stop_backing();
 }
 
 void Pool::stop_backing() {
@@ -29,18 +41,17 @@ void Pool::stop_backing() {
 
 void Pool::back_ahead() {
   constexpr uint64_t kPagesAtATime = 2;  // who needs one of them waits for both
-  for (;;) {
-    std::shared_ptr<Ahead> ahead;
-    {
-      const auto guard = lock();
-      if (engine_) ahead = engine_->next_ahead(kPagesAtATime);
+  const auto next = [this] {
+    const auto guard = lock();
+    return engine_ ? engine_->next_ahead(kPagesAtATime) : nullptr;
+  };
+  try {
+    while (const std::shared_ptr<Ahead> ahead = next()) {
+      ahead->map();
+      if (ahead->failure()) return report_not_ahead(ahead->failure()->what());
     }
-    if (!ahead) return;
-    ahead->map();
-    if (ahead->failure()) {
-      report("%s: memory is not mapped ahead: %s", label_.c_str(), ahead->failure()->what());
-      return stop_backing();
-    }
+  } catch (const std::bad_alloc& error) {
+    report_not_ahead(error.what());
   }
 }
 

@@ -98,6 +98,7 @@ class Pool {
   void close_locked();
   bool abandoned() const;
   void back_ahead();
+  void report_not_ahead(const char* why);
   void close_or_report();
 
   const std::string label_;

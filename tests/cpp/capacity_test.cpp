@@ -28,6 +28,20 @@ TEST_P(Capacity, GrowsAndShrinks) {
   EXPECT_NE(pool.allocate(4 * kPage), 0U);
 }
 
+TEST(CapacityAhead, WhatWasMappedAheadIsHeldToo) {
+  // The device has memory for five pages; a chunk of small blocks wants four.
+  Engine pool(config_of("memfd+limit=327680+slow_maps", 8 * kPage));
+  const uint64_t first = pool.allocate(kPage, 0, 0);
+  const std::shared_ptr<Ahead> ahead = pool.next_ahead(2);
+  ASSERT_NE(ahead, nullptr);
+  ahead->map();
+  const uint64_t second = pool.allocate(100, 0, 0);
+  EXPECT_NE(second, 0U);
+  pool.check_valid();
+  pool.release(first);
+  pool.release(second);
+}
+
 TEST_P(Capacity, NeverShrinksBelowWhatIsLive) {
   JudgedEngine pool(8, GetParam());
   pool.allocate(3 * kPage + 1);
