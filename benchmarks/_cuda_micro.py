@@ -120,19 +120,17 @@ def _start_pool(page_bytes: int | None) -> dict[str, float]:
         rest = torch.empty(pool.stats().largest_free_bytes, dtype=torch.uint8, device="cuda")
         torch.cuda.synchronize()
         on_demand_s = time.perf_counter() - on_demand
-    backed_bytes = pool.stats().mapped_bytes
-    page_bytes_used = pool.stats().page_bytes
+    stats = pool.stats()
     del first, rest
     closing = time.perf_counter()
     pool.close()
-    in_background = background_bytes >= STARTUP_BYTES
     return {
         "returned_s": returned_s,
         "first_s": first_s,
-        "all_s": background_s if in_background else background_s + on_demand_s,
+        "all_s": background_s + (0.0 if background_bytes >= STARTUP_BYTES else on_demand_s),
         "mapped_in_background_bytes": background_bytes,
-        "mapped_bytes": backed_bytes,
-        "page_bytes": page_bytes_used,
+        "mapped_bytes": stats.mapped_bytes,
+        "page_bytes": stats.page_bytes,
         "closed_s": time.perf_counter() - closing,
     }
 

@@ -71,11 +71,12 @@ def run_steps(
     for first in range(0, count, TURN_STEPS):
         if first > 0:
             give_way()
-        ends = [torch.cuda.Event(enable_timing=True) for _ in range(TURN_STEPS + 1)]
+        steps = min(TURN_STEPS, count - first)
+        ends = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
         torch.cuda.synchronize()
         ends[0].record()
         start = time.perf_counter()
-        for end in ends[1 : count - first + 1]:
+        for end in ends[1:]:
             loss = step()
             end.record()
             course.steps_done += 1
@@ -87,8 +88,7 @@ def run_steps(
                 course.calls_by_step.append(books.mapping_calls())
         torch.cuda.synchronize()
         course.total_s += time.perf_counter() - start
-        done = ends[: count - first + 1]
-        course.steps_ms += [a.elapsed_time(b) for a, b in itertools.pairwise(done)]
+        course.steps_ms += [a.elapsed_time(b) for a, b in itertools.pairwise(ends)]
     course.last_loss = loss.item()
     course.ok = True
 
@@ -120,8 +120,8 @@ def prepare(spec: Spec) -> None:
     """Import what takes long to import, so that it costs no time on the GPU."""
     if spec.kind == "loop":
         import_module("torch._dynamo")  # the first optimizer would
-    if spec.kind == "loop" and (needed := LOOPS[spec.loop].needs):
-        import_module(needed)
+        if needed := LOOPS[spec.loop].needs:
+            import_module(needed)
     if spec.allocator == "vramkit":
         measure_this_tree()
         import_module("vramkit.pool")

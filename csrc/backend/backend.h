@@ -5,7 +5,7 @@
 // home.
 //
 // Rules for callers:
-//  - one thread at a time (the pool holds its lock), but for `back_ahead`;
+//  - one thread at a time (the pool holds its lock), but for `back` of committed pages;
 //  - no page is taken from data: `unback`, `map` and `unmap` only touch pages without live data;
 //  - a call that throws has changed nothing.
 #pragma once
@@ -58,11 +58,10 @@ class Backend {
   virtual uint64_t held_pages(uint64_t backed) const { return backed; }
   /// True where `back` takes so long that it is better done ahead, in the background.
   virtual bool maps_slowly() const { return false; }
-  /// Puts physical memory behind home pages that have none.
+  /// Puts physical memory behind home pages that have none. Where the backend maps slowly and the
+  /// pages are committed, this may run beside any call for other pages but `reserve`, `commit`,
+  /// `uncommit` and those about peers.
   virtual void back(PageRun run) = 0;
-  /// The same for committed pages, beside any call for other pages but `reserve`, `commit`,
-  /// `uncommit` and those about peers; asked for only where the backend maps slowly.
-  virtual void back_ahead(PageRun run) { back(run); }
   /// Gives physical memory back. Afterwards the pages have none.
   virtual void unback(PageRun run) = 0;
 

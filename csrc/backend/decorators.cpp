@@ -8,32 +8,19 @@
 
 namespace vramkit {
 
-void LimitBackend::take(PageRun run) {
+void LimitBackend::back(PageRun run) {
   const uint64_t bytes = run.count * page_bytes_;
   uint64_t before = backed_bytes_;
-  while (before + bytes <= limit_bytes_) {
-    if (backed_bytes_.compare_exchange_weak(before, before + bytes)) return;
-  }
-  fail(Status::kOutOfMemory, "the device has no memory for %s more: %s of %s are in use",
-       mib(bytes).c_str(), mib(before).c_str(), mib(limit_bytes_).c_str());
-}
-
-void LimitBackend::back(PageRun run) {
-  take(run);
+  do {
+    if (before + bytes > limit_bytes_) {
+      fail(Status::kOutOfMemory, "the device has no memory for %s more: %s of %s are in use",
+           mib(bytes).c_str(), mib(before).c_str(), mib(limit_bytes_).c_str());
+    }
+  } while (!backed_bytes_.compare_exchange_weak(before, before + bytes));
   try {
     Decorator::back(run);
   } catch (...) {
-    backed_bytes_ -= run.count * page_bytes_;
-    throw;
-  }
-}
-
-void LimitBackend::back_ahead(PageRun run) {
-  take(run);
-  try {
-    Decorator::back_ahead(run);
-  } catch (...) {
-    backed_bytes_ -= run.count * page_bytes_;
+    backed_bytes_ -= bytes;
     throw;
   }
 }
@@ -43,17 +30,9 @@ void LimitBackend::unback(PageRun run) {
   backed_bytes_ -= run.count * page_bytes_;
 }
 
-namespace {
-constexpr std::chrono::microseconds kAPage{50};  // what CUDA takes
-}
-
 void SlowMapsBackend::back(PageRun run) {
+  constexpr std::chrono::microseconds kAPage{50};  // what CUDA takes
   Decorator::back(run);
-  std::this_thread::sleep_for(kAPage * run.count);
-}
-
-void SlowMapsBackend::back_ahead(PageRun run) {
-  Decorator::back_ahead(run);
   std::this_thread::sleep_for(kAPage * run.count);
 }
 
@@ -82,10 +61,6 @@ void FaultBackend::reserve(const Layout& layout) {
 void FaultBackend::back(PageRun run) {
   strike("back");
   Decorator::back(run);
-}
-void FaultBackend::back_ahead(PageRun run) {
-  strike("back");
-  Decorator::back_ahead(run);
 }
 void FaultBackend::unback(PageRun run) {
   strike("unback");

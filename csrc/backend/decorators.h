@@ -30,7 +30,6 @@ class Decorator : public Backend {
   uint64_t held_pages(uint64_t backed) const override { return inner_->held_pages(backed); }
   bool maps_slowly() const override { return inner_->maps_slowly(); }
   void back(PageRun run) override { inner_->back(run); }
-  void back_ahead(PageRun run) override { inner_->back_ahead(run); }
   void unback(PageRun run) override { inner_->unback(run); }
   bool rebindable() const override { return inner_->rebindable(); }
   bool aliasing() const override { return inner_->aliasing(); }
@@ -71,11 +70,9 @@ class LimitBackend : public Decorator {
   LimitBackend(std::unique_ptr<Backend> inner, uint64_t limit_bytes)
       : Decorator(std::move(inner)), limit_bytes_(limit_bytes) {}
   void back(PageRun run) override;
-  void back_ahead(PageRun run) override;
   void unback(PageRun run) override;
 
  private:
-  void take(PageRun run);
   const uint64_t limit_bytes_;
   std::atomic<uint64_t> backed_bytes_ = 0;
 };
@@ -86,7 +83,6 @@ class FaultBackend : public Decorator {
   using Decorator::Decorator;
   void reserve(const Layout& layout) override;
   void back(PageRun run) override;
-  void back_ahead(PageRun run) override;
   void unback(PageRun run) override;
   void map(uint64_t address, PageRun run) override;
   void unmap(uint64_t address, PageRun run) override;
@@ -107,7 +103,6 @@ class SlowMapsBackend : public Decorator {
   using Decorator::Decorator;
   bool maps_slowly() const override { return true; }
   void back(PageRun run) override;
-  void back_ahead(PageRun run) override;
 };
 
 /// Events stay open until `complete_events` or a host wait, as on a busy device.

@@ -97,10 +97,6 @@ uint64_t CudaVmmBackend::uncommit(PageRun run) {
 
 void CudaVmmBackend::back(PageRun run) {
   commit(run);
-  back_ahead(run);
-}
-
-void CudaVmmBackend::back_ahead(PageRun run) {
   const Entered entered(context());
   map_pages(home(run.first), run);
 }
@@ -132,7 +128,7 @@ void CudaVmmBackend::map_pages(uint64_t address, PageRun run) {
   }
   if (result == cuda::kSuccess) {
     call = "cuMemSetAccess";
-    result = driver().memory_access(address, run.count * page_bytes_, access.data(), access.size());
+    result = set_access(address, run.count, access);
     if (result == cuda::kSuccess) return;
   } else {
     --mapped;
@@ -159,6 +155,11 @@ std::vector<cuda::AccessDescription> CudaVmmBackend::accesses() const {
   access.push_back({{cuda::kLocationDevice, device()}, cuda::kReadWrite});
   for (const int peer : peers_) access.push_back({{cuda::kLocationDevice, peer}, cuda::kReadWrite});
   return access;
+}
+
+cuda::Result CudaVmmBackend::set_access(uint64_t address, uint64_t pages,
+                                        const std::vector<cuda::AccessDescription>& access) {
+  return driver().memory_access(address, pages * page_bytes_, access.data(), access.size());
 }
 
 void CudaVmmBackend::add_peer(int device) {
@@ -188,9 +189,7 @@ void CudaVmmBackend::remove_peer(int device) { std::erase(peers_, device); }
 
 void CudaVmmBackend::grant_peers(uint64_t address, uint64_t pages) {
   const Entered entered(context());
-  const std::vector<cuda::AccessDescription> access = accesses();
-  check(driver().memory_access(address, pages * page_bytes_, access.data(), access.size()),
-        "cuMemSetAccess");
+  check(set_access(address, pages, accesses()), "cuMemSetAccess");
 }
 
 }  // namespace vramkit

@@ -29,7 +29,6 @@ class CudaVmmBackend : public CudaDevice {
   uint64_t held_pages(uint64_t) const override { return held_; }
   bool maps_slowly() const override { return true; }
   void back(PageRun run) override;
-  void back_ahead(PageRun run) override;
   void unback(PageRun run) override;
   bool rebindable() const override { return false; }
   bool aliasing() const override { return true; }
@@ -48,6 +47,8 @@ class CudaVmmBackend : public CudaDevice {
   void map_pages(uint64_t address, PageRun run);
   void unmap_pages(uint64_t address, uint64_t count);
   std::vector<cuda::AccessDescription> accesses() const;
+  cuda::Result set_access(uint64_t address, uint64_t pages,
+                          const std::vector<cuda::AccessDescription>& access);
   void release_handle(uint64_t page);
   cuda::AllocationProperties properties() const;
 

@@ -26,7 +26,7 @@ class Ahead {
   /// Once, and without the pool's lock.
   void map() noexcept {
     try {
-      backend_.back_ahead(run_);
+      backend_.back(run_);
     } catch (Error& error) {
       failure_ = std::move(error);
     } catch (const std::exception& error) {

@@ -155,8 +155,6 @@ class DeviceModel : public Decorator {
     home_pages_ = layout.home_pages;
   }
 
-  /// Only where no other call runs beside it.
-  void back_ahead(PageRun run) override { back(run); }
   void back(PageRun run) override {
     Decorator::back(run);
     for (uint64_t page = run.first; page < run.first + run.count; ++page) {
