@@ -82,7 +82,7 @@ def test_a_process_that_copied_before_its_first_pool() -> None:
 
         torch.arange(1000, device="cuda:0").to("cuda:1")
         with MemoryPool("64MiB", device="cuda:0"), MemoryPool("64MiB", device="cuda:1"):
-            here = torch.arange(10_000_000, dtype=torch.int32, device="cuda:0")
+            here = torch.arange(3_000_000, dtype=torch.int32, device="cuda:0")
             there = here.to("cuda:1")
             print(bool((there.to("cuda:0") == here).all()))
         """
