@@ -2,12 +2,13 @@
 //
 // A small one takes a slot of a span, perhaps in a new chunk. For a larger one, chunks that have
 // become empty are given back first. Where the same blocks were live before, it takes the place
-// that the same one had then, if that is free again, as a new chunk does. Otherwise it takes the
-// tightest hole: with memory to spare one that its stream can have at once, else one that another
-// stream freed, after an event; in a tight pool with several streams the tightest stretch, whoever
-// freed it. Where no hole is large enough it takes a stitched address that is still mapped, then a
-// new one. What streams that may be gone have freed comes last, after a wait for the device. Then
-// it has failed.
+// that the same one had then, if that is free again, as a new chunk does. In a pool that had to
+// stitch, it takes one of the last two places that it had while blocks of the same sizes were live.
+// Otherwise it takes the tightest hole: with memory to spare one that its stream can have at once,
+// else one that another stream freed, after an event; in a tight pool with several streams the
+// tightest stretch, whoever freed it. Where no hole is large enough it takes a stitched address
+// that is still mapped, then a new one. What streams that may be gone have freed comes last, after
+// a wait for the device. Then it has failed.
 #pragma once
 
 #include <cstdint>
@@ -156,8 +157,19 @@ class Engine {
   BlockId take_stretch(uint64_t place, uint64_t size, BlockState state, StreamIndex stream);
   std::optional<Place> place_large(uint64_t size, uint64_t requested, StreamIndex stream,
                                    uint32_t stack_id);
-  std::optional<Place> place_as_before(uint64_t request, uint64_t size, uint64_t requested,
-                                       StreamIndex stream, uint32_t stack_id);
+  std::optional<Place> place_again(std::optional<uint64_t> place, uint64_t size, uint64_t requested,
+                                   StreamIndex stream, uint32_t stack_id);
+  std::optional<Place> place_by_habit(uint64_t habit, uint64_t size, uint64_t requested,
+                                      StreamIndex stream, uint32_t stack_id);
+  std::optional<uint64_t> find_beside_aliases(uint64_t size, StreamIndex stream);
+  void note_live(uint64_t place, uint64_t size) {
+    layout_mark_.toggle(place, size);
+    size_mark_.add(size);
+  }
+  void note_freed(uint64_t place, uint64_t size) {
+    layout_mark_.toggle(place, size);
+    size_mark_.remove(size);
+  }
   bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream);
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
@@ -212,10 +224,12 @@ class Engine {
   Streams streams_;
   Range range_;
   LayoutMark layout_mark_;  // of live blocks; the small ones stand for their chunks
+  SizeMark size_mark_;      // of live blocks but the small ones
   Spans spans_;
   Pages pages_;
   Aliases aliases_;
-  Recall recall_;
+  Recall recall_;  // by layout
+  Habits habits_;  // by sizes
   Counters counters_;
 };
 

@@ -15,14 +15,14 @@ uint64_t Engine::release_after(uint64_t address, After after) {
     const Alias& alias = aliases_[target.alias];
     requested = alias.requested;
     size = alias.live_pages * page_bytes();
-    layout_mark_.toggle(address - base(), large_size(requested));
+    note_freed(address - base(), large_size(requested));
     aliases_.release(target.alias, streams_.tag_freed(after(alias.stream), alias.uses), streams_);
   } else if (target.block != 0) {
     range_.prefetch_neighbours(target.block);
     const Block& block = range_[target.block];
     requested = block.requested;
     size = block.size;
-    layout_mark_.toggle(address - base(), size);
+    note_freed(address - base(), size);
     range_.release(target.block, streams_.tag_freed(after(block.stream), block.uses));
   } else {
     requested = target.slot.requested;

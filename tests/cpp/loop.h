@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <map>
 #include <random>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "base/bytes.h"
@@ -20,13 +22,15 @@ class Loop {
     uint64_t rest;
     uint64_t stays_least;
     uint64_t stays_most;
-    bool small;       // a third of the blocks has at most 16 KiB
-    uint64_t events;  // at most
+    bool small;        // a third of the blocks has at most 16 KiB
+    uint64_t events;   // at most
+    uint64_t carried;  // blocks that a step frees when the next one has made the same one
   };
-  static constexpr Kind kLargeOnly{11, kMiB, 32 * kKiB, 16 * kMiB, false, 200};
-  static constexpr Kind kFewPages{6, 32 * kKiB, 32 * kKiB, 512 * kKiB, false, 200};
-  static constexpr Kind kWithSmall{6, 32 * kKiB, 1, 512 * kKiB, true, 200};
-  static constexpr Kind kLong{6, 32 * kKiB, 1, 512 * kKiB, true, 1000};
+  static constexpr Kind kLargeOnly{11, kMiB, 32 * kKiB, 16 * kMiB, false, 200, 0};
+  static constexpr Kind kFewPages{6, 32 * kKiB, 32 * kKiB, 512 * kKiB, false, 200, 0};
+  static constexpr Kind kWithSmall{6, 32 * kKiB, 1, 512 * kKiB, true, 200, 0};
+  static constexpr Kind kCarrying{11, kMiB, 32 * kKiB, 16 * kMiB, false, 200, 2};
+  static constexpr Kind kLong{6, 32 * kKiB, 1, 512 * kKiB, true, 1000, 0};
 
   Loop(uint32_t seed, uint64_t streams, const Kind& kind) : random_(seed) {
     std::vector<uint64_t> sizes(3 + random_() % 22);
@@ -48,6 +52,7 @@ class Loop {
       }
     }
     while (!live.empty()) end(live, random_() % live.size());
+    for (uint64_t i = 0; i < kind.carried; ++i) carry(events_[random_() % events_.size()].block);
   }
 
   uint64_t peak_bytes() const {
@@ -55,12 +60,15 @@ class Loop {
     uint64_t peak = 0;
     for (const auto& [at, size] : stays_) live += size;
     std::map<uint64_t, uint64_t> sizes;
-    for (const Event& event : events_) {
-      if (event.size > 0) {
-        live += sizes[event.block] = event.size;
-        peak = std::max(peak, live);
-      } else {
-        live -= sizes[event.block];
+    for (const bool first : {true, false}) {
+      for (const Event& event : events_) {
+        if (event.size > 0) {
+          live += sizes[event.block] = event.size;
+          peak = std::max(peak, live);
+          if (!first && carried_.contains(event.block)) live -= event.size;
+        } else {
+          live -= sizes[event.block];
+        }
       }
     }
     return peak;
@@ -71,6 +79,7 @@ class Loop {
   template <typename Pool>
   int run(Pool& pool, int steps) const {
     int refused = 0;
+    std::map<uint64_t, uint64_t> carried;
     for (int step = 0; step < steps; ++step) {
       std::map<uint64_t, uint64_t> addresses;
       for (size_t i = 0; i < events_.size(); ++i) {
@@ -81,11 +90,18 @@ class Loop {
         if (event.size > 0) {
           address = pool.allocate(event.size, event.stream);
           refused += address == 0;
+          if (carried_.contains(event.block)) {
+            std::swap(carried[event.block], address);
+            if (address != 0) pool.release(address);
+          }
         } else if (address != 0) {
           pool.release(address);
         }
       }
       pool.end_step();
+    }
+    for (const auto& [block, address] : carried) {
+      if (address != 0) pool.release(address);
     }
     return refused;
   }
@@ -102,8 +118,14 @@ class Loop {
     live.erase(live.begin() + static_cast<ptrdiff_t>(which));
   }
 
+  void carry(uint64_t block) {
+    std::erase_if(events_, [block](const Event& e) { return e.block == block && e.size == 0; });
+    carried_.insert(block);
+  }
+
   std::mt19937 random_;
   std::vector<Event> events_;
+  std::set<uint64_t> carried_;
   std::map<size_t, uint64_t> stays_;  // by the number of the event before which it is made
 };
 

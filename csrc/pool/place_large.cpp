@@ -1,0 +1,232 @@
+// Where a block goes that is in no span: as before, by habit, into a hole, or stitched.
+#include <algorithm>
+#include <array>
+
+#include "base/bytes.h"
+#include "pool/engine.h"
+
+namespace vramkit {
+namespace {
+
+// Holes that are looked at for one beside the aliases.
+constexpr int kMostHoles = 64;
+
+}  // namespace
+
+std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t requested,
+                                                 StreamIndex stream, uint32_t stack_id) {
+  // Chunks that stay where a hole could be would make every repetition of a step look different.
+  if (spans_.has_empty_chunk()) spans_.give_back_chunks();
+  const uint64_t request = layout_mark_.with_request(size, stream);
+  std::optional<Place> place =
+      place_again(recall_.find(request), size, requested, stream, stack_id);
+  if (!place) {
+    const uint64_t habit = size_mark_.with_request(size, stream);
+    place = place_by_habit(habit, size, requested, stream, stack_id);
+    if (!place) {
+      const BlockId id = range_.streams_apart() && tight() ? take_tightest_stretch(size, stream)
+                                                           : take_hole(size, stream);
+      place = id != 0 ? finish_large(id, requested, stream, stack_id)
+                      : place_stitched(requested, stream, stack_id, Pick::kAny);
+    }
+    if (place) habits_.note(habit, place->address);
+  }
+  if (place) {
+    recall_.note(request, place->address);
+    note_live(place->address, size);
+  }
+  return place;
+}
+
+/// Where the request went while blocks of the same sizes were live, wherever those were; and if
+/// that is taken, beside the stitched addresses in use. Only where there are any: best fit packs
+/// tighter.
+std::optional<Engine::Place> Engine::place_by_habit(uint64_t habit, uint64_t size,
+                                                    uint64_t requested, StreamIndex stream,
+                                                    uint32_t stack_id) {
+  const bool must_pack = range_.streams_apart() && tight();
+  if (counters_.stitched_requests == 0 || must_pack) return std::nullopt;
+  const std::array<std::optional<uint64_t>, 2> places = habits_.find(habit);
+  for (const std::optional<uint64_t>& place : places) {
+    std::optional<Place> again = place_again(place, size, requested, stream, stack_id);
+    if (again) return again;
+  }
+  if (!places[0] || size < page_bytes() || range_.streams_apart()) return std::nullopt;
+  const std::optional<uint64_t> beside = find_beside_aliases(size, stream);
+  if (!beside) return std::nullopt;
+  const BlockId block = take_stretch(*beside, size, BlockState::kLive, stream);
+  return finish_large(block, requested, stream, stack_id);
+}
+
+/// The end or the start of a tight hole where no alias in use lately has a page.
+std::optional<uint64_t> Engine::find_beside_aliases(uint64_t size, StreamIndex stream) {
+  const bool may_wait = streams_.events_allowed();
+  const auto place_in = [&](const Block& hole) -> std::optional<uint64_t> {
+    for (const uint64_t offset : {hole.end() - size, hole.offset}) {
+      if (!aliases_.used_lately(pages_under(offset, size))) return offset;
+    }
+    return std::nullopt;
+  };
+  int looks = kMostHoles;
+  std::optional<uint64_t> found;
+  range_.find_any(size, [&](BlockId id) {
+    if (streams_.obtainable(stream, range_[id].tag(), may_wait)) found = place_in(range_[id]);
+    return found || --looks == 0;
+  });
+  return found;
+}
+
+/// Where the request went before, if that is to be had again.
+std::optional<Engine::Place> Engine::place_again(std::optional<uint64_t> place, uint64_t size,
+                                                 uint64_t requested, StreamIndex stream,
+                                                 uint32_t stack_id) {
+  if (!place || !is_as_before(*place, size, requested, stream)) return std::nullopt;
+  const uint64_t home_bytes = layout_.home_pages * page_bytes();
+  if (*place >= home_bytes) {
+    const AliasId alias = aliases_.at((*place - home_bytes) / page_bytes());
+    const Place taken = occupy_alias(alias, requested, stream, stack_id);
+    ++counters_.alias_hits;
+    return taken;
+  }
+  const BlockId block = take_stretch(*place, size, BlockState::kLive, stream);
+  return finish_large(block, requested, stream, stack_id);
+}
+
+bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream) {
+  const uint64_t home_bytes = layout_.home_pages * page_bytes();
+  if (place < home_bytes) return can_take_settled(place, size, stream);
+  const uint64_t page = (place - home_bytes) / page_bytes();
+  const uint64_t pages = ceil_div(requested, page_bytes());
+  const AliasId id = aliases_.at(page);
+  if (id == 0 || aliases_[id].first != page || aliases_[id].live() || aliases_[id].pages < pages) {
+    return false;
+  }
+  return each_prefix_run(aliases_[id].runs, pages,
+                         [&](PageRun run) { return pages_free(run, stream); });
+}
+
+/// Whether the capacity exceeds what was needed at once so far by less than a sixteenth.
+bool Engine::tight() const {
+  const uint64_t peak = counters_.peak_allocated_bytes;
+  return peak + peak / 16 > capacity_bytes();
+}
+
+/// With memory to spare: the stream's own first, so that streams do not wait for each other.
+BlockId Engine::take_hole(uint64_t size, StreamIndex stream) {
+  const BlockId id = find_hole(size, stream);
+  if (id == 0) return range_.streams_apart() ? take_tightest_stretch(size, stream) : 0;
+  return take_found(id, size, stream);
+}
+
+BlockId Engine::take_found(BlockId id, uint64_t size, StreamIndex stream) {
+  streams_.wait_for(stream, range_[id].tag());
+  return range_.carve(id, size, BlockState::kLive);
+}
+
+BlockId Engine::find_hole(uint64_t size, StreamIndex stream) {
+  BlockId id = range_.find(size, stream);
+  if (id != 0 || !range_.streams_apart()) return id;
+  if (settle()) id = range_.find(size, stream);
+  return id != 0 ? id : find_foreign_hole(size, stream);
+}
+
+BlockId Engine::find_foreign_hole(uint64_t size, StreamIndex stream) {
+  const bool may_wait = streams_.events_allowed();
+  return range_.find_any(
+      size, [&](BlockId id) { return streams_.obtainable(stream, range_[id].tag(), may_wait); });
+}
+
+/// Best fit whoever freed the memory: then the layout does not depend on how streams happened to
+/// run, and a repeated step finds the one of its last repetition. Among stretches up to twice the
+/// tightest, one that needs no waiting is preferred, at its start or at its end.
+BlockId Engine::take_tightest_stretch(uint64_t size, StreamIndex stream) {
+  settle();
+  const bool may_wait = streams_.events_allowed();
+  uint64_t tightest = 0;
+  std::optional<uint64_t> chosen;
+  range_.each_stretch_from(size, [&](const Stretch& stretch) {
+    if (chosen && stretch.size > 2 * tightest) return false;
+    for (const uint64_t offset : {stretch.offset, stretch.offset + stretch.size - size}) {
+      if (needs_no_wait(offset, size, stream)) {
+        chosen = offset;
+        return false;
+      }
+      if (chosen || !may_wait || !can_take(offset, size, stream)) continue;
+      chosen = offset;
+      tightest = stretch.size;
+    }
+    return true;
+  });
+  if (!chosen) {  // then only what lies in the middle of a stretch, between memory not obtainable
+    const BlockId hole = find_foreign_hole(size, stream);
+    return hole != 0 ? take_found(hole, size, stream) : 0;
+  }
+  return take_stretch(*chosen, size, BlockState::kLive, stream);
+}
+
+Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex stream,
+                                   uint32_t stack_id) {
+  Block& block = range_[id];
+  block.stream = stream;
+  try {
+    pages_.need_home(pages_under(block.offset, block.size));
+  } catch (...) {
+    range_.release(id, streams_.tag_freed(stream, 0));
+    throw;
+  }
+  block.requested = requested;
+  block.stack_id = stack_id;
+  return {block.offset, block.size};
+}
+
+std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIndex stream,
+                                                    uint32_t stack_id, Pick pick) {
+  const uint64_t pages = ceil_div(requested, page_bytes());
+  AliasId id = aliases_.find(pages, [&](PageRun run) {
+    return pages_free(run, stream) && (pick == Pick::kAny || pages_.backed(run));
+  });
+  const bool mapped_before = id != 0;
+  if (!mapped_before) {
+    const std::vector<PageRun> runs = choose_pages(pages, stream, pick);
+    if (runs.empty() || !room_for_alias(pages)) return std::nullopt;
+    id = aliases_.create(runs);
+  }
+  const Place place = occupy_alias(id, requested, stream, stack_id);
+  counters_.alias_hits += mapped_before;
+  counters_.stitched_requests += !mapped_before;
+  counters_.stitched_pages += mapped_before ? 0 : pages;
+  return place;
+}
+
+Engine::Place Engine::occupy_alias(AliasId id, uint64_t requested, StreamIndex stream,
+                                   uint32_t stack_id) {
+  const uint64_t pages = ceil_div(requested, page_bytes());
+  Alias& alias = aliases_[id];
+  each_prefix_run(alias.runs, pages, [&](PageRun run) {
+    wait_for_stretch(run.first * page_bytes(), run.count * page_bytes(), stream);
+    return true;
+  });
+  aliases_.occupy(id, pages);
+  alias.requested = requested;
+  alias.stream = stream;
+  alias.stack_id = stack_id;
+  return Place{pages_.alias_address(alias.first) - base(), pages * page_bytes()};
+}
+
+/// Wholly free pages from the smallest stretches first, so that large holes stay; empty if there
+/// are too few.
+std::vector<PageRun> Engine::choose_pages(uint64_t pages, StreamIndex stream, Pick pick) const {
+  std::vector<PageRun> runs = obtainable_pages(stream);
+  if (pick == Pick::kBacked) runs = pages_.backed_parts(runs);
+  std::stable_sort(runs.begin(), runs.end(),
+                   [](const PageRun& a, const PageRun& b) { return a.count < b.count; });
+  std::vector<PageRun> chosen;
+  for (const PageRun& run : runs) {
+    chosen.push_back({run.first, std::min(run.count, pages)});
+    pages -= chosen.back().count;
+    if (pages == 0) return chosen;
+  }
+  return {};
+}
+
+}  // namespace vramkit
