@@ -36,9 +36,14 @@ def whole_rounds(state: State, loop: str, rounds: int) -> dict[str, list[Result]
     return found
 
 
-def totals_s(results: Iterable[Result]) -> list[float]:
-    """Return the times of those runs that completed."""
-    return [float(result["total_s"]) for result in results if result["ok"]]
+def total_s(result: Result) -> float:
+    """Return the time of the whole loop."""
+    return float(result["total_s"])
+
+
+def median_ms(result: Result) -> float:
+    """Return the median step: what else the machine does for some seconds does not move it."""
+    return statistics.median(map(float, result["steps_ms"]))
 
 
 def worst_ms(result: Result) -> float:

@@ -1,10 +1,9 @@
 """The results of bench_pool_cuda as rows: the pool's figure beside that of a peer."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping
 
-from _cuda_figures import standings, start, totals_s, whole_rounds, worst_ms
+from _cuda_figures import median_ms, standings, start, total_s, whole_rounds, worst_ms
 from _cuda_loops import LOOPS
 from _cuda_plan import (
     EQUAL_CYCLE,
@@ -29,6 +28,11 @@ from _harness import Row, Setting, Summary, summarize
 
 BENCH = "bench_pool_cuda"
 SIGNS_OF_OTHER_WORK = 0.02
+WHOLE_FIGURES = (
+    ("whole_loop", "s", total_s),
+    ("median_step", "ms", median_ms),
+    ("worst_step", "ms", worst_ms),
+)
 
 
 def rows(state: State, choice: Choice) -> Iterable[Row]:
@@ -52,7 +56,7 @@ def _settings(state: State, loop: str, choice: Choice) -> dict[str, Setting]:
 
 def _whole_rows(state: State, loop: str, choice: Choice) -> Iterable[Row]:
     rounds = whole_rounds(state, loop, choice.rounds)
-    native = totals_s(rounds[NATIVE])
+    native = [result for result in rounds[NATIVE] if result["ok"]]
     if not native:
         return
     settings = _settings(state, loop, choice)
@@ -67,17 +71,10 @@ def _whole_rows(state: State, loop: str, choice: Choice) -> Iterable[Row]:
             continue
         names = ("page_bytes", "mapping_calls", "stitched_requests")
         books = settings | {name: done[-1][name] for name in names}
-        own, theirs = summarize(totals_s(done)), summarize(native)
-        yield Row(BENCH, loop, f"whole_loop_at_{ratio:.2f}", "s", own, books, NATIVE, theirs)
-        # One interruption of seconds, by whatever else the machine does, moves the whole time.
-        own = summarize([statistics.median(result["steps_ms"]) for result in done])
-        theirs = summarize(
-            [statistics.median(result["steps_ms"]) for result in rounds[NATIVE] if result["ok"]]
-        )
-        yield Row(BENCH, loop, f"median_step_at_{ratio:.2f}", "ms", own, books, NATIVE, theirs)
-        own = summarize([worst_ms(result) for result in done])
-        theirs = summarize([worst_ms(result) for result in rounds[NATIVE] if result["ok"]])
-        yield Row(BENCH, loop, f"worst_step_at_{ratio:.2f}", "ms", own, books, NATIVE, theirs)
+        for metric, unit, figure in WHOLE_FIGURES:
+            own, theirs = (summarize(list(map(figure, results))) for results in (done, native))
+            name = f"{metric}_at_{ratio:.2f}"
+            yield Row(BENCH, loop, name, unit, own, books, NATIVE, theirs)
 
 
 def _smallest_rows(state: State, choice: Choice) -> Iterable[Row]:

@@ -111,37 +111,6 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   return base() + place->address;
 }
 
-/// Others have on the device what was given back to it: what is still held must do.
-std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, StreamIndex stream,
-                                                           uint32_t stack_id) {
-  settle_ahead();
-  const uint64_t bytes = large_size(size);
-  std::optional<Place> place;
-  if (const std::optional<uint64_t> hole = find_backed(bytes, stream)) {
-    const BlockId block = take_stretch(*hole, bytes, BlockState::kLive, stream);
-    place = finish_large(block, size, stream, stack_id);
-  } else {
-    place = place_stitched(size, stream, stack_id, Pick::kBacked);
-  }
-  if (place) note_live(place->address, bytes);
-  return place;
-}
-
-/// Where the smallest hole begins, or ends, with so much memory.
-std::optional<uint64_t> Engine::find_backed(uint64_t size, StreamIndex stream) const {
-  const bool may_wait = streams_.events_allowed();
-  const auto place_in = [&](const Block& hole) -> std::optional<uint64_t> {
-    for (const uint64_t offset : {hole.offset, hole.end() - size}) {
-      if (pages_.backed(pages_under(offset, size))) return offset;
-    }
-    return std::nullopt;
-  };
-  const BlockId hole = range_.find_any(size, [&](BlockId id) {
-    return streams_.obtainable(stream, range_[id].tag(), may_wait) && place_in(range_[id]);
-  });
-  return hole != 0 ? place_in(range_[hole]) : std::nullopt;
-}
-
 /// The last resort: streams that may be gone have freed memory, and no event tells when it is safe.
 /// False where there is none, as after such a wait.
 bool Engine::wait_for_short_lived() {

@@ -149,6 +149,9 @@ class Engine {
     return stream;
   }
   std::optional<Place> place_in_what_is_held(uint64_t size, StreamIndex stream, uint32_t stack_id);
+  template <typename PlaceIn>
+  std::optional<uint64_t> find_in_hole(uint64_t size, StreamIndex stream, uint64_t looks,
+                                       PlaceIn place_in) const;
   std::optional<uint64_t> find_backed(uint64_t size, StreamIndex stream) const;
   bool wait_for_short_lived();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
@@ -159,6 +162,8 @@ class Engine {
                                    uint32_t stack_id);
   std::optional<Place> place_again(std::optional<uint64_t> place, uint64_t size, uint64_t requested,
                                    StreamIndex stream, uint32_t stack_id);
+  Place place_home(uint64_t offset, uint64_t size, uint64_t requested, StreamIndex stream,
+                   uint32_t stack_id);
   std::optional<Place> place_by_habit(uint64_t habit, uint64_t size, uint64_t requested,
                                       StreamIndex stream, uint32_t stack_id);
   std::optional<uint64_t> find_beside_aliases(uint64_t size, StreamIndex stream);
@@ -173,7 +178,7 @@ class Engine {
   bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream);
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
-  bool tight() const;
+  bool must_pack() const;
   BlockId take_hole(uint64_t size, StreamIndex stream);
   BlockId take_found(BlockId id, uint64_t size, StreamIndex stream);
   BlockId take_tightest_stretch(uint64_t size, StreamIndex stream);

@@ -9,9 +9,23 @@ namespace vramkit {
 namespace {
 
 // Holes that are looked at for one beside the aliases.
-constexpr int kMostHoles = 64;
+constexpr uint64_t kMostHoles = 64;
+constexpr uint64_t kAllHoles = ~uint64_t{0};
 
 }  // namespace
+
+/// What place_in(hole) finds in the tightest hole where it finds anything; `looks` are looked at.
+template <typename PlaceIn>
+std::optional<uint64_t> Engine::find_in_hole(uint64_t size, StreamIndex stream, uint64_t looks,
+                                             PlaceIn place_in) const {
+  const bool may_wait = streams_.events_allowed();
+  const BlockId hole = range_.find_any(size, [&](BlockId id) {
+    if (looks == 0) return false;
+    --looks;
+    return streams_.obtainable(stream, range_[id].tag(), may_wait) && place_in(range_[id]);
+  });
+  return hole != 0 ? place_in(range_[hole]) : std::nullopt;
+}
 
 std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t requested,
                                                  StreamIndex stream, uint32_t stack_id) {
@@ -24,8 +38,8 @@ std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t request
     const uint64_t habit = size_mark_.with_request(size, stream);
     place = place_by_habit(habit, size, requested, stream, stack_id);
     if (!place) {
-      const BlockId id = range_.streams_apart() && tight() ? take_tightest_stretch(size, stream)
-                                                           : take_hole(size, stream);
+      const BlockId id =
+          must_pack() ? take_tightest_stretch(size, stream) : take_hole(size, stream);
       place = id != 0 ? finish_large(id, requested, stream, stack_id)
                       : place_stitched(requested, stream, stack_id, Pick::kAny);
     }
@@ -44,8 +58,7 @@ std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t request
 std::optional<Engine::Place> Engine::place_by_habit(uint64_t habit, uint64_t size,
                                                     uint64_t requested, StreamIndex stream,
                                                     uint32_t stack_id) {
-  const bool must_pack = range_.streams_apart() && tight();
-  if (counters_.stitched_requests == 0 || must_pack) return std::nullopt;
+  if (counters_.stitched_requests == 0 || must_pack()) return std::nullopt;
   const std::array<std::optional<uint64_t>, 2> places = habits_.find(habit);
   for (const std::optional<uint64_t>& place : places) {
     std::optional<Place> again = place_again(place, size, requested, stream, stack_id);
@@ -54,26 +67,39 @@ std::optional<Engine::Place> Engine::place_by_habit(uint64_t habit, uint64_t siz
   if (!places[0] || size < page_bytes() || range_.streams_apart()) return std::nullopt;
   const std::optional<uint64_t> beside = find_beside_aliases(size, stream);
   if (!beside) return std::nullopt;
-  const BlockId block = take_stretch(*beside, size, BlockState::kLive, stream);
-  return finish_large(block, requested, stream, stack_id);
+  return place_home(*beside, size, requested, stream, stack_id);
 }
 
 /// The end or the start of a tight hole where no alias in use lately has a page.
 std::optional<uint64_t> Engine::find_beside_aliases(uint64_t size, StreamIndex stream) {
-  const bool may_wait = streams_.events_allowed();
-  const auto place_in = [&](const Block& hole) -> std::optional<uint64_t> {
+  return find_in_hole(size, stream, kMostHoles, [&](const Block& hole) -> std::optional<uint64_t> {
     for (const uint64_t offset : {hole.end() - size, hole.offset}) {
       if (!aliases_.used_lately(pages_under(offset, size))) return offset;
     }
     return std::nullopt;
-  };
-  int looks = kMostHoles;
-  std::optional<uint64_t> found;
-  range_.find_any(size, [&](BlockId id) {
-    if (streams_.obtainable(stream, range_[id].tag(), may_wait)) found = place_in(range_[id]);
-    return found || --looks == 0;
   });
-  return found;
+}
+
+/// Others have on the device what was given back to it: what is still held must do.
+std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, StreamIndex stream,
+                                                           uint32_t stack_id) {
+  settle_ahead();
+  const uint64_t bytes = large_size(size);
+  const std::optional<uint64_t> hole = find_backed(bytes, stream);
+  const std::optional<Place> place = hole ? place_home(*hole, bytes, size, stream, stack_id)
+                                          : place_stitched(size, stream, stack_id, Pick::kBacked);
+  if (place) note_live(place->address, bytes);
+  return place;
+}
+
+/// Where the smallest hole begins, or ends, with so much memory.
+std::optional<uint64_t> Engine::find_backed(uint64_t size, StreamIndex stream) const {
+  return find_in_hole(size, stream, kAllHoles, [&](const Block& hole) -> std::optional<uint64_t> {
+    for (const uint64_t offset : {hole.offset, hole.end() - size}) {
+      if (pages_.backed(pages_under(offset, size))) return offset;
+    }
+    return std::nullopt;
+  });
 }
 
 /// Where the request went before, if that is to be had again.
@@ -88,7 +114,12 @@ std::optional<Engine::Place> Engine::place_again(std::optional<uint64_t> place, 
     ++counters_.alias_hits;
     return taken;
   }
-  const BlockId block = take_stretch(*place, size, BlockState::kLive, stream);
+  return place_home(*place, size, requested, stream, stack_id);
+}
+
+Engine::Place Engine::place_home(uint64_t offset, uint64_t size, uint64_t requested,
+                                 StreamIndex stream, uint32_t stack_id) {
+  const BlockId block = take_stretch(offset, size, BlockState::kLive, stream);
   return finish_large(block, requested, stream, stack_id);
 }
 
@@ -105,10 +136,11 @@ bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested, Str
                          [&](PageRun run) { return pages_free(run, stream); });
 }
 
-/// Whether the capacity exceeds what was needed at once so far by less than a sixteenth.
-bool Engine::tight() const {
+/// Several streams share a capacity that exceeds what was needed at once so far by less than a
+/// sixteenth.
+bool Engine::must_pack() const {
   const uint64_t peak = counters_.peak_allocated_bytes;
-  return peak + peak / 16 > capacity_bytes();
+  return range_.streams_apart() && peak + peak / 16 > capacity_bytes();
 }
 
 /// With memory to spare: the stream's own first, so that streams do not wait for each other.

@@ -26,35 +26,34 @@ inline uint64_t mix(uint64_t hash, uint64_t value) {
   return hash ^ (hash >> 29);
 }
 
-/// The live blocks and their places, in a number that hardly any other layout has.
-class LayoutMark {
+/// What the live blocks are like, in a number.
+class Mark {
  public:
-  /// Adds a block, or takes it away again.
-  void toggle(uint64_t place, uint64_t size) { value_ ^= mix(mix(0, place), size); }
-  /// What a request in this layout is known by.
+  /// What a request that comes then is known by.
   uint64_t with_request(uint64_t size, uint64_t stream) const {
     return mix(mix(value_, size), stream);
   }
+  bool operator==(const Mark&) const = default;
 
- private:
+ protected:
   uint64_t value_ = 0;
 };
 
-/// The sizes of the live blocks, wherever they are, in a number.
-class SizeMark {
+/// The live blocks and their places: hardly any other layout has the same number.
+class LayoutMark : public Mark {
+ public:
+  /// Adds a block, or takes it away again.
+  void toggle(uint64_t place, uint64_t size) { value_ ^= mix(mix(0, place), size); }
+};
+
+/// The sizes of the live blocks, wherever they are.
+class SizeMark : public Mark {
  public:
   void add(uint64_t size) { value_ += mix(kSeed, size); }
   void remove(uint64_t size) { value_ -= mix(kSeed, size); }
-  bool operator==(const SizeMark&) const = default;
-  /// What a request is known by while blocks of these sizes are live.
-  uint64_t with_request(uint64_t size, uint64_t stream) const {
-    return mix(mix(value_, size), stream);
-  }
 
  private:
   static constexpr uint64_t kSeed = 0x5851f42d4c957f2d;
-
-  uint64_t value_ = 0;
 };
 
 /// A table that doubles rather than forget: a loop that has lost one place may wander. A short

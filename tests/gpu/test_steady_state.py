@@ -66,11 +66,10 @@ def _peak(make: Callable[[], Callable[[], object]]) -> int:
     return pool.stats().peak_live_bytes
 
 
-@pytest.mark.parametrize("factor", [1.01, 1.25])
-@pytest.mark.parametrize("make", LOOPS)
-def test_no_mapping_call_from_the_third_step_on(
-    make: Callable[[], Callable[[], object]], factor: float
-) -> None:
+def _mapping_calls(
+    make: Callable[[], Callable[[], object]], *, factor: float, steps: int
+) -> list[int]:
+    """Run a loop in so many times its peak; the pool's mapping calls until each step's end."""
     peak = _peak(make)
     clean()
     pool = MemoryPool(int(factor * peak), device="cuda")
@@ -78,12 +77,21 @@ def test_no_mapping_call_from_the_third_step_on(
     with pool:
         step = make()
         calls = []
-        for _ in range(8):
+        for _ in range(steps):
             step()
             torch.cuda.synchronize()
             calls.append(pool.stats().mapping_calls)
-    assert calls[2:] == [calls[1]] * 6, calls
     pool._core.check()
+    return calls
+
+
+@pytest.mark.parametrize("factor", [1.01, 1.25])
+@pytest.mark.parametrize("make", LOOPS)
+def test_no_mapping_call_from_the_third_step_on(
+    make: Callable[[], Callable[[], object]], factor: float
+) -> None:
+    calls = _mapping_calls(make, factor=factor, steps=8)
+    assert calls[2:] == [calls[1]] * 6, calls
 
 
 def _keeps_tensors() -> Callable[[], object]:
@@ -106,19 +114,8 @@ def _keeps_tensors() -> Callable[[], object]:
 
 @pytest.mark.parametrize("factor", [1.01, 1.03, 1.1])
 def test_a_loop_that_keeps_tensors_settles(factor: float) -> None:
-    peak = _peak(_keeps_tensors)
-    clean()
-    pool = MemoryPool(int(factor * peak), device="cuda")
-    wait_until_mapped(pool)
-    with pool:
-        step = _keeps_tensors()
-        calls = []
-        for _ in range(12):
-            step()
-            torch.cuda.synchronize()
-            calls.append(pool.stats().mapping_calls)
+    calls = _mapping_calls(_keeps_tensors, factor=factor, steps=12)
     assert calls[8:] == [calls[7]] * 4, calls
-    pool._core.check()
 
 
 @pytest.mark.parametrize("make", LOOPS)
