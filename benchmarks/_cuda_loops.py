@@ -37,6 +37,7 @@ class Loop:
     needs: str | None = None
     timing: bool = False  # how much is alive at once depends on how fast the streams are
     records_streams: bool = False
+    one_at_a_time: bool = False  # contestants together would fill the device, or the host's memory
 
     @property
     def missing(self) -> str | None:
@@ -230,6 +231,7 @@ LOOPS = {
         LLAMA,
         timing=True,
         records_streams=True,
+        one_at_a_time=True,
     ),
     "serve_threads": Loop(
         serve_threads,
@@ -245,6 +247,7 @@ LOOPS = {
         30,
         1,
         LLAMA,
+        one_at_a_time=True,
     ),
     "kv_generate": Loop(
         kv_generate, "generation with growing KV caches, 1 to 16 prompts at once", 16, 6, LLAMA

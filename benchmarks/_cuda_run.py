@@ -1,7 +1,8 @@
 """Runs measurements, each in a child process, within a budget of time.
 
 Children are started some at a time and import what they need all at once; then they measure, one at
-a time, with the machine to themselves. Those of a group take turns, where they give way in between.
+a time, with the machine to themselves. Those of a group take turns, where they give way in between
+and there is memory for all of them at once.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
+from _cuda_loops import LOOPS
 from _cuda_plan import TURN_ENDS, Choice, Group, Measurement, Result, pending
 from _cuda_state import State
 from _harness import say
@@ -191,14 +193,20 @@ def _expected_s(state: State, group: Group) -> float:
 def _measure(
     state: State, group: Group, children: Mapping[str, Contestant], budget: Budget
 ) -> None:
-    """Let a group take turns, each time begun by another, until all of it has ended."""
+    """Let a group take turns, each time begun by another, until all of it has ended.
+
+    Where a loop must have the machine to itself, a turn is the whole of it.
+    """
     results: dict[str, Result] = {}
     wall_s = dict.fromkeys((each.key for each in group), 0.0)
     waiting = [each.key for each in group]
+    one_at_a_time = any(each.spec.loop and LOOPS[each.spec.loop].one_at_a_time for each in group)
     while waiting:
         for key in tuple(waiting):
             began = budget.clock()
             result = _turn(children[key], budget)
+            while result is None and one_at_a_time:
+                result = _turn(children[key], budget)
             wall_s[key] += budget.clock() - began
             if result is not None:
                 results[key] = result

@@ -338,6 +338,17 @@ def test_a_round_takes_turns_each_time_begun_by_another(path: Path) -> None:
     assert player.measured == [reference_key(LOOP), *pool[1:], native, pool[0]]
 
 
+def test_a_loop_too_large_for_several_at_once_runs_to_its_end_in_one_turn(path: Path) -> None:
+    player = Player()
+    large = "offload_streams"
+    choice = replace(CHOICE, loops=(large,), parts=("reference", "whole"), rounds=2)
+    assert run(begun(path), choice, player.budget(1e6), player.start)
+    first, second = ([whole_key(large, who, n) for who in CONTESTANTS] for n in (0, 1))
+    rounds = [*first, *second[1:], second[0]]
+    assert player.measured == [reference_key(large), *rounds]
+    assert player.turns == [reference_key(large), *(key for key in rounds for _ in range(3))]
+
+
 def test_what_takes_too_long_has_failed(path: Path) -> None:
     player = Player(seconds_each=_cuda_run.LONGEST_S + 1)
     choice = replace(CHOICE, parts=("reference",))
