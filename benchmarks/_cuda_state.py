@@ -40,6 +40,11 @@ class State:
         self.origins[self._run] = origin
         self._append({"run": self._run, "origin": asdict(origin)})
 
+    def latest_origin(self, commit: str | None) -> Provenance | None:
+        """Return where the last run was made, or the last one at ``commit``; None without one."""
+        runs = [run for run, origin in self.origins.items() if commit in (None, origin.label)]
+        return self.origins[max(runs)] if runs else None
+
     def add(self, measurement: Measurement, result: Result, wall_s: float) -> None:
         """Note a result, in the file too."""
         record = {

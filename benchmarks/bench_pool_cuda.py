@@ -48,7 +48,7 @@ def _options() -> argparse.ArgumentParser:
     )
     add("--rounds", type=int, default=3, help="of native beside the pool; 3 unless told")
     add("--page-mib", type=int, help="page size, one a state file; else what the pool takes")
-    add("--commit", help="label of the commit, where the tree is a copy without its repository")
+    add("--commit", help="where the tree is a copy without its repository; of a report: of which")
     add("--plan", action="store_true", help="say what would be measured next, and end")
     add("--report", action="store_true", help="measure nothing: show what the state file holds")
     add("--retry", action="store_true", help="measure again what crashed")
@@ -102,10 +102,13 @@ def _measure(state: State, choice: Choice, budget: Budget, commit: str | None) -
 
 
 def _show(state: State, choice: Choice, chosen: argparse.Namespace) -> None:
+    origin = state.latest_origin(chosen.commit)
+    if origin is None:
+        say(f"{chosen.state} holds nothing that was measured at commit {chosen.commit}")
+        return
     text = table(state, choice)
     if chosen.table:
         chosen.table.write_text(text + "\n", encoding="utf-8")
-    origin = state.origins[max(state.origins)]
     recorder = Recorder(record=chosen.record, allow_dirty=chosen.allow_dirty, origin=origin)
     for row in rows(state, choice):
         recorder.add(row)

@@ -454,6 +454,20 @@ def test_the_command_line_needs_no_gpu(option: str, path: Path) -> None:
     assert expected[option] in done.stdout
 
 
+def test_a_report_is_of_the_commit_that_is_asked_for(path: Path) -> None:
+    measure_all(path)
+    later = replace(ORIGIN, commit="fedcba987654", date="2026-03-04T05:06:07+00:00")
+    state = State(path)
+    state.begin_run(later)
+    assert state.latest_origin(None) == later
+    assert state.latest_origin(ORIGIN.label) == ORIGIN
+    assert state.latest_origin("0f0f0f0f0f0f") is None
+    options = ("--report", "--state", str(path), "--page-mib", "2", "--commit")
+    assert "smallest_capacity" in command(*options, ORIGIN.label).stdout
+    assert "smallest_capacity" not in command(*options, later.label).stdout
+    assert "nothing that was measured at commit 0f0f" in command(*options, "0f0f0f0f0f0f").stdout
+
+
 def test_a_state_file_is_for_one_page_size(path: Path) -> None:
     measure_all(path)
     done = command("--report", "--state", str(path), "--page-mib", "8")
