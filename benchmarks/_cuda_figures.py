@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from _cuda_plan import (
@@ -12,12 +12,11 @@ from _cuda_plan import (
     Choice,
     Result,
     at,
-    bracket_of,
     contestants,
-    next_try,
     peak_bytes,
+    search,
     startup_key,
-    tries_of,
+    time_key,
     uncapped_key,
     whole_key,
 )
@@ -52,30 +51,39 @@ def worst_ms(result: Result) -> float:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One allocator at one capacity: memory as a multiple of the peak, and time."""
+class Time:
+    """How long one allocator takes for a loop, beside native with no limit in the same run."""
 
-    ratio: float
     step_ms: float  # the time of the whole loop by its number of steps
     worst_ms: float
+    to_native: float
 
 
-def _point(ratio: float, results: Iterable[Result]) -> Point | None:
-    done = [result for result in results if result["ok"]]
-    if not done:
+def _time(own: Sequence[Result], native: Sequence[Result]) -> Time | None:
+    done, beside = ([each for each in results if each["ok"]] for results in (own, native))
+    if not done or not beside:
         return None
-    return Point(
-        ratio,
-        statistics.median(1e3 * result["total_s"] / result["steps_done"] for result in done),
-        statistics.median(map(worst_ms, done)),
-    )
+    own_ms, native_ms = _step_ms(done), _step_ms(beside)
+    return Time(own_ms, statistics.median(map(worst_ms, done)), own_ms / native_ms)
+
+
+def _step_ms(results: Sequence[Result]) -> float:
+    return statistics.median(1e3 * total_s(each) / each["steps_done"] for each in results)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One allocator at one capacity: memory as a multiple of the peak, and time if compared."""
+
+    ratio: float
+    time: Time | None
 
 
 def pool_points(state: State, loop: str, rounds: int) -> list[Point]:
     """Return the pool at each capacity of the rounds at which it completed."""
     taken = whole_rounds(state, loop, rounds)
-    found = [_point(ratio, taken[at(ratio)]) for ratio in RATIOS]
-    return [point for point in found if point is not None]
+    found = [Point(ratio, _time(taken[at(ratio)], taken[NATIVE])) for ratio in RATIOS]
+    return [point for point in found if point.time is not None]
 
 
 @dataclass(frozen=True)
@@ -87,37 +95,55 @@ class Standing:
     smallest: Point | None
     exact: bool  # the search for the smallest capacity is over
     uncapped: Point | None  # at the memory it then takes; the pool: at its largest capacity
-    tries: Mapping[float, bool]
 
 
 def standing(state: State, loop: str, allocator: str, choice: Choice) -> Standing:
     """Gather what is known of one allocator on one loop."""
-    tries = tries_of(state, loop, allocator, choice.rounds)
-    completed = {ratio: bool(result["ok"]) for ratio, result in tries.items()}
-    passed = [ratio for ratio, ok in completed.items() if ok]
-    least = min(passed, default=None)
-    bracket = bracket_of(state, loop, allocator)
-    return Standing(
-        loop,
-        allocator,
-        None if least is None else _point(least, [tries[least]]),
-        bracket is not None and next_try(completed, bracket) is None,
-        _uncapped(state, loop, allocator, choice.rounds),
-        completed,
-    )
+    least, exact = search(state, choice, loop, allocator)
+    memory = _memory_uncapped(state, loop, allocator, choice)
+    turns = _times_by_turns(state, loop, allocator, choice.rounds)
+    there = free = None
+    if least is not None:
+        time = _time_of_all(state, loop, allocator, limited=True)
+        there = Point(least, time or turns.get(least))
+    if memory is not None:
+        time = _time_of_all(state, loop, allocator, limited=False)
+        free = Point(memory, time or turns.get(memory if allocator == POOL else None))
+    return Standing(loop, allocator, there, exact, free)
 
 
-def _uncapped(state: State, loop: str, allocator: str, rounds: int) -> Point | None:
+def _times_by_turns(
+    state: State, loop: str, allocator: str, rounds: int
+) -> dict[float | None, Time | None]:
+    """Return the times of the rounds by ratio, None for no limit: only native and the pool have."""
     if allocator == POOL:
-        return _point(RATIOS[-1], whole_rounds(state, loop, rounds)[at(RATIOS[-1])])
+        return {point.ratio: point.time for point in pool_points(state, loop, rounds)}
     if allocator == NATIVE:
         results = whole_rounds(state, loop, rounds)[NATIVE]
-    else:
+        return {None: _time(results, results)}
+    return {}
+
+
+def _time_of_all(state: State, loop: str, allocator: str, *, limited: bool) -> Time | None:
+    """Return the time in the round in which everyone took part: that one is fair to all."""
+    keys = [time_key(loop, allocator, limited=limited), time_key(loop, NATIVE, limited=False)]
+    results = state.together(keys)
+    return _time(results[:1], results[1:]) if results else None
+
+
+def _memory_uncapped(state: State, loop: str, allocator: str, choice: Choice) -> float | None:
+    """Return the memory, as a multiple of the peak, that an allocator takes without a limit."""
+    rounds = whole_rounds(state, loop, choice.rounds)
+    if allocator == POOL:
+        done = any(result["ok"] for result in rounds[at(RATIOS[-1])])
+        return RATIOS[-1] if done else None
+    results = rounds[NATIVE]
+    if allocator != NATIVE:
         result = state.result(uncapped_key(loop, allocator))
-        results = [] if result is None else [result]
+        results = [result] if result else []
     peak = peak_bytes(state, loop)
     reserved = [result["peak_reserved_bytes"] for result in results if result["ok"]]
-    return _point(statistics.median(reserved) / peak, results) if reserved and peak else None
+    return statistics.median(reserved) / peak if reserved and peak else None
 
 
 def standings(state: State, choice: Choice) -> list[Standing]:

@@ -21,19 +21,16 @@ COLUMNS = 3
 
 def points(mine: Standing, rounds: Sequence[Point]) -> list[Point]:
     """Return what is drawn of one allocator, from little memory to much."""
+    found = {point.ratio: point for point in (mine.smallest, mine.uncapped) if point}
     if mine.allocator == POOL:
-        found = {point.ratio: point for point in rounds}
-        if mine.smallest:
-            found.setdefault(mine.smallest.ratio, mine.smallest)
-    else:
-        found = {point.ratio: point for point in (mine.smallest, mine.uncapped) if point}
-    return [found[ratio] for ratio in sorted(found)]
+        found |= {point.ratio: point for point in rounds}
+    return [found[ratio] for ratio in sorted(found) if found[ratio].time]
 
 
 def _draw_line(axis: Any, mine: Standing, shown: Sequence[Point]) -> None:
     axis.plot(
         [point.ratio for point in shown],
-        [point.step_ms for point in shown],
+        [point.time.to_native for point in shown if point.time],
         "o-",
         color=COLOURS[mine.allocator],
         label=NAMES.get(mine.allocator, mine.allocator),
@@ -73,7 +70,7 @@ def draw(state: State, choice: Choice, path: Path) -> None:
         axis.axvline(1.0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axis.grid(alpha=0.25)
     figure.supxlabel("memory ÷ peak of requested bytes (left end: the smallest that completes)")
-    figure.supylabel("whole loop ÷ steps, ms")
+    figure.supylabel("time of the whole loop ÷ native's without a limit")
     handles = {
         text: handle
         for axis in axes.flat[: len(loops)]

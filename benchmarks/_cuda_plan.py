@@ -23,6 +23,7 @@ NATIVE = "native"
 # A group's loops take turns of so many steps: the machine's speed changes from second to second.
 TURN_STEPS = 5
 TURN_ENDS = "turn"  # what a child says then
+MOST_IN_TURNS = 4  # so many have room on the device at once
 
 EQUAL_LOOPS = ("unet_tiles", "gnn_sampled", "llama_ckpt")
 EQUAL_CYCLE = 4
@@ -116,6 +117,11 @@ def try_key(loop: str, allocator: str, ratio: float) -> str:
 def at(ratio: float) -> str:
     """Name the pool at a capacity of ``ratio`` times the peak."""
     return f"{POOL}@{ratio:.2f}"
+
+
+def time_key(loop: str, allocator: str, *, limited: bool) -> str:
+    """Name a run of the last round, in the smallest capacity or with no limit."""
+    return f"times/{loop}/{allocator}/{'smallest' if limited else 'uncapped'}"
 
 
 def peak_bytes(known: Known, loop: str) -> int | None:
@@ -282,26 +288,67 @@ def bracket_of(known: Known, loop: str, allocator: str) -> Bracket | None:
     return Bracket(low, result["peak_reserved_bytes"] / peak, 0.08 if timing else 0.04)
 
 
+def search(known: Known, choice: Choice, loop: str, allocator: str) -> tuple[float | None, bool]:
+    """Return the smallest ratio that completed, if any did, and whether the search is over."""
+    bracket = bracket_of(known, loop, allocator)
+    tries = tries_of(known, loop, allocator, choice.rounds)
+    passed = {ratio: bool(result["ok"]) for ratio, result in tries.items()}
+    least = min((ratio for ratio, ok in passed.items() if ok), default=None)
+    return least, bracket is not None and next_try(passed, bracket) is None
+
+
+def _limited(known: Known, choice: Choice, loop: str, allocator: str, ratio: float) -> Spec:
+    uncapped = known.result(uncapped_key(loop, allocator)) or {}
+    return Spec(
+        "loop",
+        allocator,
+        loop,
+        capacity_bytes=capacity_bytes(ratio, peak_bytes(known, loop) or 0, choice.page_bytes),
+        page_bytes=choice.page_bytes,
+        outside_bytes=int(uncapped.get("outside_bytes") or 0),
+    )
+
+
 def _smallest(known: Known, choice: Choice) -> Iterable[Group]:
-    for loop, peak in peaks(known, choice):
+    for loop, _ in peaks(known, choice):
         for name in contestants(loop, (NATIVE, *choice.others, POOL)):
             bracket = bracket_of(known, loop, name)
             if bracket is None:
                 continue
             tries = tries_of(known, loop, name, choice.rounds)
             ratio = next_try({r: bool(t["ok"]) for r, t in tries.items()}, bracket)
-            if ratio is None:
-                continue
-            uncapped = known.result(uncapped_key(loop, name)) or {}
-            spec = Spec(
-                "loop",
-                name,
-                loop,
-                capacity_bytes=capacity_bytes(ratio, peak, choice.page_bytes),
-                page_bytes=choice.page_bytes,
-                outside_bytes=int(uncapped.get("outside_bytes") or 0),
-            )
-            yield (Measurement(try_key(loop, name, ratio), spec),)
+            if ratio is not None:
+                yield (
+                    Measurement(
+                        try_key(loop, name, ratio), _limited(known, choice, loop, name, ratio)
+                    ),
+                )
+
+
+def _times(known: Known, choice: Choice) -> Iterable[Group]:
+    """Everyone once more in one run, with no limit and in the smallest capacity that was found."""
+    for loop, _ in peaks(known, choice):
+        group = []
+        for name in contestants(loop, (NATIVE, POOL, *choice.others)):
+            least, over = search(known, choice, loop, name)
+            if not over:
+                break
+            free = Spec("loop", name, loop)
+            if name == POOL:
+                free = _limited(known, choice, loop, name, RATIOS[-1])
+            group.append(Measurement(time_key(loop, name, limited=False), free))
+            if least is not None:
+                spec = _limited(known, choice, loop, name, least)
+                group.append(Measurement(time_key(loop, name, limited=True), spec))
+        else:
+            yield tuple(group)
+
+
+def takes_turns(group: Group) -> bool:
+    """Tell whether all of a group may have their memory at once, and so take turns in between."""
+    return len(group) <= MOST_IN_TURNS and not any(
+        each.spec.loop and LOOPS[each.spec.loop].one_at_a_time for each in group
+    )
 
 
 _STAGES: tuple[tuple[str, Callable[[Known, Choice], Iterable[Group]]], ...] = (
@@ -313,6 +360,7 @@ _STAGES: tuple[tuple[str, Callable[[Known, Choice], Iterable[Group]]], ...] = (
     ("whole", _more_rounds),
     ("peers", _uncapped_peers),
     ("smallest", _smallest),
+    ("times", _times),
 )
 PARTS = tuple(dict.fromkeys(name for name, _ in _STAGES))
 

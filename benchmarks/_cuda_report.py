@@ -88,11 +88,17 @@ def _smallest_rows(state: State, choice: Choice) -> Iterable[Row]:
             exact: dict[str, Setting] = {"own_exact": mine.exact, "peer_exact": theirs.exact}
             pair = _once(mine.smallest.ratio), _once(theirs.smallest.ratio)
             yield _beside(loop, "smallest_capacity", "x peak", pair, settings | exact, allocator)
-            pair = _once(mine.smallest.step_ms), _once(theirs.smallest.step_ms)
-            yield _beside(loop, "step_at_smallest", "ms", pair, settings | exact, allocator)
-        if allocator != NATIVE and mine.uncapped and theirs.uncapped:
-            pair = _once(mine.uncapped.step_ms), _once(theirs.uncapped.step_ms)
-            yield _beside(loop, "step_uncapped", "ms", pair, settings, allocator)
+        for metric, own, peer in (
+            ("step_at_smallest", mine.smallest, theirs.smallest),
+            ("step_uncapped", mine.uncapped, theirs.uncapped),
+        ):
+            if own and peer and own.time and peer.time:
+                capacities: dict[str, Setting] = {
+                    "own_x_peak": own.ratio,
+                    "peer_x_peak": peer.ratio,
+                }
+                pair = _once(own.time.step_ms), _once(peer.time.step_ms)
+                yield _beside(loop, metric, "ms", pair, settings | capacities, allocator)
 
 
 def _once(value: float) -> Summary:

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from _cuda_loops import LOOPS
-from _cuda_plan import TURN_ENDS, Choice, Group, Measurement, Result, pending
+from _cuda_plan import TURN_ENDS, Choice, Group, Measurement, Result, pending, takes_turns
 from _cuda_state import State
 from _harness import say
 from _provenance import ROOT
@@ -195,17 +194,16 @@ def _measure(
 ) -> None:
     """Let a group take turns, each time begun by another, until all of it has ended.
 
-    Where a loop must have the machine to itself, a turn is the whole of it.
+    Where there is no memory for all at once, a turn is the whole of a loop.
     """
     results: dict[str, Result] = {}
     wall_s = dict.fromkeys((each.key for each in group), 0.0)
     waiting = [each.key for each in group]
-    one_at_a_time = any(each.spec.loop and LOOPS[each.spec.loop].one_at_a_time for each in group)
     while waiting:
         for key in tuple(waiting):
             began = budget.clock()
             result = _turn(children[key], budget)
-            while result is None and one_at_a_time:
+            while result is None and not takes_turns(group):
                 result = _turn(children[key], budget)
             wall_s[key] += budget.clock() - began
             if result is not None:

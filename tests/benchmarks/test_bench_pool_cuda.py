@@ -1,4 +1,4 @@
-"""The plan follows from what is done, a run ends in time, and the report is of what was measured.
+"""The plan follows from what is done, and a run ends in time.
 
 No GPU: results are made up, and children are replaced by a player of such results.
 """
@@ -14,139 +14,38 @@ from pathlib import Path
 import _cuda_run
 import pytest
 import torch
-from _cuda_figures import CONTESTANTS, geometric_mean, standing, whole_rounds
+from _cuda_figures import CONTESTANTS, whole_rounds
 from _cuda_loops import LOOPS, Loop
-from _cuda_picture import draw
 from _cuda_plan import (
     EQUAL_CYCLE,
     MIB,
     NATIVE,
     POOL,
     Bracket,
-    Choice,
     Measurement,
-    Result,
     Spec,
     capacity_bytes,
     contestants,
     next_try,
     pending,
     reference_key,
-    try_key,
+    takes_turns,
     whole_key,
 )
-from _cuda_report import doubts, rows
-from _cuda_run import Budget, OutOfTimeError, run
+from _cuda_run import run
 from _cuda_state import State, continue_from
-from _cuda_table import table
 from _cuda_worker import steps_of
-from _provenance import ROOT, Provenance
-
-LOOP = "unet_tiles"
-PEAK = 1000 * MIB
-NEEDED = {NATIVE: 1.3, "expandable": 1.05, "async": 1.1, POOL: 1.004}
-CHOICE = Choice((LOOP,), ("reference", "whole", "peers", "smallest"), 2, 2 * MIB, ("expandable",))
-ORIGIN = Provenance(
-    commit="0123456789ab",
-    dirty=False,
-    date="2026-01-02T03:04:05+00:00",
-    device="Some GPU",
-    torch="2.11.0",
-    cuda="13.0",
-    driver="580",
-    kernel="6.1",
-    python="3.12.3",
+from _provenance import ROOT
+from helpers.cuda_results import (
+    CHOICE,
+    LOOP,
+    ORIGIN,
+    PEAK,
+    Player,
+    begun,
+    measure_all,
+    play,
 )
-
-
-def play(spec: Spec) -> dict[str, object]:
-    """What a child would say, were each allocator to need a fixed multiple of the peak."""
-    if spec.kind == "host":
-        cases = ("1 MiB_1", "1 MiB_8", "4 KiB_1", "4 KiB_8")
-        together = {f"{case}_together": [5200.0] for case in cases}
-        return {"ok": True} | {case: [5000.0, 5100.0] for case in cases} | together
-    if spec.kind == "startup":
-        turn = {"first_s": 0.1, "all_s": 0.5, "returned_s": 0.05, "closed_s": 0.2, "page_bytes": 8}
-        return {"ok": True, "turns": [turn, turn]}
-    if spec.capacity_bytes is not None and spec.capacity_bytes < NEEDED[spec.allocator] * PEAK:
-        return {"ok": False, "steps_done": 3, "out_of_memory": "no", "first_loss": 2.0}
-    total_s = 4.0 if spec.allocator == NATIVE else 4.1
-    return {
-        "ok": True,
-        "total_s": total_s,
-        "steps_done": 40,
-        "steps_ms": [900.0] + [80.0] * 38 + [200.0],
-        "first_loss": 2.0,
-        "last_loss": 1.0,
-        "peak_requested_bytes": PEAK,
-        "peak_reserved_bytes": int(NEEDED[spec.allocator] * PEAK),
-        "capacity_bytes": spec.capacity_bytes,
-        "page_bytes": 2 * MIB,
-        "mapping_calls": 12,
-        "calls_by_step": [7, 9, 9, 9, 9, 9] if spec.mode == "equal" else [],
-        "stitched_requests": 2,
-    }
-
-
-class Player:
-    """Stands for the child processes: knows who was started, who measured and who was stopped."""
-
-    def __init__(self, seconds_each: float = 10.0) -> None:
-        self.now = 100.0
-        self.seconds_each = seconds_each
-        self.started: list[str] = []
-        self.turns: list[str] = []
-        self.measured: list[str] = []
-        self.stopped: list[str] = []
-
-    def budget(self, seconds: float) -> Budget:
-        return Budget(seconds, self.now, lambda: self.now)
-
-    def start(self, measurement: Measurement) -> "Played":
-        self.started.append(measurement.key)
-        return Played(self, measurement)
-
-
-class Played:
-    def __init__(self, player: Player, measurement: Measurement) -> None:
-        self.player, self.measurement = player, measurement
-
-    def wait_ready(self, timeout_s: float) -> None:
-        assert timeout_s > 0
-
-    def turn(self, timeout_s: float) -> Result | None:
-        key = self.measurement.key
-        self.player.turns.append(key)
-        if key.startswith("whole/") and self.player.turns.count(key) < 3:
-            return None
-        if self.player.seconds_each > timeout_s:
-            self.player.now += timeout_s
-            raise OutOfTimeError
-        self.player.now += self.player.seconds_each
-        self.player.measured.append(key)
-        return play(self.measurement.spec)
-
-    def stop(self) -> None:
-        self.player.stopped.append(self.measurement.key)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state.jsonl"
-
-
-def begun(path: Path, *, commit: str | None = None) -> State:
-    state = State(path, commit=commit)
-    state.begin_run(ORIGIN)
-    return state
-
-
-def measure_all(path: Path, choice: Choice = CHOICE) -> State:
-    player = Player()
-    state = begun(path)
-    assert run(state, choice, player.budget(1e6), player.start)
-    return state
-
 
 # ---- the plan
 
@@ -359,83 +258,23 @@ def test_what_takes_too_long_has_failed(path: Path) -> None:
     assert result["crash"] == "took longer than 150 s"
 
 
-# ---- the report
+def test_everyone_at_once_needs_every_search_to_be_over_and_goes_one_after_another(
+    path: Path,
+) -> None:
+    state = measure_all(path, replace(CHOICE, parts=("reference", "whole", "peers")))
+    times = replace(CHOICE, parts=("times",))
+    assert pending(state, times) == []
+    (group,) = pending(measure_all(path), times)
+    assert [(each.spec.allocator, each.spec.capacity_bytes is None) for each in group] == [
+        *((NATIVE, True), (NATIVE, False)),
+        *((POOL, False), (POOL, False)),
+        *(("expandable", True), ("expandable", False)),
+    ]
+    assert not takes_turns(group)
+    assert takes_turns(group[:4])
 
 
-def test_standings_are_the_smallest_that_completed(path: Path) -> None:
-    state = measure_all(path)
-    for allocator in (NATIVE, "expandable", POOL):
-        mine = standing(state, LOOP, allocator, CHOICE)
-        assert mine.smallest is not None
-        assert mine.exact
-        assert NEEDED[allocator] <= mine.smallest.ratio <= NEEDED[allocator] + 0.042
-        assert mine.smallest.worst_ms == 200.0
-    assert standing(state, LOOP, NATIVE, CHOICE).uncapped is not None
-
-
-def test_the_table_has_everyone_and_marks_what_is_unfinished(path: Path) -> None:
-    everything = replace(CHOICE, parts=("reference", "whole", "startup", "peers", "smallest"))
-    state = measure_all(path, everything)
-    text = table(state, everything)
-    assert f"| {LOOP} | expandable | 1.050 |" in text
-    assert "| **all 1** | vramkit |" in text
-    assert text.count("0.100 | 0.500 |") == 3
-    assert "≤" not in text
-    unfinished = begun(path.with_name("unfinished"))
-    reference = Measurement(reference_key(LOOP), Spec("loop", NATIVE, LOOP, "synced"))
-    unfinished.add(reference, play(reference.spec), 1.0)
-    large = Spec("loop", "expandable", LOOP, capacity_bytes=2 * PEAK)
-    unfinished.add(Measurement(try_key(LOOP, "expandable", 2.0), large), play(large), 1.0)
-    assert "| ≤ 2.000 |" in table(unfinished, CHOICE)
-
-
-def test_rows_compare_the_pool_with_native_round_by_round(path: Path) -> None:
-    everything = replace(CHOICE, parts=(*CHOICE.parts, "host", "startup", "equal"))
-    found = {
-        (row.case, row.metric, row.peer): row
-        for row in rows(measure_all(path, everything), everything)
-    }
-    loop = found[LOOP, "whole_loop_at_1.01", NATIVE]
-    assert (loop.own.median, loop.own.repeats, loop.ratio) == (4.1, 2, pytest.approx(1.025))
-    assert found[LOOP, "completes_at_1.01", None].own.median == 1.0
-    assert found[LOOP, "worst_step_at_1.03", NATIVE].own.median == 200.0
-    assert found[LOOP, "mapping_calls_from_step_3", None].own.median == 0
-    assert found[LOOP, "smallest_capacity", "expandable"].ratio < 1
-    assert found["empty_1_MiB_8_threads", "pair_ns", NATIVE].own.repeats == 10
-    together = found["empty_1_MiB_8_threads", "all_threads_ns_a_pair", NATIVE]
-    assert (together.own.median, together.own.repeats) == (5200.0, 5)
-    for case in ("startup", "startup_8_MiB_pages"):
-        assert found[case, "first_tensor", NATIVE].own.median == 0.1
-
-
-def test_other_losses_are_doubted(path: Path) -> None:
-    state = measure_all(path)
-    assert doubts(state, CHOICE) == []
-    for number, wrong in enumerate([{"first_loss": 2.1}, {"last_loss": float("nan")}]):
-        key = whole_key(LOOP, "vramkit@1.01", number)
-        spec = Spec("loop", POOL, LOOP, capacity_bytes=2 * PEAK)
-        state.add(Measurement(key, spec), play(spec) | wrong, 1.0)
-        for other in (NATIVE, "vramkit@1.03", "vramkit@1.25"):
-            key = whole_key(LOOP, other, number)
-            state.add(Measurement(key, spec), play(spec), 1.0)
-    begins, ends = doubts(state, CHOICE)
-    assert "vramkit@1.01 began with loss 2.1, not 2" in begins
-    assert "vramkit@1.01 ended with a loss that is not a number" in ends
-
-
-def test_the_picture_is_drawn_of_what_there_is(path: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "memory.png"
-    draw(measure_all(path), CHOICE, picture)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="nothing to draw"):
-        draw(begun(tmp_path / "none"), CHOICE, picture)
-
-
-def test_geometric_mean_needs_every_value() -> None:
-    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
-    assert geometric_mean([1.0, None]) is None
-    assert geometric_mean([]) is None
+# ---- the command line
 
 
 def command(*options: str) -> "subprocess.CompletedProcess[str]":
