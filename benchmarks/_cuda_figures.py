@@ -50,6 +50,11 @@ def worst_ms(result: Result) -> float:
     return float(max(result["steps_ms"][1:]))
 
 
+def quickest_s(rounds: Sequence[Result]) -> float:
+    """Return the sum of each step's quickest time in all rounds: what else goes on only adds."""
+    return sum(map(min, zip(*(result["steps_ms"] for result in rounds), strict=True))) / 1e3
+
+
 @dataclass(frozen=True)
 class Time:
     """How long one allocator takes for a loop, beside native with no limit in the same run."""

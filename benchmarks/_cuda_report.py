@@ -3,7 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from _cuda_figures import median_ms, standings, start, total_s, whole_rounds, worst_ms
+from _cuda_figures import (
+    median_ms,
+    quickest_s,
+    standings,
+    start,
+    total_s,
+    whole_rounds,
+    worst_ms,
+)
 from _cuda_loops import LOOPS
 from _cuda_plan import (
     EQUAL_CYCLE,
@@ -75,6 +83,10 @@ def _whole_rows(state: State, loop: str, choice: Choice) -> Iterable[Row]:
             own, theirs = (summarize(list(map(figure, results))) for results in (done, native))
             name = f"{metric}_at_{ratio:.2f}"
             yield Row(BENCH, loop, name, unit, own, books, NATIVE, theirs)
+        if len(done) == len(native) > 1:
+            pair = _once(quickest_s(done)), _once(quickest_s(native))
+            name = f"quickest_steps_at_{ratio:.2f}"
+            yield _beside(loop, name, "s", pair, books | {"rounds": len(done)}, NATIVE)
 
 
 def _smallest_rows(state: State, choice: Choice) -> Iterable[Row]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from _cuda_figures import Time, geometric_mean, standing
+from _cuda_figures import Time, geometric_mean, quickest_s, standing
 from _cuda_picture import draw
 from _cuda_plan import (
     NATIVE,
@@ -77,6 +77,7 @@ def test_rows_compare_the_pool_with_native_round_by_round(path: Path) -> None:
     }
     loop = found[LOOP, "whole_loop_at_1.01", NATIVE]
     assert (loop.own.median, loop.own.repeats, loop.ratio) == (4.1, 2, pytest.approx(1.025))
+    assert found[LOOP, "quickest_steps_at_1.01", NATIVE].ratio == 1.0
     assert found[LOOP, "completes_at_1.01", None].own.median == 1.0
     assert found[LOOP, "worst_step_at_1.03", NATIVE].own.median == 200.0
     assert found[LOOP, "mapping_calls_from_step_3", None].own.median == 0
@@ -110,6 +111,10 @@ def test_the_picture_is_drawn_of_what_there_is(path: Path, tmp_path: Path) -> No
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="nothing to draw"):
         draw(begun(tmp_path / "none"), CHOICE, picture)
+
+
+def test_the_quickest_steps_leave_out_what_disturbed_a_round() -> None:
+    assert quickest_s([{"steps_ms": [300.0, 900.0]}, {"steps_ms": [400.0, 100.0]}]) == 0.4
 
 
 def test_geometric_mean_needs_every_value() -> None:
