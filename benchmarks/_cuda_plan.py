@@ -273,6 +273,11 @@ def tries_of(known: Known, loop: str, allocator: str, rounds: int) -> dict[float
     return found
 
 
+def _without_limit(known: Known, loop: str, allocator: str) -> Result | None:
+    key = whole_key(loop, NATIVE, 0) if allocator == NATIVE else uncapped_key(loop, allocator)
+    return known.result(key)
+
+
 def bracket_of(known: Known, loop: str, allocator: str) -> Bracket | None:
     """Return where to search; None while no run without a limit says where to begin."""
     timing, peak = LOOPS[loop].timing, peak_bytes(known, loop)
@@ -281,8 +286,7 @@ def bracket_of(known: Known, loop: str, allocator: str) -> Bracket | None:
         return None
     if allocator == POOL:
         return Bracket(low, RATIOS[-1], 0.05 if timing else 0.01)
-    uncapped = whole_key(loop, NATIVE, 0) if allocator == NATIVE else uncapped_key(loop, allocator)
-    result = known.result(uncapped)
+    result = _without_limit(known, loop, allocator)
     if not result or not result["ok"]:
         return None
     return Bracket(low, result["peak_reserved_bytes"] / peak, 0.08 if timing else 0.04)
@@ -330,6 +334,9 @@ def _times(known: Known, choice: Choice) -> Iterable[Group]:
     for loop, _ in peaks(known, choice):
         group = []
         for name in contestants(loop, (NATIVE, POOL, *choice.others)):
+            alone = _without_limit(known, loop, name)
+            if alone and not alone["ok"]:
+                continue
             least, over = search(known, choice, loop, name)
             if not over:
                 break

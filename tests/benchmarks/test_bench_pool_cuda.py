@@ -30,6 +30,7 @@ from _cuda_plan import (
     pending,
     reference_key,
     takes_turns,
+    uncapped_key,
     whole_key,
 )
 from _cuda_run import run
@@ -272,6 +273,14 @@ def test_everyone_at_once_needs_every_search_to_be_over_and_goes_one_after_anoth
     ]
     assert not takes_turns(group)
     assert takes_turns(group[:4])
+
+
+def test_who_fails_without_a_limit_does_not_keep_the_others_from_being_timed(path: Path) -> None:
+    state = measure_all(path)
+    key = uncapped_key(LOOP, "expandable")
+    state.add(Measurement(key, Spec("loop", "expandable", LOOP)), {"ok": False, "crash": "x"}, 1.0)
+    (group,) = pending(state, replace(CHOICE, parts=("times",)))
+    assert [each.spec.allocator for each in group] == [NATIVE, NATIVE, POOL, POOL]
 
 
 # ---- the command line
