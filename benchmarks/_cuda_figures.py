@@ -104,17 +104,17 @@ class Standing:
 
 def standing(state: State, loop: str, allocator: str, choice: Choice) -> Standing:
     """Gather what is known of one allocator on one loop."""
-    least, exact = search(state, choice, loop, allocator)
+    found = search(state, choice, loop, allocator)
     memory = _memory_uncapped(state, loop, allocator, choice)
     turns = _times_by_turns(state, loop, allocator, choice.rounds)
     there = free = None
-    if least is not None:
+    if found.least is not None:
         time = _time_of_all(state, loop, allocator, limited=True)
-        there = Point(least, time or turns.get(least))
+        there = Point(found.least, time or turns.get(found.least))
     if memory is not None:
         time = _time_of_all(state, loop, allocator, limited=False)
         free = Point(memory, time or turns.get(memory if allocator == POOL else None))
-    return Standing(loop, allocator, there, exact, free)
+    return Standing(loop, allocator, there, found.over, free)
 
 
 def _times_by_turns(
@@ -138,12 +138,12 @@ def _time_of_all(state: State, loop: str, allocator: str, *, limited: bool) -> T
 
 def _memory_uncapped(state: State, loop: str, allocator: str, choice: Choice) -> float | None:
     """Return the memory, as a multiple of the peak, that an allocator takes without a limit."""
-    rounds = whole_rounds(state, loop, choice.rounds)
     if allocator == POOL:
-        done = any(result["ok"] for result in rounds[at(RATIOS[-1])])
-        return RATIOS[-1] if done else None
-    results = rounds[NATIVE]
-    if allocator != NATIVE:
+        largest = whole_rounds(state, loop, choice.rounds)[at(RATIOS[-1])]
+        return RATIOS[-1] if any(result["ok"] for result in largest) else None
+    if allocator == NATIVE:
+        results = whole_rounds(state, loop, choice.rounds)[NATIVE]
+    else:
         result = state.result(uncapped_key(loop, allocator))
         results = [result] if result else []
     peak = peak_bytes(state, loop)

@@ -137,6 +137,22 @@ def peaks(known: Known, choice: Choice) -> Iterable[tuple[str, int]]:
             yield loop, peak
 
 
+def _limited(
+    known: Known, choice: Choice, loop_and_peak: tuple[str, int], allocator: str, ratio: float
+) -> Spec:
+    """Ask for a loop in ``ratio`` times its peak."""
+    loop, peak = loop_and_peak
+    uncapped = known.result(uncapped_key(loop, allocator)) or {}
+    return Spec(
+        "loop",
+        allocator,
+        loop,
+        capacity_bytes=capacity_bytes(ratio, peak, choice.page_bytes),
+        page_bytes=choice.page_bytes,
+        outside_bytes=int(uncapped.get("outside_bytes") or 0),
+    )
+
+
 def _references(known: Known, choice: Choice) -> Iterable[Group]:
     for loop in choice.loops:
         yield (Measurement(reference_key(loop), Spec("loop", NATIVE, loop, "synced")),)
@@ -145,14 +161,7 @@ def _references(known: Known, choice: Choice) -> Iterable[Group]:
 def _round(known: Known, choice: Choice, number: int) -> Iterable[Group]:
     for loop, peak in peaks(known, choice):
         specs = {NATIVE: Spec("loop", NATIVE, loop)} | {
-            at(ratio): Spec(
-                "loop",
-                POOL,
-                loop,
-                capacity_bytes=capacity_bytes(ratio, peak, choice.page_bytes),
-                page_bytes=choice.page_bytes,
-            )
-            for ratio in RATIOS
+            at(ratio): _limited(known, choice, (loop, peak), POOL, ratio) for ratio in RATIOS
         }
         group = [Measurement(whole_key(loop, who, number), spec) for who, spec in specs.items()]
         first = number % len(group)
@@ -292,60 +301,51 @@ def bracket_of(known: Known, loop: str, allocator: str) -> Bracket | None:
     return Bracket(low, result["peak_reserved_bytes"] / peak, 0.08 if timing else 0.04)
 
 
-def search(known: Known, choice: Choice, loop: str, allocator: str) -> tuple[float | None, bool]:
-    """Return the smallest ratio that completed, if any did, and whether the search is over."""
+@dataclass(frozen=True)
+class Search:
+    """How far the search for one allocator's smallest capacity is, in multiples of the peak."""
+
+    least: float | None  # the smallest that completed
+    untried: float | None  # what to try next
+    over: bool
+
+
+def search(known: Known, choice: Choice, loop: str, allocator: str) -> Search:
+    """Gather what the attempts at a loop say."""
     bracket = bracket_of(known, loop, allocator)
     tries = tries_of(known, loop, allocator, choice.rounds)
     passed = {ratio: bool(result["ok"]) for ratio, result in tries.items()}
     least = min((ratio for ratio, ok in passed.items() if ok), default=None)
-    return least, bracket is not None and next_try(passed, bracket) is None
-
-
-def _limited(known: Known, choice: Choice, loop: str, allocator: str, ratio: float) -> Spec:
-    uncapped = known.result(uncapped_key(loop, allocator)) or {}
-    return Spec(
-        "loop",
-        allocator,
-        loop,
-        capacity_bytes=capacity_bytes(ratio, peak_bytes(known, loop) or 0, choice.page_bytes),
-        page_bytes=choice.page_bytes,
-        outside_bytes=int(uncapped.get("outside_bytes") or 0),
-    )
+    untried = next_try(passed, bracket) if bracket else None
+    return Search(least, untried, over=bracket is not None and untried is None)
 
 
 def _smallest(known: Known, choice: Choice) -> Iterable[Group]:
-    for loop, _ in peaks(known, choice):
+    for loop, peak in peaks(known, choice):
         for name in contestants(loop, (NATIVE, *choice.others, POOL)):
-            bracket = bracket_of(known, loop, name)
-            if bracket is None:
-                continue
-            tries = tries_of(known, loop, name, choice.rounds)
-            ratio = next_try({r: bool(t["ok"]) for r, t in tries.items()}, bracket)
+            ratio = search(known, choice, loop, name).untried
             if ratio is not None:
-                yield (
-                    Measurement(
-                        try_key(loop, name, ratio), _limited(known, choice, loop, name, ratio)
-                    ),
-                )
+                spec = _limited(known, choice, (loop, peak), name, ratio)
+                yield (Measurement(try_key(loop, name, ratio), spec),)
 
 
 def _times(known: Known, choice: Choice) -> Iterable[Group]:
     """Everyone once more in one run, with no limit and in the smallest capacity that was found."""
-    for loop, _ in peaks(known, choice):
+    for loop, peak in peaks(known, choice):
         group = []
         for name in contestants(loop, (NATIVE, POOL, *choice.others)):
             alone = _without_limit(known, loop, name)
             if alone and not alone["ok"]:
                 continue
-            least, over = search(known, choice, loop, name)
-            if not over:
+            found = search(known, choice, loop, name)
+            if not found.over:
                 break
             free = Spec("loop", name, loop)
             if name == POOL:
-                free = _limited(known, choice, loop, name, RATIOS[-1])
+                free = _limited(known, choice, (loop, peak), name, RATIOS[-1])
             group.append(Measurement(time_key(loop, name, limited=False), free))
-            if least is not None:
-                spec = _limited(known, choice, loop, name, least)
+            if found.least is not None:
+                spec = _limited(known, choice, (loop, peak), name, found.least)
                 group.append(Measurement(time_key(loop, name, limited=True), spec))
         else:
             yield tuple(group)

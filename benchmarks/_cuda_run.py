@@ -199,11 +199,12 @@ def _measure(
     results: dict[str, Result] = {}
     wall_s = dict.fromkeys((each.key for each in group), 0.0)
     waiting = [each.key for each in group]
+    gives_way = takes_turns(group)
     while waiting:
         for key in tuple(waiting):
             began = budget.clock()
             result = _turn(children[key], budget)
-            while result is None and not takes_turns(group):
+            while result is None and not gives_way:
                 result = _turn(children[key], budget)
             wall_s[key] += budget.clock() - began
             if result is not None:

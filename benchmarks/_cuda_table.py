@@ -66,27 +66,30 @@ def _times(point: Point | None) -> tuple[str, str, str]:
 
 
 def _overall_row(allocator: str, mine: Sequence[Standing], begun: Start | None) -> Sequence[str]:
-    def mean(points: Sequence[Point | None], *, of_time: bool) -> float | None:
-        if not of_time:
-            return geometric_mean(point.ratio if point else None for point in points)
-        times = [point.time if point else None for point in points]
-        return geometric_mean(time.to_native if time else None for time in times)
-
     there, free = [each.smallest for each in mine], [each.uncapped for each in mine]
     return (
         f"**all {len(mine)}**",
         allocator,
-        _number(mean(there, of_time=False)),
+        _number(_mean_memory(there)),
         "",
-        _number(mean(there, of_time=True)),
+        _number(_mean_slowdown(there)),
         "",
         "",
-        _number(mean(free, of_time=True)),
+        _number(_mean_slowdown(free)),
         "",
-        NONE if allocator == POOL else _number(mean(free, of_time=False)),
+        NONE if allocator == POOL else _number(_mean_memory(free)),
         _number(begun.first_s if begun else None),
         _number(begun.all_s if begun else None),
     )
+
+
+def _mean_memory(points: Sequence[Point | None]) -> float | None:
+    return geometric_mean(point and point.ratio for point in points)
+
+
+def _mean_slowdown(points: Sequence[Point | None]) -> float | None:
+    times = [point and point.time for point in points]
+    return geometric_mean(time and time.to_native for time in times)
 
 
 def _number(value: float | None) -> str:

@@ -48,7 +48,7 @@ def _options() -> argparse.ArgumentParser:
     )
     add("--rounds", type=int, default=3, help="of native beside the pool; 3 unless told")
     add("--page-mib", type=int, help="page size, one a state file; else what the pool takes")
-    add("--commit", help="where the tree is a copy without its repository; of a report: of which")
+    add("--commit", help="of a tree without its repository; the one that --report is of")
     add("--plan", action="store_true", help="say what would be measured next, and end")
     add("--report", action="store_true", help="measure nothing: show what the state file holds")
     add("--retry", action="store_true", help="measure again what crashed")
