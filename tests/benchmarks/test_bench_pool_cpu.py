@@ -1,8 +1,9 @@
 """Child processes answer their turns, and a run that compares unlike work is refused."""
 
 import pytest
-from _peers import Peer
-from bench_pool_cpu import DEFAULT, Turn, check_same_work, rival_of, workers
+
+from benchmarks._shared.peers import Peer
+from benchmarks.pool_cpu.__main__ import DEFAULT, Turn, check_same_work, rival_of, workers
 
 
 def turn(loss: float) -> Turn:

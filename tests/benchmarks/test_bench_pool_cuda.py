@@ -11,32 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import _cuda_run
 import pytest
 import torch
-from _cuda_figures import CONTESTANTS, whole_rounds
-from _cuda_loops import LOOPS, Loop
-from _cuda_plan import (
-    EQUAL_CYCLE,
-    MIB,
-    NATIVE,
-    POOL,
-    Bracket,
-    Measurement,
-    Spec,
-    capacity_bytes,
-    contestants,
-    next_try,
-    pending,
-    reference_key,
-    takes_turns,
-    uncapped_key,
-    whole_key,
-)
-from _cuda_run import run
-from _cuda_state import State, continue_from
-from _cuda_worker import steps_of
-from _provenance import ROOT
 from helpers.cuda_results import (
     CHOICE,
     LOOP,
@@ -47,6 +23,35 @@ from helpers.cuda_results import (
     measure_all,
     play,
 )
+
+from benchmarks._shared.provenance import ROOT
+from benchmarks.pool_cuda import run as cuda_run
+from benchmarks.pool_cuda.figures import CONTESTANTS, whole_rounds
+from benchmarks.pool_cuda.loops import LOOPS, Loop
+from benchmarks.pool_cuda.plan import (
+    pending,
+)
+from benchmarks.pool_cuda.run import run
+from benchmarks.pool_cuda.search import (
+    Bracket,
+    next_try,
+)
+from benchmarks.pool_cuda.spec import (
+    EQUAL_CYCLE,
+    MIB,
+    NATIVE,
+    POOL,
+    Measurement,
+    Spec,
+    capacity_bytes,
+    contestants,
+    reference_key,
+    takes_turns,
+    uncapped_key,
+    whole_key,
+)
+from benchmarks.pool_cuda.state import State, continue_from
+from benchmarks.pool_cuda.worker import steps_of
 
 # ---- the plan
 
@@ -250,7 +255,7 @@ def test_a_loop_too_large_for_several_at_once_runs_to_its_end_in_one_turn(path: 
 
 
 def test_what_takes_too_long_has_failed(path: Path) -> None:
-    player = Player(seconds_each=_cuda_run.LONGEST_S + 1)
+    player = Player(seconds_each=cuda_run.LONGEST_S + 1)
     choice = replace(CHOICE, parts=("reference",))
     state = begun(path)
     assert run(state, choice, player.budget(1e4), player.start)
@@ -287,9 +292,12 @@ def test_who_fails_without_a_limit_does_not_keep_the_others_from_being_timed(pat
 
 
 def command(*options: str) -> "subprocess.CompletedProcess[str]":
-    script = str(ROOT / "benchmarks" / "bench_pool_cuda.py")
     return subprocess.run(
-        [sys.executable, script, *options], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.pool_cuda", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -1,14 +1,22 @@
-"""The child processes of bench_pool_cuda, without a GPU."""
+"""The child processes of the CUDA benchmark, without a GPU."""
 
 from pathlib import Path
 
-import _cuda_run
 import pytest
 import torch
-from _cuda_allocators import Books
-from _cuda_plan import NATIVE, TURN_ENDS, TURN_STEPS, Measurement, Result, Spec
-from _cuda_run import Child, OutOfTimeError
-from _cuda_worker import Course, run_steps
+
+from benchmarks.pool_cuda import run as cuda_run
+from benchmarks.pool_cuda.allocators import Books
+from benchmarks.pool_cuda.run import Child, OutOfTimeError
+from benchmarks.pool_cuda.spec import (
+    NATIVE,
+    TURN_ENDS,
+    TURN_STEPS,
+    Measurement,
+    Result,
+    Spec,
+)
+from benchmarks.pool_cuda.worker import Course, run_steps
 
 LOOP = "unet_tiles"
 
@@ -35,13 +43,13 @@ def test_a_child_that_dies_has_failed_and_says_why() -> None:
 def test_a_child_gives_way_and_goes_on(
     last_words: str, expected: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = tmp_path / "benchmarks" / "_cuda_worker.py"
-    worker.parent.mkdir()
+    worker = tmp_path / "benchmarks" / "pool_cuda" / "worker.py"
+    worker.parent.mkdir(parents=True)
     worker.write_text(
         f"print('ready', flush=True); input(); print('{TURN_ENDS}', flush=True); input()\n"
         + last_words
     )
-    monkeypatch.setattr(_cuda_run, "ROOT", tmp_path)
+    monkeypatch.setattr(cuda_run, "ROOT", tmp_path)
     child = Child(Measurement("x", Spec("loop", NATIVE, LOOP)))
     try:
         child.wait_ready(60.0)

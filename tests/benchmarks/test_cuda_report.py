@@ -1,12 +1,15 @@
-"""The report of bench_pool_cuda says what was measured, and compares only what may be compared."""
+"""The report of the CUDA benchmark says what was measured, and compares only what may be compared."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from _cuda_figures import Time, geometric_mean, quickest_s, standing
-from _cuda_picture import draw
-from _cuda_plan import (
+from helpers.cuda_results import CHOICE, LOOP, NEEDED, PEAK, begun, measure_all, play
+
+from benchmarks.pool_cuda.figures import Time, geometric_mean, quickest_s, standing
+from benchmarks.pool_cuda.picture import draw
+from benchmarks.pool_cuda.report import doubts, rows
+from benchmarks.pool_cuda.spec import (
     NATIVE,
     POOL,
     Measurement,
@@ -15,9 +18,7 @@ from _cuda_plan import (
     try_key,
     whole_key,
 )
-from _cuda_report import doubts, rows
-from _cuda_table import table
-from helpers.cuda_results import CHOICE, LOOP, NEEDED, PEAK, begun, measure_all, play
+from benchmarks.pool_cuda.table import table
 
 
 def test_standings_are_the_smallest_that_completed(path: Path) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import _harness
 import pytest
-from _harness import Recorder, Row, interleave, summarize
-from _provenance import Provenance
+
+from benchmarks._shared import harness
+from benchmarks._shared.harness import Recorder, Row, interleave, summarize
+from benchmarks._shared.provenance import Provenance
 
 ORIGIN = Provenance(
     commit="0123456789ab",
@@ -27,8 +28,8 @@ ORIGINATED = "device torch cuda driver commit date"
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(_harness, "RESULTS", tmp_path)
-    monkeypatch.setattr(_harness, "provenance", lambda: ORIGIN)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "provenance", lambda: ORIGIN)
     return tmp_path
 
 
@@ -85,7 +86,7 @@ def test_nothing_is_written_unless_asked_for(results: Path) -> None:
 
 
 def test_a_dirty_tree_is_refused_or_marked(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_harness, "provenance", lambda: replace(ORIGIN, dirty=True))
+    monkeypatch.setattr(harness, "provenance", lambda: replace(ORIGIN, dirty=True))
     with pytest.raises(RuntimeError, match=r"differs from commit 0123456789ab.*--allow-dirty"):
         Recorder(record=True, allow_dirty=False)
     Recorder(record=True, allow_dirty=True).add(row(1.0, 2.0))

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from _native_driver import build, run
-from _peers import GLIBC, Peer
-from _traces import TRACES, write_event_file
+
+from benchmarks._shared.peers import GLIBC, Peer
+from benchmarks.pool_core.native_driver import build, run
+from benchmarks.pool_core.traces import TRACES, write_event_file
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,10 +2,18 @@
 
 from pathlib import Path
 
-from _cuda_plan import MIB, NATIVE, POOL, Choice, Measurement, Result, Spec
-from _cuda_run import Budget, OutOfTimeError, run
-from _cuda_state import State
-from _provenance import Provenance
+from benchmarks._shared.provenance import Provenance
+from benchmarks.pool_cuda.run import Budget, OutOfTimeError, run
+from benchmarks.pool_cuda.spec import (
+    MIB,
+    NATIVE,
+    POOL,
+    Choice,
+    Measurement,
+    Result,
+    Spec,
+)
+from benchmarks.pool_cuda.state import State
 
 LOOP = "unet_tiles"
 PEAK = 1000 * MIB

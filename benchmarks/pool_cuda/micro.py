@@ -9,8 +9,14 @@ from importlib import import_module
 from itertools import product
 
 import torch
-from _cuda_allocators import allocator_scope
-from _cuda_plan import HOST_SIZES, HOST_THREADS, STARTUP_BYTES, Spec
+
+from benchmarks.pool_cuda.allocators import allocator_scope
+from benchmarks.pool_cuda.spec import (
+    HOST_SIZES,
+    HOST_THREADS,
+    STARTUP_BYTES,
+    Spec,
+)
 
 _BATCHES = 24
 _PAIRS = 500

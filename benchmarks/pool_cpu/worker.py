@@ -1,6 +1,6 @@
-"""A child process of bench_pool_cpu: runs steps of one loop when its parent asks for them.
+"""A child process of the CPU benchmark: runs steps of one loop when its parent asks for them.
 
-usage: _cpu_worker.py LOOP MAPPED_AS CAPACITY
+usage: python -m benchmarks.pool_cpu.worker LOOP MAPPED_AS CAPACITY
 
 CAPACITY "-" leaves PyTorch's default allocator in charge; anything else opens a MemoryPool of that
 capacity. Each line "LEAD_IN STEPS" on standard input is answered by one JSON object a line.
@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-from _cpu_loops import LOOPS, Step
-from _provenance import measure_this_tree
+
+from benchmarks._shared.provenance import measure_this_tree
+from benchmarks.pool_cpu.loops import LOOPS, Step
 
 
 def faults() -> int:

@@ -7,8 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from _cuda_plan import POOL, Group, Measurement, Result
-from _provenance import Provenance
+from benchmarks._shared.provenance import Provenance
+from benchmarks.pool_cuda.spec import (
+    POOL,
+    Group,
+    Measurement,
+    Result,
+)
 
 
 class State:

@@ -12,15 +12,22 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from _cuda_loops import LOOPS
-from _cuda_picture import draw
-from _cuda_plan import OTHERS, PARTS, Choice, pending
-from _cuda_report import doubts, rows
-from _cuda_run import UNKNOWN_S, Budget, run
-from _cuda_state import State, continue_from
-from _cuda_table import table
-from _harness import Recorder, parser, say
-from _provenance import ROOT, commit_label, gpu_provenance
+from benchmarks._shared.harness import Recorder, parser, say
+from benchmarks._shared.provenance import ROOT, commit_label, gpu_provenance
+from benchmarks.pool_cuda.loops import LOOPS
+from benchmarks.pool_cuda.picture import draw
+from benchmarks.pool_cuda.plan import (
+    PARTS,
+    pending,
+)
+from benchmarks.pool_cuda.report import doubts, rows
+from benchmarks.pool_cuda.run import UNKNOWN_S, Budget, run
+from benchmarks.pool_cuda.spec import (
+    OTHERS,
+    Choice,
+)
+from benchmarks.pool_cuda.state import State, continue_from
+from benchmarks.pool_cuda.table import table
 
 STATE = ROOT / "build" / "benchmarks" / "pool_cuda.jsonl"
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from _cuda_figures import (
+from benchmarks._shared.harness import Row, Setting, Summary, summarize
+from benchmarks.pool_cuda.figures import (
     median_ms,
     quickest_s,
     standings,
@@ -12,8 +13,8 @@ from _cuda_figures import (
     whole_rounds,
     worst_ms,
 )
-from _cuda_loops import LOOPS
-from _cuda_plan import (
+from benchmarks.pool_cuda.loops import LOOPS
+from benchmarks.pool_cuda.spec import (
     EQUAL_CYCLE,
     EQUAL_LOOPS,
     HOST_ROUNDS,
@@ -31,8 +32,7 @@ from _cuda_plan import (
     reference_key,
     startup_key,
 )
-from _cuda_state import State
-from _harness import Row, Setting, Summary, summarize
+from benchmarks.pool_cuda.state import State
 
 BENCH = "bench_pool_cuda"
 SIGNS_OF_OTHER_WORK = 0.02

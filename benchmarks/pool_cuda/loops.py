@@ -1,4 +1,4 @@
-"""The GPU loops of bench_pool_cuda: real models, random weights, data of varying shape.
+"""The GPU loops of the CUDA benchmark: real models, random weights, data of varying shape.
 
 A loop's ``make`` builds the model and returns a function that runs one step. All sizes are drawn
 from the generator that it is given, so that every allocator sees the same requests.
@@ -11,7 +11,10 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
-from _cuda_text_loops import (
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.pool_cuda.text_loops import (
     Step,
     backward_and_step,
     kv_generate,
@@ -19,8 +22,6 @@ from _cuda_text_loops import (
     offload_streams,
     serve_threads,
 )
-from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 Make = Callable[[random.Random], Step]
 LLAMA = "transformers.models.llama.modeling_llama"

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _cuda_figures import Point, Standing, pool_points, standings
-from _cuda_plan import NATIVE, POOL, Choice
-from _cuda_state import State
+from benchmarks.pool_cuda.figures import Point, Standing, pool_points, standings
+from benchmarks.pool_cuda.spec import (
+    NATIVE,
+    POOL,
+    Choice,
+)
+from benchmarks.pool_cuda.state import State
 
 COLOURS = {
     POOL: "#1b6ca8",

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from _harness import Recorder, Row, Setting, interleave, parser, say, summarize
-from _native_driver import CORE_LIBRARY, Outcome, build, run
-from _peers import GLIBC, Peer, preloaded_peers
-from _provenance import measure_this_tree
-from _traces import TRACES, EventFile, write_event_file
+from benchmarks._shared.harness import Recorder, Row, Setting, interleave, parser, say, summarize
+from benchmarks._shared.peers import GLIBC, Peer, preloaded_peers
+from benchmarks._shared.provenance import measure_this_tree
+from benchmarks.pool_core.native_driver import CORE_LIBRARY, Outcome, build, run
+from benchmarks.pool_core.traces import TRACES, EventFile, write_event_file
 
 BENCH = "bench_pool_core"
 LIVE_BLOCKS = (100, 1_000, 10_000, 100_000, 1_000_000)

@@ -1,4 +1,4 @@
-"""The training loops of bench_pool_cpu: each makes a function that runs one fp32 step.
+"""The training loops of the CPU benchmark: each makes a function that runs one fp32 step.
 
 Loops whose sizes vary run through one whole cycle of sizes a step, so that all steps are alike.
 """

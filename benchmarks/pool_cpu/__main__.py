@@ -12,11 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from _cpu_loops import LOOPS
-from _harness import Recorder, Row, Setting, Summary, interleave, parser, say, summarize
-from _native_driver import CORE_LIBRARY
-from _peers import GLIBC, Peer, preloaded_peers
-from _provenance import ROOT
+from benchmarks._shared.harness import (
+    Recorder,
+    Row,
+    Setting,
+    Summary,
+    interleave,
+    parser,
+    say,
+    summarize,
+)
+from benchmarks._shared.peers import GLIBC, Peer, preloaded_peers
+from benchmarks._shared.provenance import ROOT
+from benchmarks.pool_core.native_driver import CORE_LIBRARY
+from benchmarks.pool_cpu.loops import LOOPS
 
 BENCH = "bench_pool_cpu"
 OWN = "vramkit"
@@ -41,9 +50,9 @@ class Worker:
     def __init__(self, loop: str, peer: Peer, capacity: str) -> None:
         """Start the process and wait until its loop is made."""
         self._name = peer.name if capacity == "-" else OWN
-        script = str(ROOT / "benchmarks" / "_cpu_worker.py")
         self._process = subprocess.Popen(
-            [sys.executable, script, loop, peer.mapped_as, capacity],
+            [sys.executable, "-m", "benchmarks.pool_cpu.worker", loop, peer.mapped_as, capacity],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -5,7 +5,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from _cuda_plan import (
+from benchmarks.pool_cuda.search import (
+    search,
+)
+from benchmarks.pool_cuda.spec import (
     NATIVE,
     POOL,
     RATIOS,
@@ -14,13 +17,12 @@ from _cuda_plan import (
     at,
     contestants,
     peak_bytes,
-    search,
     startup_key,
     time_key,
     uncapped_key,
     whole_key,
 )
-from _cuda_state import State
+from benchmarks.pool_cuda.state import State
 
 CONTESTANTS = (NATIVE, *(at(ratio) for ratio in RATIOS))
 

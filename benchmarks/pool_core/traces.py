@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from _provenance import ROOT
+
+from benchmarks._shared.provenance import ROOT
 
 TRACES = ROOT / "benchmarks" / "traces"
 PAGE_BYTES = 2 << 20

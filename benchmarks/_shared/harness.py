@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from _provenance import ROOT, Provenance, provenance
+from benchmarks._shared.provenance import ROOT, Provenance, provenance
 
 RESULTS = ROOT / "benchmarks" / "results"
 Setting = str | int | float | bool | None

@@ -1,4 +1,4 @@
-"""The loops of bench_pool_cuda that run a Llama: training, offloading, generation, serving."""
+"""The loops of the CUDA benchmark that run a Llama: training, offloading, generation, serving."""
 
 import random
 from collections.abc import Callable

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 
-from _cuda_figures import Point, Standing, Start, geometric_mean, standings, start
-from _cuda_plan import NATIVE, POOL, Choice
-from _cuda_state import State
+from benchmarks.pool_cuda.figures import Point, Standing, Start, geometric_mean, standings, start
+from benchmarks.pool_cuda.spec import (
+    NATIVE,
+    POOL,
+    Choice,
+)
+from benchmarks.pool_cuda.state import State
 
 HEADER = (
     "loop",

@@ -1,6 +1,6 @@
-"""A child process of bench_pool_cuda: makes one measurement when its parent says so.
+"""A child process of the CUDA benchmark: makes one measurement when its parent says so.
 
-usage: _cuda_worker.py SPEC
+usage: python -m benchmarks.pool_cuda.worker SPEC
 
 SPEC is the JSON object of a Measurement. The process imports what it needs, prints "ready", waits
 for a line on standard input, and prints its result: one JSON object. A loop gives way after some
@@ -21,12 +21,19 @@ from importlib import import_module
 from typing import TextIO
 
 import torch
-from _cuda_allocators import Books, allocator_scope, is_out_of_memory
-from _cuda_loops import LOOPS, Loop
-from _cuda_micro import host_cost, start_up
-from _cuda_plan import EQUAL_CYCLE, EQUAL_STEPS, TURN_ENDS, TURN_STEPS, Spec
-from _cuda_text_loops import Step
-from _provenance import measure_this_tree
+
+from benchmarks._shared.provenance import measure_this_tree
+from benchmarks.pool_cuda.allocators import Books, allocator_scope, is_out_of_memory
+from benchmarks.pool_cuda.loops import LOOPS, Loop
+from benchmarks.pool_cuda.micro import host_cost, start_up
+from benchmarks.pool_cuda.spec import (
+    EQUAL_CYCLE,
+    EQUAL_STEPS,
+    TURN_ENDS,
+    TURN_STEPS,
+    Spec,
+)
+from benchmarks.pool_cuda.text_loops import Step
 
 GiveWay = Callable[[], None]
 

@@ -17,10 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-from _cuda_plan import TURN_ENDS, Choice, Group, Measurement, Result, pending, takes_turns
-from _cuda_state import State
-from _harness import say
-from _provenance import ROOT
+from benchmarks._shared.harness import say
+from benchmarks._shared.provenance import ROOT
+from benchmarks.pool_cuda.plan import (
+    pending,
+)
+from benchmarks.pool_cuda.spec import (
+    TURN_ENDS,
+    Choice,
+    Group,
+    Measurement,
+    Result,
+    takes_turns,
+)
+from benchmarks.pool_cuda.state import State
 
 AT_ONCE = 8
 LONGEST_S = 150.0
@@ -61,7 +71,7 @@ class Contestant(Protocol):
 
 
 class Child:
-    """A process of _cuda_worker.py."""
+    """A process of worker.py."""
 
     def __init__(self, measurement: Measurement) -> None:
         """Start it; it begins to import."""
@@ -71,9 +81,11 @@ class Child:
         self._process = subprocess.Popen(
             [
                 sys.executable,
-                str(ROOT / "benchmarks" / "_cuda_worker.py"),
+                "-m",
+                "benchmarks.pool_cuda.worker",
                 json.dumps(spec.as_json()),
             ],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

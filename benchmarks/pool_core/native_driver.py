@@ -1,4 +1,4 @@
-"""Builds benchmarks/native once and runs it."""
+"""Builds the driver in native/ once and runs it."""
 
 import json
 import os
@@ -6,12 +6,13 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from _peers import Peer
-from _provenance import ROOT
+from benchmarks._shared.peers import Peer
+from benchmarks._shared.provenance import ROOT
 
 CORE_LIBRARY = ROOT / "vramkit" / "_lib" / "libvramkit_core.so"
-_SOURCES = ROOT / "benchmarks" / "native"
+_SOURCES = Path(__file__).parent / "native"
 _HEADER = ROOT / "csrc" / "bind" / "vramkit.h"
 _DRIVER = ROOT / "build" / "benchmarks" / "pool_core"
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import torch
-from _cuda_plan import Spec
+
+from benchmarks.pool_cuda.spec import (
+    Spec,
+)
 
 Figures = dict[str, object]
 _FIRST_RMM_BYTES = 1 << 30
