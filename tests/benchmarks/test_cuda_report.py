@@ -1,4 +1,4 @@
-"""The report of the CUDA benchmark says what was measured, and compares only what may be compared."""
+"""The report of the CUDA benchmark compares only what one run has measured."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -12,9 +12,11 @@ from vramkit.errors import VramkitError
 __all__ = ["main"]
 
 # Each is a module vramkit.cli._<name> with `add_arguments(parser)` and `run(arguments) -> status`,
-# light to import: what a command needs is imported when it runs.
+# light to import: what a command needs is imported when it runs. A command that hands over to the
+# user's program returns a function in place of the status: what that raises is not vramkit's.
 _COMMANDS = {
     "demo": "train a small classifier inside a pool and draw its memory",
+    "run": "run an unmodified script or module inside a pool",
     "simulate": "replay a recorded allocation trace through the pool",
 }
 
@@ -32,12 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(_unglue(sys.argv[1:] if arguments is None else arguments))
     command = importlib.import_module(f"vramkit.cli._{parsed.command}")
     try:
-        return int(command.run(parsed))
+        outcome = command.run(parsed)
     except VramkitError as err:
         print(f"vramkit {parsed.command}: {err}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    return int(outcome() if callable(outcome) else outcome)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _unglue(arguments: Sequence[str]) -> list[str]:
     """Let ``--repeat-step TRACE`` leave the trace alone: only a number belongs to the option."""
+    if list(arguments[:1]) != ["simulate"]:
+        return list(arguments)
     following = [*arguments, ""][1:]
     return [
         f"{argument}={ROUNDS}" if argument == "--repeat-step" and not after.isdigit() else argument

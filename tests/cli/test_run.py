@@ -1,0 +1,180 @@
+"""``vramkit run`` runs a program as Python does, but inside a pool."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+_LARGE = "import torch\nx = torch.empty(64 << 20, dtype=torch.uint8)\n"
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vramkit", "run", *arguments]
+
+
+def _run(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        _command(*arguments), capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def _in_pool(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return _run("--budget", "32MiB", "--device", "cpu", *arguments, cwd=cwd)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(
+        "import sys, torch\n"
+        "import beside\n"
+        "from vramkit._core import owner\n"
+        "x = torch.ones(1 << 18)\n"
+        "print(__name__, sys.argv[1:], bool(owner(x.data_ptr())), beside.NAME)\n"
+        "import __main__\n"
+        "print(__main__.x is x, __file__ == sys.argv[0])\n"
+    )
+    (tmp_path / "beside.py").write_text("NAME = 'beside'\n")
+    return path
+
+
+def test_a_script_runs_inside_the_pool(script: Path) -> None:
+    done = _in_pool(str(script), "--lr", "0.1", "--repeat-step", "x", "--help")
+    assert done.stdout.splitlines() == [
+        "__main__ ['--lr', '0.1', '--repeat-step', 'x', '--help'] True beside",
+        "True True",
+    ]
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_a_module_runs_inside_the_pool(script: Path) -> None:
+    done = _in_pool("-m", "train", "--budget", "1", "-m", cwd=script.parent)
+    assert done.stdout.splitlines()[0] == "__main__ ['--budget', '1', '-m'] True beside"
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_with_a_main_module_runs(tmp_path: Path) -> None:
+    (tmp_path / "__main__.py").write_text("import sys; print(sys.argv[1:])")
+    assert _in_pool(str(tmp_path), "a").stdout == "['a']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("import sys; sys.exit(7)", 7),
+        ("import sys; sys.exit('no data')", 1),
+        ("raise ValueError('mine')", 1),
+        ("import os; os._exit(9)", 9),
+        ("", 0),
+    ],
+)
+def test_the_exit_status_is_the_scripts(text: str, status: int, tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(text)
+    assert _in_pool(str(path)).returncode == status
+
+
+def test_the_scripts_own_vramkit_errors_keep_their_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("import vramkit\nvramkit.MemoryPool('1TiB', device='cpu')\n")
+    done = _in_pool(str(path))
+    assert done.returncode == 1
+    assert "CapacityError" in done.stderr
+    assert f'File "{path}", line 2' in done.stderr
+
+
+def test_beyond_the_budget_the_script_is_out_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(_LARGE)
+    done = _in_pool(str(path))
+    assert done.returncode == 1
+    assert "torch.OutOfMemoryError" in done.stderr
+    assert _in_pool("--overflow", "native", str(path)).returncode == 0
+
+
+def test_the_summary_goes_to_standard_error_also_after_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("import torch\nx = torch.empty(1 << 20)\nraise SystemExit(3)\n")
+    done = _in_pool("--summary", str(path))
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert "vramkit memory pool" in done.stderr
+
+
+def test_stacks_name_the_line_of_the_script(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("import torch\nkeep = torch.empty(24 << 20, dtype=torch.uint8)\n" + _LARGE)
+    assert f"{path}:2" in _in_pool("--record-stacks", str(path)).stderr
+
+
+def test_spawned_children_find_the_scripts_functions(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(
+        "import multiprocessing as mp\n"
+        "def double(x): return 2 * x\n"
+        "if __name__ == '__main__':\n"
+        "    with mp.get_context('spawn').Pool(1) as pool: print(pool.map(double, [21]))\n"
+    )
+    done = _in_pool(str(path))
+    assert done.stdout == "[42]\n", done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_script_as_they_end_python(number: signal.Signals, tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        _command("--budget", "8MiB", "--device", "cpu", str(path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(30) == -number
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--budget", "8MiB"], "nothing to run"),
+        (["--budget", "8MiB", "no_such_file.py"], "there is no file 'no_such_file.py'"),
+        (["--budget", "8MiB", "-m"], "-m needs the name of a module"),
+        (["--budget", "8MiB", "-m", "no_such_module"], "no module named 'no_such_module'"),
+        (["--budget", "8MiB", "-m", "no_such.module"], "no module named 'no_such.module'"),
+        (["--budget", "much", __file__], "much"),
+        (["--budget", "1024TiB", "--device", "cpu", __file__], "at most"),
+    ],
+)
+def test_bad_input_runs_nothing(arguments: list[str], text: str, tmp_path: Path) -> None:
+    done = _run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_what_follows_the_script_is_the_scripts(script: Path) -> None:
+    done = _in_pool(str(script), "-m", "train")
+    assert done.stdout.startswith("__main__ ['-m', 'train'] True")
+
+
+def test_a_part_of_the_free_memory_is_a_budget(script: Path) -> None:
+    done = _run("--budget", "0.01", "--device", "cpu", str(script))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read every file")
+    assert "cannot be read" in _in_pool(str(path)).stderr
