@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from vramkit.cli import _run as command
 
 _LARGE = "import torch\nx = torch.empty(64 << 20, dtype=torch.uint8)\n"
 
@@ -178,3 +181,25 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     if os.access(path, os.R_OK):
         pytest.skip("this user may read every file")
     assert "cannot be read" in _in_pool(str(path)).stderr
+
+
+@pytest.mark.parametrize(
+    ("rank", "devices", "device"),
+    [
+        ("1", 2, "cuda:1"),
+        ("0", 1, "cuda:0"),
+        ("1", 1, None),
+        ("x", 2, None),
+        (None, 2, None),
+        ("0", 0, None),
+    ],
+)
+def test_under_torchrun_each_rank_has_its_own_device(
+    rank: str | None, devices: int, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    assert command._device_of_this_rank() == device

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         metavar="DEVICE",
         help="whose tensors the pool serves: 'cuda', 'cuda:1' or 'cpu' (default: the current CUDA "
-        "device, or the CPU where there is none)",
+        "device, under torchrun that of LOCAL_RANK, or the CPU where there is none)",
     )
     parser.add_argument(
         "--overflow",
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> Callable[[], int]:
 
     pool = MemoryPool(
         _capacity(arguments.budget),
-        device=arguments.device,
+        device=arguments.device or _device_of_this_rank(),
         overflow=arguments.overflow,
         record_stacks=arguments.record_stacks,
     )
@@ -99,6 +99,16 @@ def _capacity(text: str) -> str | float:
     except ValueError:
         return text
     return fraction if "." in text and 0.0 < fraction <= 1.0 else text
+
+
+def _device_of_this_rank() -> str | None:
+    """Under torchrun the pool is made before the script chooses its device: choose the rank's."""
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK", "")
+    if not rank.isdecimal() or not torch.cuda.is_available():
+        return None
+    return f"cuda:{rank}" if int(rank) < torch.cuda.device_count() else None
 
 
 def _program(arguments: argparse.Namespace) -> Callable[[], object]:
