@@ -8,7 +8,6 @@ VRAMKIT_STRESS_STEPS.
 import gc
 import os
 import random
-import time
 import weakref
 from types import FrameType
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from helpers.gpu import bytes_on_gpu
 from helpers.pools import MIB, is_in
+from helpers.seeds import stress_seed
 
 from vramkit import MemoryPool
 from vramkit._ops import count_mismatches, fill_pattern_
@@ -94,8 +94,7 @@ class _Run:
 
 @pytest.mark.parametrize("page", ["2MiB", "4MiB"])
 def test_patterns_over_eight_streams(page: str) -> None:
-    seed = time.time_ns()
-    print(f"seed {seed}")
+    seed = stress_seed()
     pool = MemoryPool("256MiB", device="cuda", page_bytes=page)
     run = _Run(pool, seed)
     torch.cuda.synchronize()

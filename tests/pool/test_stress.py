@@ -2,11 +2,11 @@
 
 import random
 import threading
-import time
 
 import pytest
 import torch
 from helpers.pools import MIB, is_in
+from helpers.seeds import stress_seed
 
 from vramkit import MemoryPool
 
@@ -56,8 +56,7 @@ class _Worker(threading.Thread):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_two_tensors_share_memory(threads: int) -> None:
-    seed = time.time_ns()
-    print(f"seed {seed}")
+    seed = stress_seed()
     # Small pages, so that stitching has much to join.
     pool = MemoryPool("24MiB", device="cpu", page_bytes="64KiB")
     workers = [_Worker(pool, seed + index, threads) for index in range(threads)]
