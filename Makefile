@@ -4,7 +4,7 @@
 #   ARGS=...              goes to the command: make test ARGS="tests/pool -x"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test native build lint format docs doctest native-test bench torch-headers packages clean \
+.PHONY: help demo test check native build lint format docs doctest native-test bench torch-headers packages clean \
         print-python rebuild
 
 export TORCH VRAMKIT_CUDA_ARCHS VRAMKIT_WERROR
@@ -29,6 +29,10 @@ demo: $(STAMPS)/demo build ## train a small classifier inside a pool and draw it
 
 test: $(STAMPS)/test build ## run the Python tests
 	$(PYTHON) -m pytest $(ARGS)
+
+check: lint build ## what to run before each commit: style, types, the quick tests (under two minutes)
+	$(PYTHON) -m pytest -q -m "not slow and not gpu" tests/architecture tests/core tests/ops tests/pool tests/simulate \
+	  tests/test_errors.py tests/test_init.py tests/test_units.py $(ARGS)
 
 build: $(STAMPS)/native ## compile what has changed in csrc/
 

@@ -58,6 +58,7 @@ def make_outcome(**changes: Any) -> Outcome:
     return replace(sound, **changes)
 
 
+@pytest.mark.slow
 def test_the_whole_demo(tmp_path: Path) -> None:
     done = demo(out=tmp_path / "a.png")
     assert done.returncode == 0, done.stderr

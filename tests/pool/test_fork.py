@@ -183,6 +183,7 @@ def test_a_grandchild(pool: MemoryPool) -> None:
     assert tensor.sum() == 499_500
 
 
+@pytest.mark.slow
 def test_hundreds_of_forks_under_allocating_threads(pool: MemoryPool) -> None:
     stop = threading.Event()
     failures: list[str] = []

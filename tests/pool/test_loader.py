@@ -42,6 +42,7 @@ class Scribbler(Dataset[int]):
         return index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_batches_arrive(pool: MemoryPool, method: str) -> None:
     with pool:

@@ -128,6 +128,7 @@ def test_checkpointing_and_hooks(pool: MemoryPool) -> None:
     assert seen == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_code(pool: MemoryPool) -> None:
     if shutil.which("g++") is None:
