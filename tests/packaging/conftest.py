@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import builds
+
+from vramkit._build import _first_use
 
 _ADAPTER = """
 #include "bind/version.h"
@@ -27,3 +31,18 @@ def tree(tmp_path: Path) -> Path:
     (root / "bind" / "version.h").write_text('inline const char* kVersion = "2.13.0";\n')
     (root / "bind" / "adapter_cpu.cpp").write_text(_ADAPTER)
     return root
+
+
+@pytest.fixture
+def package(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package whose library folder is empty; returns that folder."""
+    folder = tree.parent / "_lib"
+    folder.mkdir()
+    version = tree / "bind" / "version.h"
+    version.write_text(f'inline const char* kVersion = "{torch.__version__}";\n')
+    (tree / "ops" / "pattern.cpp").write_text("int nothing;\n")
+    monkeypatch.setattr(_first_use, "source_root", lambda: tree)
+    monkeypatch.setattr(_first_use, "library_dir", lambda: folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tree.parent / "cache"))
+    builds.forget()
+    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,13 +79,19 @@ def test_an_edit_while_compiling_is_not_lost(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = workshop.tree / "base" / "a.cpp"
-    monkeypatch.setattr(_objects, "run", lambda command: (_objects_run(command), source.touch()))
+
+    def run_and_touch(command: Sequence[str], *, scratch: Path | None) -> str:
+        printed = _run(command, scratch=scratch)
+        source.touch()
+        return printed
+
+    monkeypatch.setattr(_objects, "run", run_and_touch)
     workshop.built()
     monkeypatch.undo()
     assert "a.cpp.o" in workshop.built()
 
 
-_objects_run = _objects.run
+_run = _objects.run
 
 
 def test_a_failed_compile_says_what_the_compiler_said(workshop: Workshop) -> None:
@@ -94,6 +101,31 @@ def test_a_failed_compile_says_what_the_compiler_said(workshop: Workshop) -> Non
     with pytest.raises(BuildError, match=r"(?s)command failed with status 1: .*nothing"):
         workshop.built()
     assert (workshop.output / "libvramkit_core.so").read_bytes() == kept
+
+
+def test_a_lock_keeps_what_a_link_leads_to(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects" / ".lock").symlink_to(kept)
+    with pytest.raises(OSError, match="symbolic"), _objects.locked(tmp_path / "objects"):
+        pass
+    assert kept.read_text() == "kept"
+
+
+def test_a_lock_is_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(OSError, match="no regular file"), _objects.locked(tmp_path):
+        pass
+
+
+def test_a_lock_is_private_and_keeps_its_content(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.write_text("left by another version")
+    lock.chmod(0o666)
+    with _objects.locked(tmp_path):
+        assert lock.stat().st_mode & 0o777 == 0o600
+    assert lock.read_text() == "left by another version"
 
 
 def test_no_sources_is_an_error(tree: Path) -> None:

@@ -1,44 +1,20 @@
-"""Libraries bound to the installed torch: found in the package, or built into the user's cache."""
+"""Libraries bound to the installed torch: in the package, or compiled into the user's cache."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from . import _adapters, _recipes
+from . import _adapters, _cache, _recipes
 from ._errors import BuildError
-from ._objects import Recipe, build, locked
 from ._sources import adapter_sources, digest, library_dir, ops_cpu_sources, source_root
 from ._torch import Torch, find_torch
 
 _REBUILD = f"{sys.executable} -m vramkit._build"
-
-
-@dataclass(frozen=True)
-class _Library:
-    """A library that is bound to a torch; ``recipe`` is asked only when a compiler is needed."""
-
-    name: str
-    sources: tuple[Path, ...]
-    torch: Torch
-    recipe: Callable[[], Recipe]
-
-    def cache_dir(self) -> Path:
-        home = os.environ.get("XDG_CACHE_HOME", "").strip()
-        base = Path(home) if home else Path.home() / ".cache"
-        # Read late: setup.py loads this file when vramkit itself cannot be imported yet.
-        version = importlib.import_module("vramkit").__version__
-        machine = platform.machine()
-        key = f"{version}-torch{self.torch.version}-{machine}-{digest(self.sources)}"
-        return base / "vramkit" / key
 
 
 @cache
@@ -54,9 +30,9 @@ def adapter_path(kind: str) -> Path:
         BuildError: No compiler, no torch, an unsupported torch, one without CUDA for ``cuda``, or
             an adapter for another torch.
     """
-    library = _adapter(kind, _installed_torch())
-    path = _find_or_build(library)
-    check_adapter(path, library.torch)
+    torch = _installed_torch()
+    path = _find_or_build(_adapter(kind, torch))
+    check_adapter(path, torch)
     return path
 
 
@@ -92,14 +68,14 @@ def check_adapter(path: Path, torch: Torch) -> None:
 def rebuild() -> list[Path]:
     """Build the adapters and CPU ops for the installed torch anew, into the user's cache.
 
+    From then on they win over the package's, until the package's change.
+
     Raises:
-        BuildError: No compiler, no torch, or an unsupported torch.
+        BuildError: No compiler, no torch, an unsupported torch, or a cache that others can write to.
     """
     torch = _installed_torch()
     libraries = [*(_adapter(kind, torch) for kind in _adapters.kinds(torch)), _ops_cpu(torch)]
-    for library in libraries:
-        (library.cache_dir() / library.name).unlink(missing_ok=True)
-    return [_build_in_cache(library) for library in libraries]
+    return [_cache.rebuild(library, library_dir()) for library in libraries]
 
 
 def _installed_torch() -> Torch:
@@ -111,47 +87,29 @@ def _installed_torch() -> Torch:
     return torch
 
 
-def _adapter(kind: str, torch: Torch) -> _Library:
+def _adapter(kind: str, torch: Torch) -> _cache.Library:
     root = source_root()
-    return _Library(
+    return _cache.Library(
         name=_recipes.adapter_name(kind, torch.minor),
-        sources=adapter_sources(root, kind),
-        torch=torch,
+        key=_key(torch, adapter_sources(root, kind)),
         recipe=lambda: _adapters.recipe(root, kind, torch),
     )
 
 
-def _ops_cpu(torch: Torch) -> _Library:
+def _ops_cpu(torch: Torch) -> _cache.Library:
     root = source_root()
-    return _Library(
+    return _cache.Library(
         name=_recipes.OPS_CPU_LIBRARY,
-        sources=ops_cpu_sources(root),
-        torch=torch,
+        key=_key(torch, ops_cpu_sources(root)),
         recipe=lambda: _recipes.ops_cpu(root, torch),
     )
 
 
-def _find_or_build(library: _Library) -> Path:
-    """Look into the cache first: what a rebuild leaves there must win over the package's."""
-    for folder in (library.cache_dir(), library_dir()):
-        if (folder / library.name).is_file():
-            return folder / library.name
-    return _build_in_cache(library)
+def _key(torch: Torch, sources: tuple[Path, ...]) -> str:
+    # Read late: setup.py loads this file when vramkit itself cannot be imported yet.
+    version = importlib.import_module("vramkit").__version__
+    return f"{version}-torch{torch.version}-{platform.machine()}-{digest(sources)}"
 
 
-def _build_in_cache(library: _Library) -> Path:
-    folder = library.cache_dir()
-    path = folder / library.name
-    try:
-        with locked(folder):
-            if not path.is_file():
-                print(f"vramkit: compiling {path}, once", file=sys.stderr)
-                with TemporaryDirectory() as objects:
-                    build(library.recipe(), folder, Path(objects))
-    except OSError as err:
-        raise BuildError(
-            f"cannot write to {folder} ({err}); name a writable folder in the variable "
-            "XDG_CACHE_HOME, or install vramkit where it can see torch: "
-            "pip install --no-build-isolation vramkit"
-        ) from err
-    return path
+def _find_or_build(library: _cache.Library) -> Path:
+    return _cache.find(library, library_dir()) or _cache.compile_once(library)

@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ._errors import BuildError
 from ._toolchain import for_each, run
+from ._trust import open_lock
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Recipe:
         link: Linker driver and its leading flags; objects and ``-o`` are added.
         link_tail: Libraries and flags that must follow the objects.
         exports: Pattern of the symbols that stay visible, or None for all.
+        private: Only this user may read the result, and compilers keep their temporary files beside
+            the objects, not in $TMPDIR.
     """
 
     name: str
@@ -36,13 +40,22 @@ class Recipe:
     link: tuple[str, ...]
     link_tail: tuple[str, ...] = ()
     exports: str | None = None
+    private: bool = False
+
+    def run(self, command: Sequence[str], object_dir: Path) -> str:
+        """Run a compiler or linker and return what it printed.
+
+        Raises:
+            BuildError: It failed.
+        """
+        return run(command, scratch=object_dir if self.private else None)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, so that one process at a time builds in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w", encoding="utf-8") as handle:
+    with os.fdopen(open_lock(folder / ".lock"), "rb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -74,6 +87,7 @@ class _Job:
 
     def __init__(self, recipe: Recipe, source: Path, object_dir: Path, verbose: bool) -> None:
         self._verbose = verbose
+        self._run = partial(recipe.run, object_dir=object_dir)
         relative = source.relative_to(recipe.root.parent)
         self.object = object_dir / relative.with_name(relative.name + ".o")
         self._dependencies = self.object.with_suffix(".d")
@@ -90,7 +104,7 @@ class _Job:
         started_ns = time.time_ns()
         if self._verbose:
             print(f"compiling {self._command[-3]}", flush=True)
-        warnings = run(self._command)
+        warnings = self._run(self._command)
         if self._verbose and warnings:
             print(warnings, flush=True)
         self._stamp.write(self._command, _read_dependencies(self._dependencies), started_ns)
@@ -122,7 +136,9 @@ def _link(
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
     if verbose:
         print(f"linking {output}", flush=True)
-    run([*command, "-o", str(fresh)])
+    recipe.run([*command, "-o", str(fresh)], object_dir)
+    if recipe.private:
+        fresh.chmod(0o700)
     fresh.replace(output)
     stamp.write([*command, str(output)], objects, started_ns)
 

@@ -53,14 +53,26 @@ def job_count() -> int:
     return int(text)
 
 
-def run(command: Sequence[str]) -> str:
+def run(command: Sequence[str], *, scratch: Path | None = None) -> str:
     """Run a command and return what it printed.
+
+    Args:
+        command: The program and its arguments.
+        scratch: A folder that only this user can enter. It takes the place of $TMPDIR, as a
+            compiler reads its temporary files back, and what the command makes is this user's
+            alone.
 
     Raises:
         BuildError: It failed; the text holds the command and its output.
     """
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=None if scratch is None else os.environ | {"TMPDIR": str(scratch)},
+        umask=-1 if scratch is None else 0o077,
     )
     if done.returncode != 0:
         raise BuildError(
