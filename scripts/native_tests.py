@@ -34,7 +34,7 @@ def build_tests(variant: str) -> Path:
     """Return the test program, freshly built where that was needed."""
     core = _recipes.core(ROOT / "csrc")
     flags = _VARIANTS[variant]
-    tests = tuple(sorted((ROOT / "tests" / "cpp").glob("*_test.cpp")))
+    tests = tuple(sorted((ROOT / "tests" / "cpp").rglob("*_test.cpp")))
     recipe = replace(
         core,
         name="native_tests",

@@ -19,7 +19,7 @@ def untested_parts(
         tested: Names of the folders and modules of tests.
         native_stems: For each native folder, the file stems that ``tests/cpp`` may test.
     """
-    native = {path.name.removesuffix("_test.cpp") for path in (ROOT / "tests" / "cpp").iterdir()}
+    native = _native_tests()
     return {
         part for part in parts if part not in tested and not native & native_stems.get(part, set())
     }
@@ -30,10 +30,15 @@ def unknown_tests(tested: set[str], parts: set[str]) -> set[str]:
     return tested - parts - _OWN
 
 
+def _native_tests() -> set[str]:
+    files = (ROOT / "tests" / "cpp").rglob("*_test.cpp")
+    return {path.name.removesuffix("_test.cpp") for path in files}
+
+
 def _native_stems() -> dict[str, set[str]]:
     folders = [folder for folder in (ROOT / "csrc").iterdir() if folder.is_dir()]
     return {
-        folder.name: {folder.name, *(file.stem for file in folder.iterdir())} for folder in folders
+        folder.name: {folder.name, *(file.stem for file in folder.rglob("*"))} for folder in folders
     }
 
 
@@ -65,7 +70,7 @@ def test_every_folder_of_tests_has_code() -> None:
 
 def test_every_native_test_names_a_file() -> None:
     stems = set().union(*_native_stems().values())
-    tests = {path.name.removesuffix("_test.cpp") for path in (ROOT / "tests" / "cpp").glob("*.cpp")}
+    tests = _native_tests()
     assert tests
     assert tests - stems == set()
 

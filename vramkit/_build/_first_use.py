@@ -91,7 +91,7 @@ def _adapter(kind: str, torch: Torch) -> _cache.Library:
     root = source_root()
     return _cache.Library(
         name=_recipes.adapter_name(kind, torch.minor),
-        key=_key(torch, adapter_sources(root, kind)),
+        key=_key(torch, root, adapter_sources(root, kind)),
         recipe=lambda: _adapters.recipe(root, kind, torch),
     )
 
@@ -100,15 +100,15 @@ def _ops_cpu(torch: Torch) -> _cache.Library:
     root = source_root()
     return _cache.Library(
         name=_recipes.OPS_CPU_LIBRARY,
-        key=_key(torch, ops_cpu_sources(root)),
+        key=_key(torch, root, ops_cpu_sources(root)),
         recipe=lambda: _recipes.ops_cpu(root, torch),
     )
 
 
-def _key(torch: Torch, sources: tuple[Path, ...]) -> str:
+def _key(torch: Torch, root: Path, sources: tuple[Path, ...]) -> str:
     # Read late: setup.py loads this file when vramkit itself cannot be imported yet.
     version = importlib.import_module("vramkit").__version__
-    return f"{version}-torch{torch.version}-{platform.machine()}-{digest(sources)}"
+    return f"{version}-torch{torch.version}-{platform.machine()}-{digest(root, sources)}"
 
 
 def _find_or_build(library: _cache.Library) -> Path:

@@ -9,9 +9,10 @@ from pathlib import Path
 from ._errors import BuildError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_CORE_LAYERS = ("base", "backend", "pool", "bind")
+_CORE_LAYERS = ("base", "backend", "pool", "loader", "bind")
 _ADAPTER_PREFIX = "adapter_"
 _CUDA_MARK = "_cuda"
+_HEADERS = ("*.h", "*.cuh")
 
 
 def library_dir() -> Path:
@@ -35,8 +36,8 @@ def source_root() -> Path:
 
 
 def core_sources(root: Path) -> tuple[Path, ...]:
-    """Return the pool core's sources: every layer's, without the torch adapters."""
-    found = (path for layer in _CORE_LAYERS for path in (root / layer).glob("*.cpp"))
+    """Return the pool core's sources: those of all its layers, without the torch adapters."""
+    found = (path for layer in _CORE_LAYERS for path in (root / layer).rglob("*.cpp"))
     return tuple(sorted(path for path in found if not path.name.startswith(_ADAPTER_PREFIX)))
 
 
@@ -46,30 +47,32 @@ def adapter_sources(root: Path, kind: str) -> tuple[Path, ...]:
     Raises:
         BuildError: There is no such adapter.
     """
-    path = root / "bind" / f"{_ADAPTER_PREFIX}{kind}.cpp"
-    if not path.is_file():
-        stems = (each.stem for each in path.parent.glob(f"{_ADAPTER_PREFIX}*.cpp"))
-        known = sorted(stem for stem in stems if stem.count("_") == 1)
-        raise BuildError(f"no adapter for {kind!r}: {path} does not exist; there are {known}")
-    return (path, *sorted(path.parent.glob(f"{path.stem}_*.cpp")))
+    stem = f"{_ADAPTER_PREFIX}{kind}"
+    adapters = sorted((root / "bind").rglob(f"{_ADAPTER_PREFIX}*.cpp"))
+    main = [path for path in adapters if path.stem == stem]
+    if not main:
+        known = sorted(path.stem for path in adapters if path.stem.count("_") == 1)
+        raise BuildError(
+            f"no adapter for {kind!r}: {root / 'bind'} holds no {stem}.cpp; there are {known}"
+        )
+    return (*main, *(path for path in adapters if path.stem.startswith(f"{stem}_")))
 
 
 def ops_cpu_sources(root: Path) -> tuple[Path, ...]:
     """Return the sources of the ops that run on the CPU."""
-    return tuple(p for p in sorted((root / "ops").glob("*.cpp")) if _CUDA_MARK not in p.name)
+    return tuple(p for p in sorted((root / "ops").rglob("*.cpp")) if _CUDA_MARK not in p.name)
 
 
 def ops_cuda_sources(root: Path) -> tuple[Path, ...]:
     """Return the sources of the ops that run on CUDA devices."""
-    return tuple(sorted((root / "ops").glob(f"*{_CUDA_MARK}*.cu")))
+    return tuple(sorted((root / "ops").rglob(f"*{_CUDA_MARK}*.cu")))
 
 
-def digest(sources: Iterable[Path]) -> str:
-    """Return a hash over sources and the headers beside them."""
-    files = set(sources)
-    files.update(header for path in list(files) for header in path.parent.glob("*.h"))
+def digest(root: Path, sources: Iterable[Path]) -> str:
+    """Return a hash over sources and over every header below ``root``: each can be included."""
+    headers = (path for pattern in _HEADERS for path in root.rglob(pattern))
     total = hashlib.sha256()
-    for path in sorted(files):
-        total.update(f"{path.name}\0".encode())
+    for path in sorted({*sources, *headers}):
+        total.update(f"{path.relative_to(root).as_posix()}\0".encode())
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
