@@ -62,7 +62,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     done = demo(out=tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
     assert "losses         144 of 144 equal those outside the pool, bit for bit" in done.stdout
-    assert "|                  vramkit memory pool, device cpu, 16 MiB" in done.stdout
+    assert "vramkit memory pool, device cpu, 16.0 MiB" in done.stdout
     assert f"picture        {tmp_path / 'a.png'} (3,312 samples)" in done.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(PNG_MAGIC)
 
@@ -162,7 +162,7 @@ def test_losses_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_sound_outcome() -> None:
     assert make_outcome().faults == []
-    assert "memory         0 B live and 0 B mapped at the peak, of a budget of 8 MiB" in to_text(
+    assert "memory         0 B live and 0 B mapped at the peak, of a budget of 8.0 MiB" in to_text(
         make_outcome()
     )
 
@@ -235,7 +235,7 @@ def test_the_detail_shows_full_steps() -> None:
 
 @pytest.mark.parametrize(
     ("budget_mib", "top_mib", "label"),
-    [(8, 8.8, "budget, 8 MiB"), (100, 6.6, "budget, 100 MiB (above)")],
+    [(8, 8.8, "budget, 8.0 MiB"), (100, 6.6, "budget, 100.0 MiB (above)")],
 )
 def test_a_large_budget_does_not_press_the_curves_flat(
     budget_mib: int, top_mib: float, label: str

@@ -42,9 +42,9 @@ def test_a_replay_that_completes(trace: str, capsys: pytest.CaptureFixture[str])
 def test_a_pool_that_runs_out(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", trace, "--capacity", "250MiB"]) == 1
     assert (
-        "The pool ran out at event 3 of the trace, after 2 events: 300 MiB asked on stream 0, "
-        "250 MiB free of 250 MiB (0 B live), the largest hole has 250 MiB, and stitching could "
-        "join 125 wholly free pages (250 MiB)."
+        "The pool ran out at event 3 of the trace, after 2 events: 300.0 MiB asked on stream 0, "
+        "250.0 MiB free of 250.0 MiB (0 B live), the largest hole has 250.0 MiB, and stitching "
+        "could join 125 wholly free pages (250.0 MiB)."
     ) in capsys.readouterr().out
 
 
@@ -110,10 +110,10 @@ def test_the_device_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[
     ("options", "text"),
     [
         (["--capacity", "12 apples"], "unknown unit 'apples'"),
-        (["--capacity", "1MiB"], "less than one page of 2 MiB"),
+        (["--capacity", "1MiB"], "less than one page of 2.0 MiB"),
         (["--capacity", "1.01x", "--page", "3MiB"], "power of two"),
         (["--page", "two"], "page 'two' cannot be read"),
-        (["--repeat-step", "0"], "the step of 2 events can be repeated 1 to"),
+        (["--repeat-step", "0"], "the step must be repeated at least once, not 0 times"),
         (["--device", "1"], "holds one device, number 0, not 1"),
     ],
 )

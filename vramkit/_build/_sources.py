@@ -51,7 +51,9 @@ def adapter_sources(root: Path, kind: str) -> tuple[Path, ...]:
         stems = (each.stem for each in path.parent.glob(f"{_ADAPTER_PREFIX}*.cpp"))
         known = sorted(stem for stem in stems if stem.count("_") == 1)
         raise BuildError(f"no adapter for {kind!r}: {path} does not exist; there are {known}")
-    return (path, *sorted(path.parent.glob(f"{path.stem}_*.cpp")))
+    # Messages write sizes as the core's do; the adapters link to nothing of vramkit.
+    sizes = root / "base" / "bytes.cpp"
+    return (sizes, path, *sorted(path.parent.glob(f"{path.stem}_*.cpp")))
 
 
 def ops_cpu_sources(root: Path) -> tuple[Path, ...]:
