@@ -68,7 +68,7 @@ def repeat_step(events: Events, step: Step, *, rounds: int) -> Repetition:
     if rounds < 1 or count > _MAX_EVENTS:
         raise InvalidArgumentError(
             f"the step of {counted(step.stop - step.start, 'event')} can be repeated 1 to "
-            f"{(_MAX_EVENTS - step.start) // (step.stop - step.start):,} times, not {rounds:,}"
+            f"{(_MAX_EVENTS - step.start) // (step.stop - step.start)} times, not {rounds:,}"
         )
     base = int((events.op[: step.start] == ReplayOp.ALLOC).sum())
     one = _make_round(events, step, base)
