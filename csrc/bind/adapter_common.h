@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <limits>
 
+#include "base/bytes.h"
 #include "bind/vramkit.h"
 
 namespace vramkit::adapter {
@@ -47,9 +48,9 @@ inline void report_to_profiler(vramkit_pool* pool, void* address, int64_t change
 inline void warn_overflow(vramkit_pool* pool, std::size_t size_bytes) {
   vramkit_stats stats{};
   if (core->pool_stats(pool, &stats) != VRAMKIT_OK) return;
-  TORCH_WARN("vramkit: a pool of ", stats.capacity_bytes >> 20, " MiB (", stats.live_bytes >> 20,
-             " MiB live) has no room for ", size_bytes,
-             " bytes: they come from PyTorch's own allocator, as overflow=\"native\" asks. Further "
+  TORCH_WARN("vramkit: a pool of ", mib(stats.capacity_bytes), " (", mib(stats.live_bytes),
+             " live) has no room for ", mib(size_bytes),
+             ": they come from PyTorch's own allocator, as overflow=\"native\" asks. Further "
              "requests do so silently; stats().overflow_allocations counts them.");
 }
 

@@ -30,7 +30,7 @@ c10::DeleterFnPtr native_deleter = nullptr;
     c10::reportOutOfMemoryToProfiler(clamped(size_bytes), 0, 0, kCpu);
   }
   TORCH_CHECK_WITH(OutOfMemoryError, !memory, text);
-  TORCH_CHECK(false, "vramkit: ", size_bytes, " bytes could not be allocated: ", text);
+  TORCH_CHECK(false, "vramkit: ", mib(size_bytes), " could not be allocated: ", text);
 }
 
 // Called for the pools' blocks, and, through raw_deallocate(), for whatever was allocated by the

@@ -273,8 +273,8 @@ class CudaAdapter final : public Versioned {
   [[noreturn]] void throw_failure(vramkit_status status, DeviceIndex device, size_t size_bytes,
                                   cudaStream_t stream, const History::Context& context) {
     const std::string text = core->last_error();  // copied: the calls below may replace it
-    TORCH_CHECK(is_memory_shortage(status), "vramkit: ", size_bytes,
-                " bytes could not be allocated on cuda:", int{device}, ": ", text);
+    TORCH_CHECK(is_memory_shortage(status), "vramkit: ", mib(size_bytes),
+                " could not be allocated on cuda:", int{device}, ": ", text);
     const DeviceMemory memory = measure_memory(native(), device, filters_.any());
     const DeviceMemory::Whole whole = memory.whole.value_or(DeviceMemory::Whole{0, 0});
     history_.record(History::TraceEntry::OOM,

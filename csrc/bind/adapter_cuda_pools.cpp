@@ -179,7 +179,6 @@ DeviceMemory measure_memory(c10::cuda::CUDACachingAllocator::CUDAAllocator& nati
 }
 
 std::string describe_outside(const DeviceMemory& memory, c10::DeviceIndex device) {
-  const auto mib = [](uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
   std::string text = "Outside the pool on cuda:" + std::to_string(device) +
                      ": PyTorch's own allocator holds " + mib(memory.native_reserved) + " (" +
                      mib(memory.native_allocated) + " in tensors)";

@@ -45,13 +45,24 @@ void Engine::resize(uint64_t capacity_bytes) {
   if (pages < capacity_pages_) shrink(capacity_pages_ - pages);
 }
 
+/// Pages that the pool can grow by: those with addresses that are not used up.
+uint64_t Engine::spare_pages() const {
+  const uint64_t retired = backend_->rebindable() ? pages_.count() - capacity_pages_ : 0;
+  return layout_.home_pages - pages_.count() + retired;
+}
+
+uint64_t Engine::most_capacity_bytes() const {
+  return (capacity_pages_ + spare_pages()) * page_bytes();
+}
+
 void Engine::grow(uint64_t pages) {
   const uint64_t retired = backend_->rebindable() ? pages_.count() - capacity_pages_ : 0;
-  const uint64_t spare = layout_.home_pages - pages_.count() + retired;
+  const uint64_t spare = spare_pages();
   if (pages > spare) {
     fail(Status::kInvalidArgument,
          "%s: cannot grow by %s: the pool has addresses for %s more; make a new pool",
-         label_.c_str(), mib(pages * page_bytes()).c_str(), mib(spare * page_bytes()).c_str());
+         label_.c_str(), mib_apart(pages * page_bytes(), spare * page_bytes()).c_str(),
+         mib_apart(spare * page_bytes(), pages * page_bytes()).c_str());
   }
   const uint64_t fresh = pages > retired ? pages - retired : 0;
   backend_->commit({pages_.count(), fresh});
@@ -95,7 +106,8 @@ void Engine::shrink(uint64_t pages) {
          "%s: cannot shrink by %s: only %s of whole pages are free, the rest holds live blocks; "
          "free "
          "tensors first or shrink less",
-         label_.c_str(), mib(pages * page_bytes()).c_str(), mib(found * page_bytes()).c_str());
+         label_.c_str(), mib_apart(pages * page_bytes(), found * page_bytes()).c_str(),
+         mib_apart(found * page_bytes(), pages * page_bytes()).c_str());
   }
   // From the end, where memory was used least.
   for (auto run = runs.rbegin(); pages > 0; ++run) {

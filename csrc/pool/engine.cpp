@@ -26,8 +26,8 @@ void check_page_size(const EngineConfig& config) {
     return;
   }
   fail(Status::kInvalidArgument,
-       "%s: a page of %llu bytes is not possible; take a power of two from 64 KiB to 1 GiB",
-       config.label.c_str(), static_cast<unsigned long long>(config.page_bytes));
+       "%s: a page of %s is not possible; take a power of two from 64KiB to 1GiB",
+       config.label.c_str(), counted(config.page_bytes, "byte").c_str());
 }
 
 /// Address space costs nothing: room to grow, and, where addresses are retired, for many trims and
@@ -53,13 +53,15 @@ std::unique_ptr<Backend> reserve(const EngineConfig& config, const Layout& layou
 void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t page_bytes,
                     const Backend& backend) {
   if (capacity_bytes < page_bytes) {
-    fail(Status::kInvalidArgument, "%s: a capacity of %llu bytes is less than one page of %s",
-         label.c_str(), static_cast<unsigned long long>(capacity_bytes), mib(page_bytes).c_str());
+    fail(Status::kInvalidArgument, "%s: a capacity of %s is less than one page of %s",
+         label.c_str(), mib_apart(capacity_bytes, page_bytes).c_str(),
+         mib_apart(page_bytes, capacity_bytes).c_str());
   }
   if (capacity_bytes > backend.memory_limit()) {
     fail(Status::kInvalidArgument,
          "%s: a capacity of %s is more than the %s that the machine has; ask for less",
-         label.c_str(), mib(capacity_bytes).c_str(), mib(backend.memory_limit()).c_str());
+         label.c_str(), mib_apart(capacity_bytes, backend.memory_limit()).c_str(),
+         mib_apart(backend.memory_limit(), capacity_bytes).c_str());
   }
 }
 

@@ -101,6 +101,10 @@ class Engine {
   }
   uint64_t page_bytes() const { return layout_.page_bytes; }
   uint64_t capacity_bytes() const { return capacity_pages_ * page_bytes(); }
+  /// What resize() could give, by the pool's addresses.
+  uint64_t most_capacity_bytes() const;
+  /// What any pool could have of the machine or the device.
+  uint64_t memory_limit() const { return backend_->memory_limit(); }
   const std::string& label() const { return label_; }
   Counters& counters() { return counters_; }
   const Counters& counters() const { return counters_; }
@@ -206,6 +210,7 @@ class Engine {
   std::vector<PageRun> whole_pages(Wanted wanted) const;
   std::vector<PageRun> obtainable_pages(StreamIndex stream) const;
   void retire(PageRun run);
+  uint64_t spare_pages() const;
   void grow(uint64_t pages);
   uint64_t revive(uint64_t pages);
   void shrink(uint64_t pages);

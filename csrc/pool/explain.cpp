@@ -25,10 +25,19 @@ std::string why_not_stitched(const Shortage& s) {
         "Stitching did not help: it joins wholly free pages of %s, and of these there are %s, "
         "while "
         "the request needs %s; the other %s of free memory lie in pages that are partly in use.",
-        mib(s.page).c_str(), mib(s.free_pages).c_str(), mib(need).c_str(),
-        mib(s.free - s.free_pages).c_str());
+        mib(s.page).c_str(), mib_apart(s.free_pages, need).c_str(),
+        mib_apart(need, s.free_pages).c_str(), mib(s.free - s.free_pages).c_str());
   }
   return "Stitching did not help: pages could not be mapped at a new address at this moment.";
+}
+
+std::string ask_for_more(const Shortage& s, uint64_t more) {
+  if (more > s.machine || s.capacity > s.machine - more) return "";
+  if (s.capacity + more > s.most_capacity) {
+    return format("; or make a new pool of at least %s", advised_size(s.capacity + more).c_str());
+  }
+  return format("; or give the pool at least %s more (a larger capacity, or pool.resize(%llu))",
+                advised_size(more).c_str(), number(s.capacity + more));
 }
 
 std::string what_to_do(const Shortage& s) {
@@ -37,14 +46,15 @@ std::string what_to_do(const Shortage& s) {
   }
   const uint64_t missing = s.wanted > s.free_pages ? s.wanted - s.free_pages : s.page;
   return format(
-      "To go on: free tensors or use a smaller batch; or give the pool at least %s more "
-      "(a larger capacity, or pool.resize(%llu)); or let such requests go to PyTorch's allocator "
-      "with overflow=\"native\".",
-      mib(align_up(missing, s.page)).c_str(), number(s.capacity + align_up(missing, s.page)));
+      "To go on: free tensors or use a smaller batch%s; or let such requests go to PyTorch's "
+      "allocator with overflow=\"native\".",
+      ask_for_more(s, align_up(missing, s.page)).c_str());
 }
 
 std::string list_blocks(const Shortage& s, const char* (*stack_text)(uint32_t)) {
-  std::string text = format("The %zu largest live blocks:", s.largest_blocks.size());
+  const size_t count = s.largest_blocks.size();
+  std::string text =
+      count == 1 ? "The largest live block:" : format("The %zu largest live blocks:", count);
   for (const BlockInfo& block : s.largest_blocks) {
     text += format("\n  %12s at %p", mib(block.requested).c_str(),
                    reinterpret_cast<const void*>(block.address));
@@ -71,6 +81,8 @@ Shortage describe_shortage(const Engine& engine, uint64_t wanted) {
   s.largest_hole = engine.largest_hole();
   s.free_pages = engine.free_page_bytes();
   s.pending = engine.pending_bytes();
+  s.most_capacity = engine.most_capacity_bytes();
+  s.machine = engine.memory_limit();
   s.largest_blocks = engine.snapshot();
   std::erase_if(s.largest_blocks,
                 [](const BlockInfo& block) { return block.state != BlockState::kLive; });
@@ -82,10 +94,12 @@ Shortage describe_shortage(const Engine& engine, uint64_t wanted) {
 
 std::string explain_shortage(const Shortage& s, const char* (*stack_text)(uint32_t)) {
   std::string text = format(
-      "vramkit pool on %s is out of memory. Wanted %s (%llu bytes); capacity %s, live %s in %llu "
-      "blocks, free %s, largest hole %s.",
-      s.label.c_str(), mib(s.wanted).c_str(), number(s.wanted), mib(s.capacity).c_str(),
-      mib(s.live).c_str(), number(s.live_blocks), mib(s.free).c_str(), mib(s.largest_hole).c_str());
+      "vramkit pool on %s is out of memory. Wanted %s (%s); capacity %s, live %s in %s, free %s, "
+      "largest hole %s.",
+      s.label.c_str(), mib(s.wanted).c_str(), counted(s.wanted, "byte").c_str(),
+      mib_apart(s.capacity, s.wanted).c_str(), mib(s.live).c_str(),
+      counted(s.live_blocks, "block").c_str(), mib_apart(s.free, s.wanted).c_str(),
+      mib_apart(s.largest_hole, s.wanted).c_str());
   if (s.pending > 0) {
     text +=
         format(" Of the free memory %s wait for work on other streams.", mib(s.pending).c_str());

@@ -21,6 +21,8 @@ struct Shortage {
   uint64_t largest_hole = 0;
   uint64_t free_pages = 0;  // bytes in wholly free pages
   uint64_t pending = 0;
+  uint64_t most_capacity = 0;             // that resize() can give this pool
+  uint64_t machine = 0;                   // memory that any pool could have
   std::string refusal;                    // of the backend, when it was that which had no memory
   std::vector<BlockInfo> largest_blocks;  // at most ten, largest first
 };

@@ -135,9 +135,9 @@ void Pool::close() {
   const Counters& counters = engine().counters();
   if (counters.live_blocks > 0) {
     fail(Status::kBusy,
-         "%s: cannot close: %llu tensors or buffers of %s in total are still in the pool; delete "
-         "them first (pool.snapshot() lists them)",
-         label_.c_str(), static_cast<unsigned long long>(counters.live_blocks),
+         "%s: cannot close: the pool still holds %s of %s in total; delete the tensors or buffers "
+         "first (pool.snapshot() lists them)",
+         label_.c_str(), counted(counters.live_blocks, "live block").c_str(),
          mib(counters.live_bytes).c_str());
   }
   close_locked();

@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 
 from vramkit import MemoryPool
 from vramkit.cli import main
-from vramkit.cli._demo import _picture, _run
+from vramkit.cli._demo import _picture, _run, check_budget
 from vramkit.cli._demo._memory import MemoryRecorder, Sample
 from vramkit.cli._demo._outcome import Outcome, to_text
 from vramkit.cli._demo._progress import Progress
 from vramkit.cli._demo._training import Training, load_digits
 
 MIB = 1 << 20
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -63,7 +64,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     done = demo(out=tmp_path / "a.png")
     assert done.returncode == 0, done.stderr
     assert "losses         144 of 144 equal those outside the pool, bit for bit" in done.stdout
-    assert "|                  vramkit memory pool, device cpu, 16 MiB" in done.stdout
+    assert "vramkit memory pool, device cpu, 16.0 MiB" in done.stdout
     assert f"picture        {tmp_path / 'a.png'} (3,312 samples)" in done.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(PNG_MAGIC)
 
@@ -103,9 +104,10 @@ def test_a_budget_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixtur
     command = ["demo", "--epochs", "1", "--budget", "2MiB", "--out", str(picture)]
     assert main(command) == 1
     printed = capsys.readouterr()
-    assert (
-        "vramkit demo: the budget is too small (--budget). vramkit pool on cpu is out of memory."
-    ) in printed.err
+    told = printed.err.splitlines()[-1]
+    assert told.startswith("vramkit demo: the budget of 2.0 MiB is too small, try --budget 16MiB. ")
+    assert "out of memory" in told
+    assert "resize" not in printed.err
     assert printed.out == ""
     assert not picture.exists()
 
@@ -113,15 +115,57 @@ def test_a_budget_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--budget", "2G"], "the unit 'G' is ambiguous"),
+        (["--budget", "2G"], "--budget '2G': the unit 'G' is ambiguous"),
+        (["--budget", "50%"], "--budget '50%' cannot be read; write a number and a unit, such as"),
+        (["--budget", "-1GiB"], "--budget must be at least 1 byte, got '-1GiB'"),
+        (["--budget", "1.5"], "--budget 1.5: a float is a part of the free memory and must be in"),
+        (
+            ["--budget", "1024"],
+            "--budget '1024' is 1.0 KiB, less than one page of 2.0 MiB; a whole",
+        ),
+        (["--budget", "8EiB"], "--budget '8EiB' is 8.0 EiB, but this process can have at most"),
+        (["--out", "a" * 300 + "/a.png"], "cannot be used (File name too long)"),
         (["--out", "nowhere/a.png"], "there is no folder nowhere; make it, or name another"),
         (["--out", "."], "--out . is a folder; name a file in it"),
     ],
 )
-def test_bad_input(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(
+    arguments: list[str],
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise AssertionError("the data were loaded before the arguments were checked")
+
+    monkeypatch.setattr("vramkit.cli._demo._training.load_digits", refuse)
     assert main(["demo", *arguments]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_part_of_the_free_memory_is_a_budget() -> None:
+    assert check_budget("16MiB", CPU) == 16 * MIB
+    assert check_budget(None, CPU) == 16 * MIB
+    assert check_budget("0.5", CPU) == pytest.approx(check_budget(".25", CPU) * 2, rel=0.2)
+
+
+def test_json_of_a_budget_that_is_too_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["demo", "--json", "--epochs", "1", "--budget", "2MiB", "--out", str(tmp_path / "a")]
+    assert main(command) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["status"] == 1
+    assert error["type"] == "OutOfMemoryError"
+    assert error["message"].startswith("the budget of 2.0 MiB is too small")
+
+
+def test_a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert main(["demo", "--out", str(tmp_path / "a.png")]) == 2
+    assert f"you may not write to {tmp_path}; name another" in capsys.readouterr().err
 
 
 def test_a_picture_that_cannot_be_written(
@@ -129,7 +173,7 @@ def test_a_picture_that_cannot_be_written(
 ) -> None:
     monkeypatch.setattr(_run, "train", lambda *_, **__: Training(torch.zeros(3), 1.0))
     monkeypatch.setattr(_run, "draw", lambda *_, **__: Path("/proc/a/b").write_bytes(b""))
-    assert main(["demo", "--out", "a.png"]) == 2
+    assert main(["demo", "--out", "a.png"]) == 74
     assert "--out a.png: the picture cannot be written ([Errno 2]" in capsys.readouterr().err
 
 
@@ -158,12 +202,14 @@ def test_losses_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     outcome = _run.run_demo(load_digits(), pool, plan)
     assert outcome.equal_losses == 2
     [fault] = outcome.faults
-    assert fault.startswith("1 of 3 losses differ from those outside the pool: tensors were")
+    assert fault.startswith(
+        "the losses inside and outside the pool differ in 1 of 3 steps: tensors"
+    )
 
 
 def test_a_sound_outcome() -> None:
     assert make_outcome().faults == []
-    assert "memory         0 B live and 0 B mapped at the peak, of a budget of 8 MiB" in to_text(
+    assert "memory         0 B live and 0 B mapped at the peak, of a budget of 8.0 MiB" in to_text(
         make_outcome()
     )
 
@@ -236,7 +282,7 @@ def test_the_detail_shows_full_steps() -> None:
 
 @pytest.mark.parametrize(
     ("budget_mib", "top_mib", "label"),
-    [(8, 8.8, "budget, 8 MiB"), (100, 6.6, "budget, 100 MiB (above)")],
+    [(8, 8.8, "budget, 8.0 MiB"), (100, 6.6, "budget, 100.0 MiB (above)")],
 )
 def test_a_large_budget_does_not_press_the_curves_flat(
     budget_mib: int, top_mib: float, label: str

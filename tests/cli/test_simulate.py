@@ -42,9 +42,9 @@ def test_a_replay_that_completes(trace: str, capsys: pytest.CaptureFixture[str])
 def test_a_pool_that_runs_out(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", trace, "--capacity", "250MiB"]) == 1
     assert (
-        "The pool ran out at event 3 of the trace, after 2 events: 300 MiB asked on stream 0, "
-        "250 MiB free of 250 MiB (0 B live), the largest hole has 250 MiB, and stitching could "
-        "join 125 wholly free pages (250 MiB)."
+        "The pool ran out at event 3 of the trace, after 2 events: 300.0 MiB asked on stream 0, "
+        "250.0 MiB free of 250.0 MiB (0 B live), the largest hole has 250.0 MiB, and stitching "
+        "could join 125 wholly free pages (250.0 MiB)."
     ) in capsys.readouterr().out
 
 
@@ -110,10 +110,19 @@ def test_the_device_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[
     ("options", "text"),
     [
         (["--capacity", "12 apples"], "unknown unit 'apples'"),
-        (["--capacity", "1MiB"], "less than one page of 2 MiB"),
+        (
+            ["--capacity", "1MiB"],
+            "is 1.0 MiB, less than one page of 2.0 MiB; give at least --capacity 2MiB, or",
+        ),
         (["--capacity", "1.01x", "--page", "3MiB"], "power of two"),
-        (["--page", "two"], "page 'two' cannot be read"),
-        (["--repeat-step", "0"], "the step of 2 events can be repeated 1 to"),
+        (["--capacity", "1.01"], "has a fraction and no unit; write a number and a unit, such as"),
+        (["--capacity", "50%"], "or a multiple of the trace's peak such as '1.01x'"),
+        (["--capacity", "-1GiB"], "capacity must be at least 1 byte, got '-1GiB'"),
+        (["--capacity", "-1x"], "capacity '-1x' must be more than 0"),
+        (["--page", "two"], "--page 'two' cannot be read"),
+        (["--page", "1TiB"], "--page must be a power of two from '64KiB' to '1GiB', got '1TiB'"),
+        (["--page", "-2MiB"], "--page must be at least 1 byte, got '-2MiB'"),
+        (["--repeat-step", "999999999"], "the step of 2 events can be repeated 1 to"),
         (["--device", "1"], "holds one device, number 0, not 1"),
     ],
 )
@@ -129,12 +138,26 @@ def test_bad_options(
 
 @pytest.mark.parametrize(
     "options",
+    [["--capacity", "12 apples"], ["--page", "1TiB"], ["--page", "1GiB", "--capacity", "1MiB"]],
+)
+def test_sizes_are_checked_before_the_trace_is_read(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", str(tmp_path / "none.npz"), *options]) == 2
+    assert "there is no such file" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
     [["--capacity", "1x", "--min-capacity"], ["--repeat-step=x"], ["--device", "first"]],
 )
-def test_options_that_the_command_line_refuses(trace: str, options: list[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["simulate", trace, *options])
-    assert left.value.code == 2
+@pytest.mark.parametrize("as_json", [False, True])
+def test_options_that_the_command_line_refuses(
+    trace: str, options: list[str], as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", trace, *options, *["--json"] * as_json]) == 2
+    if as_json:
+        assert report(capsys)["error"]["type"] == "UsageError"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +188,10 @@ def test_files_that_are_no_trace(
     assert text in printed.err
     assert str(path) in printed.err
     assert "Traceback" not in printed.err
-    assert printed.out == ""
+    if as_json:
+        assert text in json.loads(printed.out)["error"]["message"]
+    else:
+        assert printed.out == ""
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -45,7 +45,7 @@ TEST(CapacityAhead, WhatWasMappedAheadIsHeldToo) {
 TEST_P(Capacity, NeverShrinksBelowWhatIsLive) {
   JudgedEngine pool(8, GetParam());
   pool.allocate(3 * kPage + 1);
-  expect_error(Status::kBusy, "only 0.25 MiB of whole pages are free",
+  expect_error(Status::kBusy, "only 256.0 KiB of whole pages are free",
                [&] { pool->resize(kPage); });
   EXPECT_EQ(pool->capacity_bytes(), 8 * kPage);
   pool->resize(4 * kPage);
@@ -174,7 +174,7 @@ TEST(Addresses, EndCleanlyWhereTheyAreRetired) {
   EXPECT_GT(trims, 20U);
   engine.check_valid();
   EXPECT_NE(engine.allocate(kGiB, 0, 0), 0U) << "the memory is still there";
-  expect_error(Status::kInvalidArgument, "has addresses for 0.00 MiB more; make a new pool",
+  expect_error(Status::kInvalidArgument, "has addresses for 0 B more; make a new pool",
                [&] { engine.resize(2 * kGiB); });
   EXPECT_EQ(engine.capacity_bytes(), kGiB);
 }

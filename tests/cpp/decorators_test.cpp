@@ -22,8 +22,8 @@ std::unique_ptr<Backend> make(const char* spec) {
 TEST(LimitBackend, BacksNoMoreThanItsLimit) {
   const auto backend = make("null+limit=131072");
   backend->back({0, 2});
-  expect_error(Status::kOutOfMemory, "no memory for 0.06 MiB more: 0.12 MiB of 0.12 MiB are in use",
-               [&] {
+  expect_error(Status::kOutOfMemory,
+               "no memory for 64.0 KiB more: 128.0 KiB of 128.0 KiB are in use", [&] {
                  backend->back({2, 1});
                });
   backend->unback({0, 1});

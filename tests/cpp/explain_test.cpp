@@ -29,10 +29,10 @@ TEST(Explain, GivesTheNumbers) {
   engine.allocate(3 * kPage, 0, 0);
   expect_words(
       explain(engine, 5 * kPage),
-      {"vramkit pool on test is out of memory", "Wanted 0.31 MiB (327680 bytes)",
-       "capacity 1.00 MiB", "live 0.81 MiB in 2 blocks", "free 0.19 MiB", "largest hole 0.19 MiB",
-       "less is free than was wanted", "at least 0.12 MiB more", "pool.resize(1179648)",
-       "overflow=\"native\"", "The 2 largest live blocks:", "0.62 MiB at ", "train.py:12"});
+      {"vramkit pool on test is out of memory", "Wanted 320.0 KiB (327,680 bytes)",
+       "capacity 1.0 MiB", "live 832.0 KiB in 2 blocks", "free 192.0 KiB", "largest hole 192.0 KiB",
+       "less is free than was wanted", "at least 128KiB more", "pool.resize(1179648)",
+       "overflow=\"native\"", "The 2 largest live blocks:", "640.0 KiB at ", "train.py:12"});
 }
 
 TEST(Explain, TellsPagesThatArePartlyInUse) {
@@ -42,8 +42,8 @@ TEST(Explain, TellsPagesThatArePartlyInUse) {
   for (size_t i = 0; i < 16; i += 2) engine.release(blocks[i]);
   ASSERT_EQ(engine.allocate(2 * kPage, 0, 0), 0U);
   expect_words(explain(engine, 2 * kPage),
-               {"joins wholly free pages of 0.06 MiB, and of these there are 0.00 MiB",
-                "the request needs 0.12 MiB", "the other 0.25 MiB"});
+               {"joins wholly free pages of 64.0 KiB, and of these there are 0 B",
+                "the request needs 128.0 KiB", "the other 256.0 KiB"});
 }
 
 TEST(Explain, TellsMemoryThatWaitsForOtherStreams) {
@@ -52,7 +52,7 @@ TEST(Explain, TellsMemoryThatWaitsForOtherStreams) {
   pool.record_stream(address, 1);
   pool.free(address);
   const std::string text = explain_shortage(describe_shortage(*pool.operator->(), kMiB), nullptr);
-  expect_words(text, {"0.25 MiB wait for work on other streams"});
+  expect_words(text, {"256.0 KiB wait for work on other streams"});
 }
 
 TEST(Explain, ListsTheTenLargest) {
@@ -66,8 +66,32 @@ TEST(Explain, ListsTheTenLargest) {
 
 TEST(Explain, SaysWhenTheRequestIsLargerThanThePool) {
   Engine engine(config_of("null", 8 * kPage));
-  expect_words(explain(engine, 9 * kPage),
-               {"larger than the whole pool", "at least 0.06 MiB more"});
+  expect_words(explain(engine, 9 * kPage), {"larger than the whole pool", "at least 64KiB more"});
+}
+
+TEST(Explain, CountsOneBlock) {
+  Engine engine(config_of("null", 4 * kPage));
+  engine.allocate(3 * kPage, 0, 0);
+  expect_words(explain(engine, 2 * kPage), {"in 1 block,", "The largest live block:"});
+}
+
+TEST(Explain, TellsSizesApartThatLookTheSame) {
+  Engine engine(config_of("null", 512 * kPage));
+  expect_words(explain(engine, 512 * kPage + 1),
+               {"Wanted 32.0 MiB (33,554,433 bytes)", "capacity 32.0 MiB (33,554,432 bytes)",
+                "free 32.0 MiB (33,554,432 bytes)", "largest hole 32.0 MiB (33,554,432 bytes)"});
+}
+
+TEST(Explain, AdvisesAResizeOnlyWhereItCanBe) {
+  Shortage shortage = describe_shortage(Engine(config_of("null", 8 * kPage)), 16 * kPage);
+  EXPECT_NE(explain_shortage(shortage, nullptr).find("pool.resize(1048576)"), std::string::npos);
+  shortage.most_capacity = 15 * kPage;
+  const std::string fixed = explain_shortage(shortage, nullptr);
+  EXPECT_EQ(fixed.find("resize"), std::string::npos) << fixed;
+  expect_words(fixed, {"or make a new pool of at least 1MiB; or let"});
+  shortage.machine = 15 * kPage;
+  const std::string small = explain_shortage(shortage, nullptr);
+  EXPECT_EQ(small.find("at least"), std::string::npos) << small;
 }
 
 TEST(Explain, DoesNotAdviseImpossibleCapacities) {

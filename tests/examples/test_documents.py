@@ -13,6 +13,7 @@ from helpers.traces import Row, write_npz
 
 from vramkit import errors
 from vramkit.cli import main
+from vramkit.cli._status import Status
 from vramkit.pool import PoolBlock, PoolStats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,8 +65,7 @@ def test_every_exception_is_explained() -> None:
 def test_every_option_is_named(
     command: str, document: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
+    assert main([command, "--help"]) == 0
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
     text = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
     assert len(options) > 3
@@ -81,6 +81,12 @@ def test_every_key_of_a_report_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     keys = {*report, *report["failure"]}
     assert "free_whole_pages" in keys
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
+def test_every_exit_status_is_explained() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|", text, re.MULTILINE)
+    assert [int(row) for row in rows] == sorted(Status)
 
 
 def test_the_guards_read_documents(tmp_path: Path) -> None:

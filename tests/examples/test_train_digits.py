@@ -27,7 +27,7 @@ def test_train_digits(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "vramkit memory pool, device cpu, 128 MiB" in done.stdout
+    assert "vramkit memory pool, device cpu, 128.0 MiB" in done.stdout
     assert "losses as outside the pool, bit for bit: True" in done.stdout
     accuracy = re.search(r"accuracy on unseen digits: (0\.\d+|1\.0+)", done.stdout)
     assert accuracy is not None

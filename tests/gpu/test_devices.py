@@ -12,7 +12,7 @@ from vramkit.errors import InvalidArgumentError
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda"), 0, None])
 def test_devices(device: str | int | torch.device | None) -> None:
     pool = MemoryPool("64MiB", device=device)
-    assert repr(pool).startswith("<MemoryPool device='cuda:0' capacity=64 MiB live=0 ")
+    assert repr(pool).startswith("<MemoryPool device='cuda:0' capacity=64.0 MiB live=0 ")
     with pool:
         assert is_in(pool, torch.empty(1000, device="cuda"))
         assert is_in(pool, torch.empty(1000, device="cuda:0"))

@@ -135,9 +135,9 @@ def test_close_names_what_remains() -> None:
     with pytest.raises(PoolBusyError) as caught:
         pool.close()
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("cuda:0: cannot close: 2 tensors or buffers of 10.00 MiB in total")
+    assert lines[0].startswith("cuda:0: cannot close: the pool still holds 2 live blocks ")
     assert lines[1] == "The 2 largest:"
-    assert lines[2].startswith(f"         8 MiB at {kept[0].data_ptr():#x}, allocated at ")
+    assert lines[2].startswith(f"       8.0 MiB at {kept[0].data_ptr():#x}, allocated at ")
     assert len(lines) == 4
     kept.clear()
     pool.close()

@@ -91,8 +91,8 @@ def test_summaries(pool: MemoryPool) -> None:
     native = bytes_on_gpu(BIG)
     assert kept.nbytes == native.nbytes == BIG
     text = pool.memory_summary()
-    assert "vramkit memory pool, device cuda:0, 1,024 MiB" in text
-    assert re.search(r"\| Live +\| +300 MiB \| +300 MiB\|", text)
+    assert "vramkit memory pool, device cuda:0, 1.0 GiB" in text
+    assert re.search(r"\| Live +\| +300\.0 MiB \| +300\.0 MiB\|", text)
     own = re.search(r"\| By PyTorch's own allocator +\| +([\d,.]+) MiB\|", text)
     assert own is not None
     assert 300 <= float(own[1].replace(",", "")) < 350

@@ -26,7 +26,7 @@ def tree(tmp_path: Path) -> Path:
     (root / "bind").mkdir()
     (root / "ops").mkdir()
     (root / "base" / "one.h").write_text("inline int one() { return 1; }\n")
-    (root / "base" / "a.cpp").write_text('#include "base/one.h"\nint a() { return one(); }\n')
+    (root / "base" / "bytes.cpp").write_text('#include "base/one.h"\nint a() { return one(); }\n')
     (root / "bind" / "b.cpp").write_text('extern "C" int vramkit_b() { return 2; }\n')
     (root / "bind" / "version.h").write_text('inline const char* kVersion = "2.13.0";\n')
     (root / "bind" / "adapter_cpu.cpp").write_text(_ADAPTER)

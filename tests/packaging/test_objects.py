@@ -45,21 +45,21 @@ def _edit(path: Path) -> None:
 
 
 def test_a_second_build_does_nothing(workshop: Workshop) -> None:
-    assert workshop.built() == {"a.cpp.o", "b.cpp.o", "libvramkit_core.so"}
+    assert workshop.built() == {"bytes.cpp.o", "b.cpp.o", "libvramkit_core.so"}
     assert workshop.built() == set()
 
 
 def test_a_header_rebuilds_what_includes_it(workshop: Workshop) -> None:
     workshop.built()
     _edit(workshop.tree / "base" / "one.h")
-    assert workshop.built() == {"a.cpp.o", "libvramkit_core.so"}
+    assert workshop.built() == {"bytes.cpp.o", "libvramkit_core.so"}
     assert workshop.built() == set()
 
 
 def test_another_flag_rebuilds_everything(workshop: Workshop) -> None:
     workshop.built()
     workshop.recipe = replace(workshop.recipe, compile=(*workshop.recipe.compile, "-DX=1"))
-    assert workshop.built() == {"a.cpp.o", "b.cpp.o", "libvramkit_core.so"}
+    assert workshop.built() == {"bytes.cpp.o", "b.cpp.o", "libvramkit_core.so"}
 
 
 def test_a_lost_library_is_linked_again(workshop: Workshop) -> None:
@@ -78,7 +78,7 @@ def test_a_new_source_is_added(workshop: Workshop) -> None:
 def test_an_edit_while_compiling_is_not_lost(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = workshop.tree / "base" / "a.cpp"
+    source = workshop.tree / "base" / "bytes.cpp"
 
     def run_and_touch(command: Sequence[str], *, scratch: Path | None) -> str:
         printed = _run(command, scratch=scratch)
@@ -88,7 +88,7 @@ def test_an_edit_while_compiling_is_not_lost(
     monkeypatch.setattr(_objects, "run", run_and_touch)
     workshop.built()
     monkeypatch.undo()
-    assert "a.cpp.o" in workshop.built()
+    assert "bytes.cpp.o" in workshop.built()
 
 
 _run = _objects.run
@@ -97,7 +97,7 @@ _run = _objects.run
 def test_a_failed_compile_says_what_the_compiler_said(workshop: Workshop) -> None:
     workshop.built()
     kept = (workshop.output / "libvramkit_core.so").read_bytes()
-    (workshop.tree / "base" / "a.cpp").write_text("int a() { return nothing; }\n")
+    (workshop.tree / "base" / "bytes.cpp").write_text("int a() { return nothing; }\n")
     with pytest.raises(BuildError, match=r"(?s)command failed with status 1: .*nothing"):
         workshop.built()
     assert (workshop.output / "libvramkit_core.so").read_bytes() == kept
@@ -144,4 +144,4 @@ def test_only_the_interface_is_exported(workshop: Workshop) -> None:
 
 def test_adapters_are_no_part_of_the_core(tree: Path) -> None:
     names = [path.name for path in _recipes.core(tree).sources]
-    assert names == ["a.cpp", "b.cpp"]
+    assert names == ["bytes.cpp", "b.cpp"]

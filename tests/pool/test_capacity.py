@@ -4,6 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from vramkit._core import CorePool
 from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.pool import _capacity, _cuda, _machine
 from vramkit.pool._capacity import checked_page_bytes, default_page_bytes, room_on
@@ -60,16 +61,57 @@ def test_nothing_is_refused(capacity: int | str) -> None:
         capacity_bytes(capacity, page_bytes=PAGE)
 
 
-@pytest.mark.parametrize("capacity", [1, PAGE - 1, "1MiB", 1e-9])
+@pytest.mark.parametrize("capacity", [1, "1MiB", 1e-9])
 def test_less_than_a_page_is_refused(capacity: float | str) -> None:
-    with pytest.raises(CapacityError, match=r"less than one page of 2 MiB; a whole number counts"):
+    with pytest.raises(
+        CapacityError, match=r"less than one page of 2\.0 MiB; a whole number counts"
+    ):
         capacity_bytes(capacity, page_bytes=PAGE)
+
+
+def test_figures_that_look_the_same_show_their_bytes() -> None:
+    with pytest.raises(CapacityError) as caught:
+        capacity_bytes(PAGE - 1, page_bytes=PAGE)
+    assert str(caught.value) == (
+        "capacity 2097151 is 2.0 MiB (2,097,151 bytes), less than one page of 2.0 MiB (2,097,152 "
+        "bytes); a whole number counts bytes: give at least '2MiB', or a float such as 0.5 for a "
+        "part of the free memory"
+    )
+    with pytest.raises(CapacityError, match=r"is 8\.0 GiB \(8,589,934,593 bytes\), but this"):
+        capacity_bytes(8 * GIB + 1, page_bytes=PAGE)
+
+
+@pytest.mark.parametrize("text", ["0.5", "50%", "1.0"])
+def test_a_text_is_no_part_of_the_free_memory_and_says_so(text: str) -> None:
+    with pytest.raises(CapacityError, match=r"or a float such as 0\.5 for a part of"):
+        capacity_bytes(text, page_bytes=PAGE)
+
+
+def test_a_device_that_is_full_gets_no_advice_that_is_refused() -> None:
+    room = _capacity.Room(PAGE - 1, PAGE - 1, "cuda:0 is full")
+    with pytest.raises(CapacityError, match="free memory first: a pool needs at least '2MiB'"):
+        _capacity.capacity_bytes(PAGE, page_bytes=PAGE, room=room)
+
+
+def test_the_core_has_the_same_limits_of_pages() -> None:
+    for page in (_capacity.MIN_PAGE_BYTES, _capacity.MAX_PAGE_BYTES):
+        make_null_pool(page)
+    for page in (_capacity.MIN_PAGE_BYTES // 2, 2 * _capacity.MAX_PAGE_BYTES):
+        with pytest.raises(InvalidArgumentError, match="power of two from 64KiB to 1GiB"):
+            make_null_pool(page)
+
+
+def make_null_pool(page_bytes: int) -> None:
+    CorePool.create(
+        backend="null", label="test", capacity_bytes=4 * GIB, page_bytes=page_bytes
+    ).close()
 
 
 @pytest.mark.parametrize("capacity", [8 * GIB + 1, "9GiB", 2**64 + GIB, 10**30])
 def test_more_than_the_machine_is_refused_with_numbers(capacity: int | str) -> None:
     with pytest.raises(
-        CapacityError, match=r"at most 8,192 MiB .* of which 4,096 MiB are free now; ask for less"
+        CapacityError,
+        match=r"at most 8\.0 GiB .* of which 4\.0 GiB are free now; ask for at most \'8GiB\'",
     ):
         capacity_bytes(capacity, page_bytes=PAGE)
 
@@ -86,9 +128,9 @@ def test_page_sizes(page: int | str, size_bytes: int) -> None:
     assert checked_page_bytes(page) == size_bytes
 
 
-@pytest.mark.parametrize("page", [4096, "3MiB", (1 << 16) - 1])
+@pytest.mark.parametrize("page", [4096, "3MiB", (1 << 16) - 1, "2GiB"])
 def test_page_sizes_that_cannot_work(page: int | str) -> None:
-    with pytest.raises(InvalidArgumentError, match="power of two of at least 65,536, got"):
+    with pytest.raises(InvalidArgumentError, match="power of two from '64KiB' to '1GiB', got"):
         checked_page_bytes(page)
 
 
@@ -113,7 +155,8 @@ def test_on_cuda_no_more_than_is_free_and_a_resized_pool_may_keep_its_own(
     assert _capacity.capacity_bytes(0.5, page_bytes=PAGE, room=room) == 3 * GIB // 2
     assert _capacity.capacity_bytes("3GiB", page_bytes=PAGE, room=room) == 3 * GIB
     with pytest.raises(
-        CapacityError, match="capacity '4GiB' is 4,096 MiB, but cuda:2 is nearly full; ask for less"
+        CapacityError,
+        match=r"capacity \'4GiB\' is 4\.0 GiB, but cuda:2 is nearly full; ask for at most \'3GiB\'",
     ):
         _capacity.capacity_bytes("4GiB", page_bytes=PAGE, room=room)
     room = room_on(PoolDevice(2), held_bytes=GIB)

@@ -166,11 +166,11 @@ def test_memory_summary_is_a_table_with_the_numbers(pool: MemoryPool) -> None:
     assert {len(line) for line in lines} == {77}
     assert all(line.startswith("|") and line.endswith("|") for line in lines)
     table = "\n".join(lines)
-    assert "vramkit memory pool, device cpu, 256 MiB" in table
-    assert re.search(r"\| Live +\| +10 MiB \| +30 MiB\|", table)
-    assert re.search(r"\| Capacity +\| +256 MiB \|", table)
+    assert "vramkit memory pool, device cpu, 256.0 MiB" in table
+    assert re.search(r"\| Live +\| +10\.0 MiB \| +30\.0 MiB\|", table)
+    assert re.search(r"\| Capacity +\| +256\.0 MiB \|", table)
     assert re.search(r"\| Blocks +\| +1 \| +2\|", table)
-    assert re.search(r"\| 16 MiB +\| +1 \| +10 MiB \| +1\|", table)
+    assert re.search(r"\| 16\.0 MiB +\| +1 \| +10\.0 MiB \| +1\|", table)
     assert "out of memory: 0  |  overflowed to PyTorch: 0 (0 B)" in table
 
 
@@ -178,7 +178,7 @@ def test_repr(pool: MemoryPool) -> None:
     with pool:
         kept = _bytes(3 * MIB)
     assert kept.nbytes == 3 * MIB
-    assert repr(pool) == "<MemoryPool device='cpu' capacity=256 MiB live=3 MiB in 1 blocks>"
+    assert repr(pool) == "<MemoryPool device='cpu' capacity=256.0 MiB live=3.0 MiB in 1 block>"
 
 
 # ---- size and end
@@ -226,11 +226,11 @@ def test_close_refuses_while_tensors_live_and_says_how_many() -> None:
     with pytest.raises(PoolBusyError) as caught:
         pool.close()
     assert str(caught.value) == (
-        "cpu: cannot close: 2 tensors or buffers of 6.00 MiB in total are still in the pool; "
-        "delete them first (pool.snapshot() lists them)\n"
+        "cpu: cannot close: the pool still holds 2 live blocks of 6.0 MiB in total; delete "
+        "the tensors or buffers first (pool.snapshot() lists them)\n"
         "The 2 largest:\n"
-        f"         4 MiB at {kept[0].data_ptr():#x}\n"
-        f"         2 MiB at {kept[1].data_ptr():#x}"
+        f"       4.0 MiB at {kept[0].data_ptr():#x}\n"
+        f"       2.0 MiB at {kept[1].data_ptr():#x}"
     )
     assert not pool.closed
     with pool:
@@ -326,12 +326,12 @@ def test_the_explanation_has_every_number() -> None:
     assert (stats.live_bytes, stats.free_bytes) == (34 * MIB, 30 * MIB)
     lines = str(caught.value).splitlines()
     assert lines[0] == (
-        "vramkit pool on cpu is out of memory. Wanted 40.00 MiB (41943040 bytes); capacity "
-        "64.00 MiB, live 34.00 MiB in 5 blocks, free 30.00 MiB, largest hole 24.00 MiB. "
+        "vramkit pool on cpu is out of memory. Wanted 40.0 MiB (41,943,040 bytes); capacity "
+        "64.0 MiB, live 34.0 MiB in 5 blocks, free 30.0 MiB, largest hole 24.0 MiB. "
         "Stitching cannot help: less is free than was wanted."
     )
     assert lines[1].strip() == (
-        "To go on: free tensors or use a smaller batch; or give the pool at least 10.00 MiB more "
+        "To go on: free tensors or use a smaller batch; or give the pool at least 10MiB more "
         "(a larger capacity, or pool.resize(77594624)); or let such requests go to PyTorch's "
         'allocator with overflow="native".'
     )
@@ -339,7 +339,7 @@ def test_the_explanation_has_every_number() -> None:
     largest = [(tensor.nbytes, tensor.data_ptr()) for tensor in kept]
     largest.sort(key=lambda block: (-block[0], block[1]))
     assert [line.strip() for line in lines[3:]] == [
-        f"{size / MIB:.2f} MiB at {address:#x}" for size, address in largest
+        f"{size / MIB:.1f} MiB at {address:#x}" for size, address in largest
     ]
 
 
@@ -364,9 +364,9 @@ def test_the_explanation_says_what_scattered_pages_lack() -> None:
         with pytest.raises(torch.OutOfMemoryError) as caught:
             _bytes(8 * MIB)
     assert (
-        "free 16.00 MiB, largest hole 1.00 MiB. Stitching did not help: it joins wholly free pages "
-        "of 2.00 MiB, and of these there are 0.00 MiB, while the request needs 8.00 MiB; the other "
-        "16.00 MiB of free memory lie in pages that are partly in use."
+        "free 16.0 MiB, largest hole 1.0 MiB. Stitching did not help: it joins wholly free pages "
+        "of 2.0 MiB, and of these there are 0 B, while the request needs 8.0 MiB; the other "
+        "16.0 MiB of free memory lie in pages that are partly in use."
     ) in str(caught.value)
     assert len(kept) == 16
 
@@ -396,7 +396,8 @@ def test_overflow_native_is_counted_and_warned_about_once() -> None:
     with pool:
         kept = _bytes(12 * MIB)
         with pytest.warns(
-            UserWarning, match=r"a pool of 16 MiB \(12 MiB live\) has no room for 8388608"
+            UserWarning,
+            match=r"a pool of 16\.0 MiB \(12\.0 MiB live\) has no room for 8\.0 MiB: they",
         ):
             first = _bytes(8 * MIB)
         with warnings.catch_warnings():
@@ -409,7 +410,7 @@ def test_overflow_native_is_counted_and_warned_about_once() -> None:
     assert is_in(pool, fits)
     stats = pool.stats()
     assert (stats.overflow_allocations, stats.overflow_bytes) == (2, 17 * MIB)
-    assert "overflowed to PyTorch: 2 (17 MiB)" in pool.memory_summary()
+    assert "overflowed to PyTorch: 2 (17.0 MiB)" in pool.memory_summary()
 
 
 def test_version_is_a_release_number() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.simulate import find_min_capacity, parse_capacity
-from vramkit.simulate._capacity import CLIMB_PAGES
+from vramkit.simulate._capacity import CLIMB_PAGES, check_capacity
 
 MIB = 1 << 20
 PAGE = 2 * MIB
@@ -48,16 +48,29 @@ def test_the_ratio_never_exceeds_what_was_asked(ratio: object, peak: int, page: 
 
 @pytest.mark.parametrize("text", ["", "x", "1..0x", "-1x", "1.01", "12Gi", "1e3x", "nanx", "٣x"])
 def test_what_cannot_be_read_is_refused(text: str) -> None:
-    if text == "1.01":
-        error, message = CapacityError, "capacity '1.01' is 1 B, less than one page of 2 MiB"
-    else:
-        error, message = InvalidArgumentError, "capacity"
-    with pytest.raises(error, match=message):
-        parse_capacity(text, peak_live_bytes=1 << 30, page_bytes=PAGE)
+    for read in (
+        lambda: parse_capacity(text, peak_live_bytes=1 << 30, page_bytes=PAGE),
+        lambda: check_capacity(text, page_bytes=PAGE),
+    ):
+        with pytest.raises(InvalidArgumentError, match=r"^capacity '.* such as '|unknown unit"):
+            read()
+
+
+@pytest.mark.parametrize("text", ["1.01", "50%", "-1x", "0x", "one", "1MiB"])
+def test_what_is_refused_names_the_multiple(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"a multiple of the trace's peak such as '1"):
+        check_capacity(text, page_bytes=PAGE)
+
+
+def test_a_capacity_is_checked_without_a_trace() -> None:
+    for text in ("1.01x", "2MiB", "12GiB", ".5X"):
+        check_capacity(text, page_bytes=PAGE)
 
 
 def test_less_than_a_page_is_refused() -> None:
-    text = "'1.01x' is 1.0 MiB, less than one page of 2 MiB: the peak is 1 MiB; .* --capacity 2MiB"
+    text = (
+        r"'1.01x' is 1\.0 MiB, less .* page of 2\.0 MiB: the peak is 1\.0 MiB; .* --capacity 2MiB"
+    )
     with pytest.raises(CapacityError, match=text):
         parse_capacity("1.01x", peak_live_bytes=MIB, page_bytes=PAGE)
 
@@ -102,7 +115,5 @@ def test_far_beyond_the_peak_what_is_found_completes_and_one_less_does_not() -> 
 
 
 def test_the_search_gives_up() -> None:
-    with pytest.raises(
-        CapacityError, match=r"no capacity completes, up to .* try a smaller --page"
-    ):
+    with pytest.raises(CapacityError, match=r"no capacity completes, up to .* try another --page"):
         search(set())

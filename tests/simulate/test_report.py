@@ -108,8 +108,8 @@ def test_the_table() -> None:
         "trace               t.npz",
         "result              completed",
         "events              5,000,000",
-        "peak live           768 MiB",
-        "capacity            1,024 MiB (512 pages of 2 MiB)",
+        "peak live           768.0 MiB",
+        "capacity            1.0 GiB (512 pages of 2.0 MiB)",
         "ratio               1.3333 (capacity / peak live)",
         "stitched requests   3",
         "stitched pages      2,000 (about 85.0 ms on an H100)",
@@ -134,9 +134,9 @@ def test_the_text_of_a_failure() -> None:
     text = to_text(simulation(failure=FAILURE), title="t.npz")
     assert "result              OUT OF MEMORY" in text
     assert text.splitlines()[-1] == (
-        "The pool ran out at event 1,234 of the trace, after 1,200 events: 6 MiB asked on stream "
-        "2, 5 MiB free of 1,024 MiB (1,019 MiB live), the largest hole has 3 MiB, and stitching "
-        "could join 2 wholly free pages (4 MiB). Give a larger --capacity, or let --min-capacity "
+        "The pool ran out at event 1,234 of the trace, after 1,200 events: 6.0 MiB asked on stream "
+        "2, 5.0 MiB free of 1.0 GiB (1019.0 MiB live), the largest hole has 3.0 MiB, and stitching "
+        "could join 2 wholly free pages (4.0 MiB). Give a larger --capacity, or let --min-capacity "
         "find the smallest that completes."
     )
 

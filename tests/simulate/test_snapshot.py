@@ -52,7 +52,7 @@ def test_the_only_device_with_events_is_taken(tmp_path: Path) -> None:
 
 def test_of_several_devices_one_is_chosen(tmp_path: Path) -> None:
     path = write_snapshot(tmp_path / "t.pickle", ROWS, [], ROWS[:2])
-    with pytest.raises(TraceError, match=r"0 \(5 events\), 2 \(1 events\); choose one by --device"):
+    with pytest.raises(TraceError, match=r"0 \(5 events\), 2 \(1 event\); choose one by --device"):
         load_trace(path)
     assert load_trace(path, device=0).block_count == 2
     assert load_trace(path, device=2).block_count == 1

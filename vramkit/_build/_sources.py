@@ -55,7 +55,9 @@ def adapter_sources(root: Path, kind: str) -> tuple[Path, ...]:
         raise BuildError(
             f"no adapter for {kind!r}: {root / 'bind'} holds no {stem}.cpp; there are {known}"
         )
-    return (*main, *(path for path in adapters if path.stem.startswith(f"{stem}_")))
+    # Messages write sizes as the core does; the adapters link to nothing of vramkit.
+    sizes = root / "base" / "bytes.cpp"
+    return (sizes, *main, *(path for path in adapters if path.stem.startswith(f"{stem}_")))
 
 
 def ops_cpu_sources(root: Path) -> tuple[Path, ...]:

@@ -1,12 +1,15 @@
 """The ``vramkit`` command."""
 
-import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
 from vramkit import __version__
+from vramkit.cli._arguments import Parser, join_values
+from vramkit.cli._output import note, settle_stderr, write_json
 from vramkit.cli._simulate import ROUNDS
+from vramkit.cli._status import CommandError, OutputError, Status, UsageError
 from vramkit.errors import VramkitError
 
 __all__ = ["main"]
@@ -28,40 +31,97 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; ``sys.argv`` by default.
 
     Returns:
-        The exit status: 0 for success, 2 for bad input; commands say what others mean.
+        The exit status, one of :class:`vramkit.cli._status.Status`.
     """
-    parser = _parser()
-    parsed = parser.parse_args(_unglue(sys.argv[1:] if arguments is None else arguments))
-    command = importlib.import_module(f"vramkit.cli._{parsed.command}")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        outcome = _answer(given)
+    except OutputError as err:
+        if err.status != Status.CLOSED_PIPE:
+            note(f"vramkit: {err}; free space there, or write elsewhere")
+        return int(err.status)
+    finally:
+        settle_stderr()
+    return outcome() if callable(outcome) else int(outcome)
+
+
+def _answer(given: list[str]) -> Status | Callable[[], int]:
+    """Run the command; whatever ends it is told to people, and under ``--json`` to programs.
+
+    Returns:
+        The status, or the user's program, which is still to be run.
+    """
+    prog = "vramkit"
+    try:
+        parser, commands = _parsers()
+        if not _has_program(given):
+            given = join_values(given, defaults={"--repeat-step": str(ROUNDS)})
+        parsed, unknown = parser.parse_known_args(given)
+        prog = commands[parsed.command].prog
+        if unknown:
+            commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        command = importlib.import_module(f"vramkit.cli._{parsed.command}")
         outcome = command.run(parsed)
-    except VramkitError as err:
-        print(f"vramkit {parsed.command}: {err}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return int(outcome() if callable(outcome) else outcome)
+        return outcome if callable(outcome) else Status(outcome)
+    except SystemExit:  # of --help and --version
+        return Status.OK
+    except OutputError:
+        raise
+    except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001 - nothing may end with status 1
+        failure = _failure_of(err)
+        _tell(failure, prog)
+    own = given[: given.index("--") if "--" in given else None]
+    if "--json" in own and not _has_program(given):
+        error = {"status": failure.status, "type": failure.kind, "message": str(failure)}
+        write_json({"error": error})
+    return failure.status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vramkit", description="More out of the memory that you have, for PyTorch users."
+def _has_program(given: list[str]) -> bool:
+    """Tell whether some words may belong to the user's program."""
+    return given[:1] == ["run"]
+
+
+def _failure_of(err: BaseException) -> CommandError:
+    kind = type(err).__name__
+    if isinstance(err, CommandError):
+        return err
+    if isinstance(err, VramkitError):
+        return CommandError(str(err), status=Status.BAD_INPUT, kind=kind)
+    if isinstance(err, KeyboardInterrupt):
+        return CommandError("interrupted", status=Status.INTERRUPTED, kind=kind)
+    if isinstance(err, MemoryError):
+        text = f"the machine has no memory left for this ({str(err) or 'no details'})"
+        return CommandError(text, status=Status.NO_MEMORY, kind=kind)
+    note("".join(traceback.format_exception(err)).rstrip())
+    text = f"a defect of vramkit, please report it with the lines above: {kind}: {err}"
+    return CommandError(text, status=Status.DEFECT, kind=kind)
+
+
+def _tell(failure: CommandError, prog: str) -> None:
+    if failure.status == Status.INTERRUPTED:
+        return
+    if isinstance(failure, UsageError):
+        note(failure.usage)
+        prog = failure.prog
+    note(f"{prog}: {failure}")
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the subcommands."""
+    parser = Parser(
+        prog="vramkit",
+        description="More out of the memory that you have, for PyTorch users.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vramkit {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {}
     for name, summary in _COMMANDS.items():
         module = importlib.import_module(f"vramkit.cli._{name}")
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
+        command = choices.add_parser(
+            name, help=summary, description=module.__doc__, allow_abbrev=False
+        )
         module.add_arguments(command)
-    return parser
-
-
-def _unglue(arguments: Sequence[str]) -> list[str]:
-    """Let ``--repeat-step TRACE`` leave the trace alone: only a number belongs to the option."""
-    if list(arguments[:1]) != ["simulate"]:
-        return list(arguments)
-    following = [*arguments, ""][1:]
-    return [
-        f"{argument}={ROUNDS}" if argument == "--repeat-step" and not after.isdigit() else argument
-        for argument, after in zip(arguments, following, strict=True)
-    ]
+        commands[name] = command
+    return parser, commands

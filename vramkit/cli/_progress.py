@@ -1,9 +1,12 @@
 """A progress line on a terminal."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
 from typing import Self, TextIO
+
+from vramkit.units import counted
 
 _WIDTH = 30
 _INTERVAL_S = 0.1
@@ -17,7 +20,8 @@ class ProgressLine:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """Draw on ``stream``, standard error by default."""
-        self._stream = stream or sys.stderr
+        # Python has no standard error where it was closed.
+        self._stream: TextIO | None = stream or sys.stderr
         self._shown = False
         self._next_s = 0.0
 
@@ -28,14 +32,13 @@ class ProgressLine:
     def __call__(self, done: int, total: int) -> None:
         """Draw, at most ten times a second."""
         now_s = time.monotonic()
-        if now_s < self._next_s or not self._stream.isatty():
+        if now_s < self._next_s or self._stream is None or not self._stream.isatty():
             return
         self._next_s = now_s + _INTERVAL_S
         self._shown = True
         part = done / max(total, 1)
         bar = "#" * int(part * _WIDTH)
-        self._stream.write(f"\r[{bar:<{_WIDTH}}] {part:4.0%} of {total:,} events")
-        self._stream.flush()
+        self._write(f"\r[{bar:<{_WIDTH}}] {part:4.0%} of {counted(total, 'event')}")
 
     def __exit__(
         self,
@@ -45,5 +48,11 @@ class ProgressLine:
     ) -> None:
         """Wipe the line."""
         if self._shown:
-            self._stream.write("\r\x1b[K")
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            self._stream.write(text)
             self._stream.flush()

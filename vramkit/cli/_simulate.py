@@ -1,13 +1,16 @@
 """Replay a recorded allocation trace through the pool, for any capacity, on any machine.
 
-Exit status: 0 when the replay completes, 1 when the pool runs out, 2 for bad input.
+Exit status: 0 when the replay completes, 1 when the pool runs out, 2 for bad input or usage, 71
+when this machine has no memory left, 74 when the output cannot be written.
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from vramkit.cli._arguments import integer
+from vramkit.cli._output import write, write_json
 from vramkit.cli._progress import ProgressLine
+from vramkit.cli._status import Status
 
 # How often --repeat-step repeats when it is given without a number.
 ROUNDS = 12
@@ -31,37 +34,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="find the smallest capacity that completes",
     )
-    parser.add_argument("--page", default="2MiB", help="size of a page (default: 2MiB)")
+    parser.add_argument(
+        "--page",
+        default="2MiB",
+        help="size of a page, a power of two from 64KiB to 1GiB (default: 2MiB)",
+    )
     parser.add_argument(
         "--repeat-step",
         nargs="?",
-        type=int,
+        type=integer(1),
         const=ROUNDS,
         metavar="N",
         help=f"replay up to the heaviest step, and that step N times (default: {ROUNDS})",
     )
     parser.add_argument(
-        "--device", type=int, metavar="N", help="device of a snapshot that holds several"
+        "--device", type=integer(0), metavar="N", help="device of a snapshot that holds several"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> Status:
     """Run ``vramkit simulate``; returns its exit status."""
     from vramkit import simulate
-    from vramkit.units import parse_bytes
+    from vramkit.pool._capacity import checked_page_bytes
 
     options = simulate.Options(
         capacity=arguments.capacity,
         min_capacity=arguments.min_capacity,
-        page_bytes=parse_bytes(arguments.page, name="page"),
+        page_bytes=checked_page_bytes(arguments.page, name="--page"),
         repeat_step=arguments.repeat_step,
         device=arguments.device,
     )
     with ProgressLine() as progress:
         outcome = simulate.simulate(arguments.trace, options, progress=progress)
     if arguments.json:
-        print(json.dumps(simulate.to_json(outcome), indent=2))
+        write_json(simulate.to_json(outcome))
     else:
-        print(simulate.to_text(outcome, title=Path(arguments.trace).name))
-    return 0 if outcome.completed else 1
+        write(simulate.to_text(outcome, title=Path(arguments.trace).name))
+    return Status.OK if outcome.completed else Status.DOES_NOT_FIT

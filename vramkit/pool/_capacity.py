@@ -8,16 +8,21 @@ from typing import SupportsIndex, cast
 from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.pool import _cuda, _machine
 from vramkit.pool._device import PoolDevice
-from vramkit.units import format_mib, parse_bytes
+from vramkit.units import advised_size, format_apart, format_mib, parse_bytes
 
 Capacity = SupportsIndex | str | float
 
+# The core's limits (csrc/pool/engine.cpp).
 MIN_PAGE_BYTES = 64 << 10
+MAX_PAGE_BYTES = 1 << 30
 # No GPU maps less, and it is the size of the processor's huge pages.
 SMALLEST_DEFAULT_PAGE_BYTES = 2 << 20
 # On CUDA mapping costs about 60 us a page of any size, and a pool has to be mapped within 0.8 s;
 # 1.01 x the peak of a training loop is enough from about 2,000 pages on (docs/design/stitching.md).
 _CUDA_PAGE_DOUBLES_AT_BYTES = (8 << 30, 32 << 30, 64 << 30, 128 << 30)
+
+
+_PART = "a float such as 0.5 for a part of the free memory"
 
 
 @dataclass(frozen=True)
@@ -53,44 +58,65 @@ def room_on(device: PoolDevice, *, held_bytes: int = 0) -> Room:
     return Room(free, most, text)
 
 
-def capacity_bytes(capacity: Capacity, *, page_bytes: int, room: Room | None) -> int:
+def capacity_bytes(
+    capacity: Capacity, *, page_bytes: int, room: Room | None, name: str = "capacity"
+) -> int:
     """Bytes of a pool's capacity.
 
     Args:
         capacity: Bytes, a text such as ``"2GiB"``, or a float in (0, 1] of the free memory.
         page_bytes: Size of the pool's pages: the least a pool can have.
         room: The memory there is; ``None`` where only its giver knows (``upstream``).
+        name: What the capacity is called, for the error's text.
 
     Raises:
         TypeError: ``capacity`` is of another type.
         CapacityError: It cannot be read, is below a page, or is more than there is.
     """
-    wanted = _bytes_of(capacity, room)
+    wanted = _bytes_of(capacity, room, name)
     if wanted < page_bytes:
+        least, page = format_apart(wanted, page_bytes)
         raise CapacityError(
-            f"capacity {capacity!r} is {wanted:,} bytes, less than one page of "
-            f"{format_mib(page_bytes)}; a whole number counts bytes: write '2GiB' for gibibytes, "
-            "or a float such as 0.5 for a part of the free memory"
+            f"{name} {capacity!r} is {least}, less than one page of {page}; a whole number "
+            f"counts bytes: give at least '{advised_size(page_bytes)}'" + _or_a_part(room)
         )
     if room is not None and wanted > room.most_bytes:
+        asked, _ = format_apart(wanted, room.most_bytes)
         raise CapacityError(
-            f"capacity {capacity!r} is {format_mib(wanted)}, but {room.text}; ask for less, or for "
-            "a part of the free memory with a float such as 0.5"
+            f"{name} {capacity!r} is {asked}, but {room.text}; " + _less(room, page_bytes)
         )
     return wanted
 
 
-def checked_page_bytes(page_bytes: SupportsIndex | str) -> int:
+def _or_a_part(room: Room | None) -> str:
+    return "" if room is None else f", or {_PART}"
+
+
+def _less(room: Room, page_bytes: int) -> str:
+    if room.most_bytes < page_bytes:
+        return f"free memory first: a pool needs at least '{advised_size(page_bytes)}'"
+    most = advised_size(room.most_bytes, at_most=True)
+    return f"ask for at most '{most}', or give {_PART}"
+
+
+def checked_page_bytes(page_bytes: SupportsIndex | str, *, name: str = "page_bytes") -> int:
     """The page size in bytes.
+
+    Args:
+        page_bytes: Bytes, or a text such as ``"2MiB"``.
+        name: What the page size is called, for the error's text.
 
     Raises:
         TypeError: It is no integer or text.
-        InvalidArgumentError: It is no power of two, or below 64 KiB.
+        InvalidArgumentError: It is no power of two, below 64 KiB, or above 1 GiB.
     """
-    size = parse_bytes(page_bytes, name="page_bytes")
-    if size < MIN_PAGE_BYTES or size & (size - 1):
+    size = parse_bytes(page_bytes, name=name)
+    if not MIN_PAGE_BYTES <= size <= MAX_PAGE_BYTES or size & (size - 1):
+        least, most = advised_size(MIN_PAGE_BYTES), advised_size(MAX_PAGE_BYTES)
+        usual = advised_size(SMALLEST_DEFAULT_PAGE_BYTES)
         raise InvalidArgumentError(
-            f"page_bytes must be a power of two of at least {MIN_PAGE_BYTES:,}, got {page_bytes!r}"
+            f"{name} must be a power of two from '{least}' to '{most}', got {page_bytes!r}; the "
+            f"usual one is '{usual}'"
         )
     return size
 
@@ -103,27 +129,28 @@ def default_page_bytes(device: PoolDevice, capacity_bytes: int) -> int:
     return SMALLEST_DEFAULT_PAGE_BYTES << doublings
 
 
-def _bytes_of(capacity: Capacity, room: Room | None) -> int:
+def _bytes_of(capacity: Capacity, room: Room | None, name: str) -> int:
     # NumPy's scalars are registered with these classes.
     value: object = capacity
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        return _part_of_free(float(value), room)
+        return _part_of_free(float(value), room, name)
     try:
         # What is left is an integer or a text, or parse_bytes says that it is not.
-        return parse_bytes(cast("SupportsIndex | str", value), name="capacity")
+        also = "" if room is None else _PART
+        return parse_bytes(cast("SupportsIndex | str", value), name=name, also=also)
     except InvalidArgumentError as err:
         raise CapacityError(str(err)) from None
 
 
-def _part_of_free(part: float, room: Room | None) -> int:
+def _part_of_free(part: float, room: Room | None, name: str) -> int:
     if room is None:
         raise CapacityError(
-            f"capacity {part!r}: a float is a part of the free memory, and with upstream= nobody "
+            f"{name} {part!r}: a float is a part of the free memory, and with upstream= nobody "
             "knows what the resource could give; write bytes, or a text such as '2GiB'"
         )
     if not 0 < part <= 1:
         raise CapacityError(
-            f"capacity {part!r}: a float is a part of the free memory and must be in (0, 1]; "
+            f"{name} {part!r}: a float is a part of the free memory and must be in (0, 1]; "
             "write bytes as an integer or as a text such as '2GiB'"
         )
     return int(part * room.free_bytes)

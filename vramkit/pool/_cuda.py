@@ -4,7 +4,7 @@ import gc
 from typing import Any
 
 from vramkit._core import owner
-from vramkit.units import format_mib
+from vramkit.units import counted, format_mib
 
 
 def start(ordinal: int) -> None:
@@ -79,8 +79,9 @@ def drop_workspaces(ordinal: int) -> str:
     graphs = sum(1 for thing in gc.get_objects() if issubclass(type(thing), graph))
     if graphs:
         return (
-            f"{graphs} CUDA graph(s) are alive and may use cuBLAS's workspaces, so these were not "
-            "dropped; delete the graphs first (for torch.compile: torch.compiler.reset())"
+            f"{counted(graphs, 'CUDA graph')} still in memory may use cuBLAS's workspaces, so "
+            "these were not dropped; delete the graphs first (for torch.compile: "
+            "torch.compiler.reset())"
         )
     torch.cuda.synchronize(ordinal)
     torch._C._cuda_clearCublasWorkspaces()

@@ -58,7 +58,7 @@ def _largest_blocks(core: CorePool) -> list[str]:
     live.sort(key=lambda block: block.requested_bytes, reverse=True)
     if not live:
         return []
-    lines = [f"The {min(len(live), _LISTED)} largest:"]
+    lines = [f"The {min(len(live), _LISTED)} largest:" if len(live) > 1 else "The largest:"]
     for block in live[:_LISTED]:
         where = " <- ".join(recorder.frames(block.stack_id)[:3])
         lines.append(

@@ -37,7 +37,7 @@ from vramkit.pool._report import (
     make_stats,
 )
 from vramkit.pool._scopes import Scopes, outside_scope
-from vramkit.units import format_mib
+from vramkit.units import counted, format_mib
 
 if TYPE_CHECKING:
     import cupy
@@ -331,8 +331,8 @@ class MemoryPool:
             return
         if len(self._scopes):
             raise PoolBusyError(
-                f"the pool has {len(self._scopes)} open scope(s), so tensors would still be "
-                "allocated from it; leave the `with` block before close()"
+                f"the pool has {counted(len(self._scopes), 'open scope')}, so tensors would still "
+                "be allocated from it; leave the `with` block before close()"
             )
         _ending.close(self._core, self._device)
         self._closed = True
@@ -353,7 +353,8 @@ class MemoryPool:
         capacity = format_mib(counters["capacity_bytes"])
         return (
             f"<MemoryPool device={self._device.name!r} capacity={capacity} "
-            f"live={format_mib(counters['live_bytes'])} in {counters['live_blocks']:,} blocks>"
+            f"live={format_mib(counters['live_bytes'])} in "
+            f"{counted(counters['live_blocks'], 'block')}>"
         )
 
     def __reduce__(self) -> NoReturn:

@@ -6,11 +6,13 @@ from fractions import Fraction
 
 from vramkit.errors import CapacityError
 from vramkit.simulate._events import Events
-from vramkit.units import format_mib, parse_bytes
+from vramkit.units import advised_size, format_apart, format_mib, parse_bytes
 
 DEFAULT_CAPACITY = "1.01x"
 
-_RATIO = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*[xX]\s*", re.ASCII)
+_RATIO = re.compile(r"\s*(?P<number>-?(\d{1,30}(\.\d{0,30})?|\.\d{1,30}))\s*[xX]\s*", re.ASCII)
+
+_ALSO = "a multiple of the trace's peak such as '1.01x'"
 
 # Pages that the search for the smallest capacity climbs one by one before it takes strides.
 CLIMB_PAGES = 256
@@ -35,19 +37,51 @@ def parse_capacity(text: str, *, peak_live_bytes: int, page_bytes: int) -> int:
     >>> parse_capacity("12GiB", peak_live_bytes=1, page_bytes=2 << 20) >> 30
     12
     """
-    match = _RATIO.fullmatch(text)
-    if match:
-        wanted = int(Fraction(match["number"]) * peak_live_bytes)
+    ratio = _ratio_of(text)
+    if ratio is not None:
+        wanted = int(ratio * peak_live_bytes)
     else:
-        wanted = parse_bytes(text, name="capacity")
+        wanted = parse_bytes(text, name="capacity", also=_ALSO)
     capacity = wanted // page_bytes * page_bytes
     if not capacity:
+        given, page = format_apart(wanted, page_bytes)
         raise CapacityError(
-            f"capacity {text!r} is {format_mib(wanted)}, less than one page of "
-            f"{format_mib(page_bytes)}: the peak is {format_mib(peak_live_bytes)}; give at least "
-            f"--capacity {format_mib(page_bytes).replace(' ', '')}"
+            f"capacity {text!r} is {given}, less than one page of {page}: the peak is "
+            f"{format_mib(peak_live_bytes)}; give at least --capacity {advised_size(page_bytes)}"
         )
     return capacity
+
+
+def check_capacity(text: str, *, page_bytes: int) -> None:
+    """Refuse what :func:`parse_capacity` would refuse for any trace, before one is read.
+
+    Args:
+        text: As for :func:`parse_capacity`.
+        page_bytes: The pool's page.
+
+    Raises:
+        CapacityError: It is less than one page, whatever the peak.
+        InvalidArgumentError: It cannot be read.
+    """
+    if _ratio_of(text) is not None:
+        return
+    wanted = parse_bytes(text, name="capacity", also=_ALSO)
+    if wanted < page_bytes:
+        given, page = format_apart(wanted, page_bytes)
+        raise CapacityError(
+            f"capacity {text!r} is {given}, less than one page of {page}; give at least "
+            f"--capacity {advised_size(page_bytes)}, or {_ALSO}"
+        )
+
+
+def _ratio_of(text: str) -> Fraction | None:
+    match = _RATIO.fullmatch(text)
+    if match is None:
+        return None
+    ratio = Fraction(match["number"])
+    if ratio <= 0:
+        raise CapacityError(f"capacity {text!r} must be more than 0: give {_ALSO}")
+    return ratio
 
 
 def find_min_capacity(events: Events, *, page_bytes: int, completes: Callable[[int], bool]) -> int:
@@ -77,7 +111,7 @@ def find_min_capacity(events: Events, *, page_bytes: int, completes: Callable[[i
         if fails > _MAX_RATIO * floor_pages + CLIMB_PAGES:
             raise CapacityError(
                 f"no capacity completes, up to {format_mib(fails * page_bytes)} for a peak of "
-                f"{format_mib(events.peak_live_bytes)}; try a smaller --page"
+                f"{format_mib(events.peak_live_bytes)}; try another --page"
             )
     works = fails + stride
     while works - fails > 1:

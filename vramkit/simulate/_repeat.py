@@ -17,6 +17,7 @@ from vramkit._core import ReplayOp
 from vramkit.errors import InvalidArgumentError
 from vramkit.simulate._events import Events, Int64
 from vramkit.simulate._steps import Step
+from vramkit.units import counted
 
 # Some 6 GiB of arrays.
 _MAX_EVENTS = 1 << 28
@@ -66,8 +67,8 @@ def repeat_step(events: Events, step: Step, *, rounds: int) -> Repetition:
     count = step.start + max(rounds, 0) * (step.stop - step.start)
     if rounds < 1 or count > _MAX_EVENTS:
         raise InvalidArgumentError(
-            f"the step of {step.stop - step.start:,} events can be repeated 1 to "
-            f"{(_MAX_EVENTS - step.start) // (step.stop - step.start):,} times, not {rounds:,}"
+            f"the step of {counted(step.stop - step.start, 'event')} can be repeated 1 to "
+            f"{(_MAX_EVENTS - step.start) // (step.stop - step.start)} times, not {rounds:,}"
         )
     base = int((events.op[: step.start] == ReplayOp.ALLOC).sum())
     one = _make_round(events, step, base)

@@ -5,7 +5,7 @@ from typing import Any
 
 from vramkit.simulate._replay import Failure, Replay
 from vramkit.simulate._simulation import Simulation
-from vramkit.units import format_mib
+from vramkit.units import counted, format_apart, format_mib
 
 # Mapping a page at a second address and giving the device access to it, measured on an H100.
 STITCH_US_PER_PAGE = 42.5
@@ -61,26 +61,31 @@ def failure_text(failure: Failure, replay: Replay) -> str:
     if failure.round is not None:
         where += f" (round {failure.round})" if failure.round else " (before the first round)"
     pages_bytes = failure.free_whole_pages * replay.page_bytes
+    asked, free = format_apart(failure.requested_bytes, failure.free_bytes)
+    pages = counted(failure.free_whole_pages, "wholly free page")
     return (
-        f"The pool ran out at {where}, after {failure.replayed_events:,} events: "
-        f"{format_mib(failure.requested_bytes)} asked on stream {failure.stream}, "
-        f"{format_mib(failure.free_bytes)} free of {format_mib(replay.capacity_bytes)} "
+        f"The pool ran out at {where}, after {counted(failure.replayed_events, 'event')}: "
+        f"{asked} asked on stream {failure.stream}, "
+        f"{free} free of {format_mib(replay.capacity_bytes)} "
         f"({format_mib(failure.live_bytes)} live), the largest hole has "
         f"{format_mib(failure.largest_hole_bytes)}, and stitching could join "
-        f"{failure.free_whole_pages:,} wholly free pages ({format_mib(pages_bytes)}). "
+        f"{pages} ({format_mib(pages_bytes)}). "
         "Give a larger --capacity, or let --min-capacity find the smallest that completes."
     )
 
 
 def _rows(simulation: Simulation) -> list[tuple[str, str]]:
     replay = simulation.replay
-    count, page = replay.capacity_bytes // replay.page_bytes, format_mib(replay.page_bytes)
+    pages = counted(replay.capacity_bytes // replay.page_bytes, "page")
     stitch_ms = f"about {estimated_stitch_ms(replay):,.1f} ms on an H100"
     rows = [
         ("result", "completed" if simulation.completed else "OUT OF MEMORY"),
         ("events", f"{replay.events:,}"),
         ("peak live", format_mib(simulation.peak_live_bytes)),
-        ("capacity", f"{format_mib(replay.capacity_bytes)} ({count:,} pages of {page})"),
+        (
+            "capacity",
+            f"{format_mib(replay.capacity_bytes)} ({pages} of {format_mib(replay.page_bytes)})",
+        ),
         ("ratio", f"{simulation.ratio:.4f} (capacity / peak live)"),
         ("stitched requests", f"{replay.stitched_requests:,}"),
         ("stitched pages", f"{replay.stitched_pages:,} ({stitch_ms})"),
@@ -103,7 +108,12 @@ def _step_rows(simulation: Simulation) -> list[tuple[str, str]]:
     if simulation.repetition is None:
         return []
     step, starts = simulation.repetition.step, simulation.repetition.round_starts
-    return [("repeated step", f"events {step.start:,} to {step.stop - 1:,}, {len(starts)} times")]
+    return [
+        (
+            "repeated step",
+            f"events {step.start:,} to {step.stop - 1:,}, {counted(len(starts), 'time')}",
+        )
+    ]
 
 
 def _round_lines(replay: Replay) -> list[str]:

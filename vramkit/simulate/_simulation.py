@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.simulate._capacity import DEFAULT_CAPACITY, find_min_capacity, parse_capacity
+from vramkit.pool._capacity import checked_page_bytes
+from vramkit.simulate._capacity import (
+    DEFAULT_CAPACITY,
+    check_capacity,
+    find_min_capacity,
+    parse_capacity,
+)
 from vramkit.simulate._events import Events
 from vramkit.simulate._load import load_trace
 from vramkit.simulate._repeat import Repetition, repeat_step
@@ -107,10 +113,12 @@ def simulate(
 def _check(options: Options) -> None:
     if options.capacity is not None and options.min_capacity:
         raise InvalidArgumentError("a capacity and the search for the smallest exclude each other")
-    if options.page_bytes <= 0:
+    page_bytes = checked_page_bytes(options.page_bytes)
+    if options.capacity is not None:
+        check_capacity(options.capacity, page_bytes=page_bytes)
+    if options.repeat_step is not None and options.repeat_step < 1:
         raise InvalidArgumentError(
-            f"a page has a power of two of bytes, 65,536 or more, not {options.page_bytes:,}; "
-            "the usual one has 2 MiB"
+            f"the step must be repeated at least once, not {options.repeat_step:,} times"
         )
 
 

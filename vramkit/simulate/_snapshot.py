@@ -9,6 +9,7 @@ import numpy as np
 from vramkit.simulate._errors import TraceError
 from vramkit.simulate._events import Action, RecordedEvents
 from vramkit.simulate._plain_pickle import PlainPickleError, load_plain
+from vramkit.units import counted
 
 # Each byte of a pickle can become some 60 bytes of objects.
 _MAX_FILE_BYTES = 2 << 30
@@ -76,7 +77,7 @@ def _choose_device(traces: list[Any], device: int | None) -> int:
     }
     if not counts:
         raise TraceError(f"the snapshot holds no allocator events: {_RECORD_HINT}")
-    held = ", ".join(f"{ordinal} ({count:,} events)" for ordinal, count in counts.items())
+    held = ", ".join(f"{ordinal} ({counted(count, 'event')})" for ordinal, count in counts.items())
     if device is None and len(counts) > 1:
         raise TraceError(f"the snapshot holds events of devices {held}; choose one by --device N")
     if device is not None and device not in counts:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vramkit.pool import PoolStats
-from vramkit.units import format_mib
+from vramkit.units import counted, format_mib
 
 # What a convolutional net of this size reaches with room to spare.
 WANTED_ACCURACY = 0.97
@@ -41,8 +41,9 @@ class Outcome:
             )
         if self.equal_losses < self.steps:
             found.append(
-                f"{self.steps - self.equal_losses:,} of {self.steps:,} losses differ from those "
-                "outside the pool: tensors were read wrongly; please report this"
+                f"the losses inside and outside the pool differ in "
+                f"{self.steps - self.equal_losses:,} of {counted(self.steps, 'step')}: tensors "
+                "were read wrongly; please report this"
             )
         return found
 
@@ -57,7 +58,7 @@ def to_text(outcome: Outcome) -> str:
         ("test accuracy", f"{outcome.accuracy:.4f} (at least {WANTED_ACCURACY} is wanted)"),
         ("losses", f"{equal} equal those outside the pool, bit for bit"),
         ("memory", f"{live} live and {mapped} mapped at the peak, of a budget of {budget}"),
-        ("picture", f"{outcome.picture} ({outcome.samples:,} samples)"),
+        ("picture", f"{outcome.picture} ({counted(outcome.samples, 'sample')})"),
     ]
     return "\n".join(f"{name:<15}{value}" for name, value in rows)
 

@@ -1,9 +1,12 @@
 """A progress bar on a terminal, plain lines elsewhere; on standard error in both cases."""
 
+import contextlib
 import shutil
 import sys
 from types import TracebackType
 from typing import Self, TextIO
+
+from vramkit.cli._output import note
 
 
 class Progress:
@@ -22,7 +25,8 @@ class Progress:
         size = shutil.get_terminal_size()
         self._title = title
         self._line_every = line_every
-        self._stream = stream or sys.stderr
+        # Python has no standard error where it was closed.
+        self._stream: TextIO | None = stream or sys.stderr
         self._bar = tqdm(
             desc=title,
             total=0,
@@ -31,7 +35,7 @@ class Progress:
             # tqdm shows nothing on a terminal that does not tell its size.
             ncols=size.columns,
             nrows=size.lines,
-            disable=not self._stream.isatty(),
+            disable=self._stream is None or not self._stream.isatty(),
         )
 
     def __enter__(self) -> Self:
@@ -42,10 +46,11 @@ class Progress:
         """Step number ``step`` of ``steps`` is done."""
         if not self._bar.disable:
             self._bar.total = steps
-            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-            self._bar.update()
+            with contextlib.suppress(OSError):  # the terminal may have gone
+                self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                self._bar.update()
         elif step % self._line_every == 0 or step == steps:
-            print(f"{self._title}: step {step:,} of {steps:,}, loss {loss:.4f}", file=self._stream)
+            note(f"{self._title}: step {step:,} of {steps:,}, loss {loss:.4f}", self._stream)
 
     def __exit__(
         self,
@@ -54,4 +59,5 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         """Leave the bar as it is."""
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()

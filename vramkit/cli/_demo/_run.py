@@ -13,8 +13,9 @@ from vramkit.cli._demo._outcome import Outcome
 from vramkit.cli._demo._picture import draw
 from vramkit.cli._demo._progress import Progress
 from vramkit.cli._demo._training import Digits, Training, steps_an_epoch, train
-from vramkit.errors import InvalidArgumentError
+from vramkit.cli._status import CommandError, Status
 from vramkit.pool import MemoryPool
+from vramkit.units import advised_size, format_mib, parse_bytes
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,26 @@ def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
     """Train twice, compare, and draw what the pool held.
 
     Raises:
-        torch.OutOfMemoryError: The pool's budget is too small.
-        InvalidArgumentError: The picture cannot be written.
+        CommandError: The pool's budget is too small, or the picture cannot be written.
     """
     with _one_thread(), _same_kernels():
         outside = _train(digits, plan, "outside the pool", None)
         recorder = MemoryRecorder(pool)
         begin_s = time.perf_counter()
-        with pool:
-            inside = _train(digits, plan, "inside the pool", recorder)
+        try:
+            with pool:
+                inside = _train(digits, plan, "inside the pool", recorder)
+        except torch.OutOfMemoryError as err:
+            raise _too_small(pool, digits.device, err) from err
         seconds = time.perf_counter() - begin_s
     stats = pool.stats()
     try:
         draw(recorder.samples, stats=stats, path=plan.out)
     except OSError as err:
-        raise InvalidArgumentError(
-            f"--out {plan.out}: the picture cannot be written ({err})"
+        raise CommandError(
+            f"--out {plan.out}: the picture cannot be written ({err}); name another file",
+            status=Status.OUTPUT_LOST,
+            kind=type(err).__name__,
         ) from err
     return Outcome(
         steps=len(inside.losses),
@@ -78,6 +83,19 @@ def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
         seconds=seconds,
         samples=len(recorder.samples),
         picture=plan.out,
+    )
+
+
+def _too_small(pool: MemoryPool, device: torch.device, err: torch.OutOfMemoryError) -> CommandError:
+    """The pool's text without its advice, which is for programs, and with what helps here."""
+    budget_bytes = pool.stats().capacity_bytes
+    enough = max(parse_bytes(budget_for(device)), 2 * budget_bytes)
+    reason, _, _ = str(err).partition("\nTo go on:")
+    return CommandError(
+        f"the budget of {format_mib(budget_bytes)} is too small, try --budget "
+        f"{advised_size(enough)}. {reason}",
+        status=Status.DOES_NOT_FIT,
+        kind=type(err).__name__,
     )
 
 
