@@ -33,7 +33,7 @@ _PYTHON_ALLOWED: dict[str, frozenset[str]] = {
     "_ops": _FOUNDATION,
     "_core": _FOUNDATION,
     "pool": _NATIVE,
-    "simulate": _NATIVE,
+    "simulate": _NATIVE | {"pool"},
     **dict.fromkeys(_SIBLINGS, _NATIVE | {"pool"}),
     "estimate": _NATIVE | {"pool", "simulate"},
     "cli": _NATIVE | {"pool", "simulate", *_SIBLINGS},

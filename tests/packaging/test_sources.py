@@ -24,7 +24,7 @@ def test_nested_adapters_are_adapters_and_not_core(tree: Path) -> None:
     (tree / "bind" / "torch").mkdir()
     main = (tree / "bind" / "adapter_cpu.cpp").rename(tree / "bind" / "torch" / "adapter_cpu.cpp")
     more = _add(tree / "bind" / "torch" / "adapter_cpu_more.cpp")
-    assert _sources.adapter_sources(tree, "cpu") == (main, more)
+    assert _sources.adapter_sources(tree, "cpu")[-2:] == (main, more)
     assert not {main, more} & set(_sources.core_sources(tree))
 
 
