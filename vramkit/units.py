@@ -16,7 +16,10 @@ _FACTORS = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgtp", start=1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgtp", start=1)},
 }
-_PATTERN = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE | re.ASCII)
+# Python refuses to read numbers of thousands of digits, with an error of its own.
+_PATTERN = re.compile(
+    r"\s*(?P<number>\d{1,40}(\.\d{1,40})?)\s*(?P<unit>[a-z]*)\s*", re.IGNORECASE | re.ASCII
+)
 
 
 def parse_bytes(size: SupportsIndex | str, *, name: str = "size") -> int:

@@ -114,6 +114,14 @@ def test_the_device_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--capacity", "1.01x", "--page", "3MiB"], "power of two"),
         (["--page", "two"], "page 'two' cannot be read"),
         (["--repeat-step", "0"], "the step of 2 events can be repeated 1 to"),
+        # 4 MiB more than 2**64 bytes: it once replayed with 4 MiB.
+        (["--capacity", "18446744073713745920"], "the capacity must be 1 to 9,223,372,036,854"),
+        (["--capacity", "1e3x"], "cannot be read"),
+        (["--capacity", "9" * 5000], "has 5,000 characters; write a number and a unit"),
+        (["--capacity", "9" * 5000 + "x"], "has 5,001 characters"),
+        (["--capacity", "9" * 40 + "x"], "the capacity must be 1 to 9,223,372,036,854"),
+        (["--page", "18446744073711648768"], "page_bytes must be a power of two"),
+        (["--page", "9" * 5000], "cannot be read"),
         (["--device", "1"], "holds one device, number 0, not 1"),
     ],
 )

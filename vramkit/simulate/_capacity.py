@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from vramkit.errors import CapacityError
+from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.simulate._events import Events
+from vramkit.simulate._text import one_line
 from vramkit.units import format_mib, parse_bytes
 
 DEFAULT_CAPACITY = "1.01x"
 
+# Python refuses to read numbers of thousands of digits, with an error of its own.
+_MAX_CHARACTERS = 64
 _RATIO = re.compile(r"\s*(?P<number>\d+(\.\d*)?|\.\d+)\s*[xX]\s*", re.ASCII)
 
 # Pages that the search for the smallest capacity climbs one by one before it takes strides.
@@ -35,6 +38,11 @@ def parse_capacity(text: str, *, peak_live_bytes: int, page_bytes: int) -> int:
     >>> parse_capacity("12GiB", peak_live_bytes=1, page_bytes=2 << 20) >> 30
     12
     """
+    if len(text) > _MAX_CHARACTERS:
+        raise InvalidArgumentError(
+            f"capacity {one_line(text, limit=40)!r} has {len(text):,} characters; write a number "
+            "and a unit, such as '12GiB', or a multiple of the peak, such as '1.01x'"
+        )
     match = _RATIO.fullmatch(text)
     if match:
         wanted = int(Fraction(match["number"]) * peak_live_bytes)

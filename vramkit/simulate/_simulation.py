@@ -8,7 +8,7 @@ from vramkit.simulate._capacity import DEFAULT_CAPACITY, find_min_capacity, pars
 from vramkit.simulate._events import Events
 from vramkit.simulate._load import load_trace
 from vramkit.simulate._repeat import Repetition, repeat_step
-from vramkit.simulate._replay import Progress, Replay, replay
+from vramkit.simulate._replay import Progress, Replay, check_page, replay
 from vramkit.simulate._steps import find_heaviest_step
 
 
@@ -107,11 +107,7 @@ def simulate(
 def _check(options: Options) -> None:
     if options.capacity is not None and options.min_capacity:
         raise InvalidArgumentError("a capacity and the search for the smallest exclude each other")
-    if options.page_bytes <= 0:
-        raise InvalidArgumentError(
-            f"a page has a power of two of bytes, 65,536 or more, not {options.page_bytes:,}; "
-            "the usual one has 2 MiB"
-        )
+    check_page(options.page_bytes)
 
 
 def _capacity_bytes(events: Events, options: Options, progress: Progress | None) -> int:
