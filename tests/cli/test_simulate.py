@@ -123,6 +123,14 @@ def test_the_device_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--page", "1TiB"], "--page must be a power of two from '64KiB' to '1GiB', got '1TiB'"),
         (["--page", "-2MiB"], "--page must be at least 1 byte, got '-2MiB'"),
         (["--repeat-step", "999999999"], "the step of 2 events can be repeated 1 to"),
+        # 4 MiB more than 2**64 bytes: it once replayed with 4 MiB.
+        (["--capacity", "18446744073713745920"], "the capacity must be 1 to 9,223,372,036,854"),
+        (["--capacity", "1e3x"], "cannot be read"),
+        (["--capacity", "9" * 5000], "a text of 5,000 characters cannot be read"),
+        (["--capacity", "9" * 5000 + "x"], "a text of 5,001 characters cannot be read"),
+        (["--capacity", "9" * 40 + "x"], "the capacity must be 1 to 9,223,372,036,854"),
+        (["--page", "18446744073711648768"], "--page must be a power of two"),
+        (["--page", "9" * 5000], "cannot be read"),
         (["--device", "1"], "holds one device, number 0, not 1"),
     ],
 )

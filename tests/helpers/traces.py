@@ -60,7 +60,9 @@ def write_npz(path: Path, rows: Sequence[Row], **replaced: Any) -> Path:
     return path
 
 
-def snapshot_of(*devices: Sequence[Row], segments: Iterable[Any] = ()) -> dict[str, Any]:
+def snapshot_of(
+    *devices: Sequence[Row], segments: Iterable[Any] = (), **settings: Any
+) -> dict[str, Any]:
     """A snapshot as PyTorch 2.x writes it, with the events of each device."""
     frames = [{"name": "step", "filename": "train.py", "line": 7}]
     traces = [
@@ -82,7 +84,11 @@ def snapshot_of(*devices: Sequence[Row], segments: Iterable[Any] = ()) -> dict[s
     return {
         "segments": list(segments),
         "device_traces": traces,
-        "allocator_settings": {"max_split_size": -1, "roundup_power2_divisions": {"1": 0}},
+        "allocator_settings": {
+            "max_split_size": -1,
+            "roundup_power2_divisions": {"1": 0},
+            **settings,
+        },
         "external_annotations": [],
     }
 

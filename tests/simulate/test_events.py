@@ -118,6 +118,17 @@ def test_the_earliest_contradiction_is_named() -> None:
         normalise(recorded(rows))
 
 
+def test_streams_are_limited() -> None:
+    assert (
+        normalise(recorded([("alloc", 64 * n, 1, n) for n in range(1, 1025)])).block_count == 1024
+    )
+    with pytest.raises(TraceError, match="of 1,025 streams, more than the 1,024 admitted; record"):
+        normalise(recorded([("alloc", 64 * n, 1, n) for n in range(1, 1026)]))
+    standing = [(128 * n, 1, n) for n in range(1, 1025)]
+    with pytest.raises(TraceError, match="of 1,025 streams"):
+        normalise(recorded([("alloc", 64, 1, 0)], standing=standing))
+
+
 def test_no_events_make_no_blocks() -> None:
     events = normalise(recorded([]))
     assert (len(events), events.block_count, events.peak_live_bytes) == (0, 0, 0)

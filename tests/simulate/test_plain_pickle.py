@@ -121,8 +121,22 @@ def test_damage_and_bombs_are_refused(instructions: bytes, text: str) -> None:
 
 
 def test_deep_nesting_needs_no_recursion() -> None:
-    deep = load_plain(b"\x80\x04" + b"]" * 1_000_000 + b"a" * 999_999 + b".")
+    deep = load_plain(b"\x80\x04" + b"]" * 60_000 + b"a" * 59_999 + b".")
     assert type(deep) is list
+
+
+@pytest.mark.parametrize("opening", [b"]", b"}", b"(", b"N]", b"\x8c\0"])
+def test_values_that_wait_for_their_container_are_limited(opening: bytes) -> None:
+    with pytest.raises(PlainPickleError, match="more than the 65,536 values admitted wait"):
+        load_plain(b"\x80\x04" + opening * 70_000 + b".")
+
+
+@pytest.mark.parametrize("item", [b"]", b"}", b")\x85", b"\x8c\0", b"C\0", b"(t", b"X\0\0\0\0"])
+def test_objects_are_limited(item: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vramkit.simulate._plain_pickle.MAX_OBJECTS", 100)
+    assert len(load_plain(b"\x80\x04](" + item * 99 + b"e.")) == 99
+    with pytest.raises(PlainPickleError, match="more than the 100 lists, dicts, tuples and texts"):
+        load_plain(b"\x80\x04](" + item * 100 + b"e.")
 
 
 EXPECTED = (True, False, PlainPickleError)

@@ -95,7 +95,7 @@ def test_blocks_of_other_streams_are_no_partners() -> None:
 @pytest.mark.parametrize("rounds", [0, -1, 1 << 40])
 def test_the_number_of_rounds_is_checked(rounds: int) -> None:
     events = events_of([0, 0], sizes=[8])
-    with pytest.raises(InvalidArgumentError, match=r"can be repeated 1 to 134217728 times, not"):
+    with pytest.raises(InvalidArgumentError, match=r"can be repeated 1 to 33554432 times, not"):
         repeat_step(events, Step(0, 2), rounds=rounds)
 
 

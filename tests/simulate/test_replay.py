@@ -1,4 +1,5 @@
 import gc
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vramkit._core import CorePool
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.simulate import Events, replay
 
 MIB = 1 << 20
@@ -151,3 +152,33 @@ def test_any_events_complete_or_fail_where_live_bytes_say(events: Events, pages:
         assert outcome.failure.live_bytes == before
         assert outcome.failure.free_whole_pages * PAGE < outcome.failure.requested_bytes
         assert outcome.failure.largest_hole_bytes < outcome.failure.requested_bytes
+
+
+def test_a_block_that_two_streams_pass_on_takes_linear_time() -> None:
+    # Each allocation waits for the other stream, and no event of this backend is ever known to be
+    # done. A search through all events took 24 s.
+    count = 400_000
+    events = Events(
+        op=np.tile(np.array([0, 1], dtype=np.uint8), count),
+        block_id=np.repeat(np.arange(count), 2),
+        size_bytes=np.full(2 * count, PAGE),
+        stream=np.repeat(np.arange(count, dtype=np.int32) % 2, 2),
+        index=np.arange(2 * count),
+        block_count=count,
+        standing_blocks=0,
+    )
+    begin = time.process_time()
+    assert replay(events, capacity_bytes=PAGE).cross_stream_waits == count - 1
+    assert time.process_time() - begin < 6
+
+
+@pytest.mark.parametrize("capacity", [0, -PAGE, 1 << 63, 18446744073713745920, 1 << 200])
+def test_capacities_that_would_wrap_are_refused(capacity: int) -> None:
+    with pytest.raises(CapacityError, match=r"the capacity must be 1 to 9,223,372,.*such as 80GiB"):
+        replay(events_of([0], sizes=[8]), capacity_bytes=capacity)
+
+
+@pytest.mark.parametrize("page", [0, -PAGE, 1 << 63, (1 << 64) + PAGE, 1 << 200])
+def test_pages_that_would_wrap_are_refused(page: int) -> None:
+    with pytest.raises(InvalidArgumentError, match="page_bytes must be a power of two of at least"):
+        replay(events_of([0], sizes=[8]), capacity_bytes=PAGE, page_bytes=page)

@@ -28,6 +28,8 @@ KEYS = [
     "estimated_stitch_ms",
     "seconds",
     "failure",
+    "private_pools",
+    "warnings",
 ]
 
 FAILURE = Failure(
@@ -64,6 +66,9 @@ def simulation(**replaced: Any) -> Simulation:
         standing_blocks=replaced.get("standing_blocks", 0),
         replay=Replay(**values),
         repetition=replaced.get("repetition"),
+        notes=replaced.get("notes", ()),
+        private_blocks=replaced.get("private_blocks", 0),
+        private_peak_bytes=3 << 20,
     )
 
 
@@ -153,3 +158,27 @@ def test_the_text_of_a_failure_in_a_round() -> None:
 
 def test_a_replay_too_short_for_the_clock() -> None:
     assert "too short to measure" in to_text(simulation(seconds=0.0), title="t.npz")
+
+
+def test_doubts_about_the_recording_are_told() -> None:
+    doubtful = simulation(notes=("the first", "the second"))
+    assert to_text(doubtful, title="t.npz").endswith(
+        "\n\nWarning: the first.\n\nWarning: the second."
+    )
+    assert to_json(doubtful)["warnings"] == ["the first", "the second"]
+
+
+def test_private_pools_are_counted_apart() -> None:
+    graphs = simulation(private_blocks=1200)
+    expected = (
+        "private pools       1,200 blocks, peak 3.0 MiB, not replayed: a pool does not serve them"
+    )
+    assert expected in to_text(graphs, title="t.npz").splitlines()
+    assert to_json(graphs)["private_pools"] == {"blocks": 1200, "peak_live_bytes": 3 << 20}
+    assert "private pools" not in to_text(simulation(), title="t.npz")
+
+
+def test_a_title_is_one_line_without_escape_sequences() -> None:
+    text = to_text(simulation(), title="a\x1b[2J\nresult completed\udce9.npz")
+    first = text.splitlines()[0]
+    assert first == r"trace               a\x1b[2J\nresult completed\udce9.npz"

@@ -105,6 +105,11 @@ def test_older_versions_give_neither_block_addresses_nor_requested_sizes(tmp_pat
     assert load_trace(path).size_bytes.tolist()[0] == 1024
 
 
+BLOCK = {"size": 1024, "requested_size": 1000, "state": "active_allocated"}
+ENTRY = {"action": "alloc", "addr": 1 << 40, "size": 4, "stream": 0}
+TRACE = [ENTRY]
+
+
 @pytest.mark.parametrize(
     ("snapshot", "text"),
     [
@@ -128,7 +133,27 @@ def test_older_versions_give_neither_block_addresses_nor_requested_sizes(tmp_pat
             {"device_traces": [[{"action": "alloc", "addr": 1 << 70, "size": 4, "stream": 0}]]},
             "addr 0x400000000000000000 does not fit in 64 bits",
         ),
+        (
+            {"device_traces": [[{"action": "alloc", "addr": 1, "size": -4, "stream": 0}]]},
+            "event 0 of device 0: size -4 is no possible number of bytes",
+        ),
+        (
+            {"device_traces": [[{"action": "alloc", "addr": 1, "size": 1 << 600, "stream": 0}]]},
+            "size of 601 bits is no possible number",
+        ),
+        (
+            {**snapshot_of(ROWS[:1]), "device_traces": [[{**ENTRY, "pool_id": [1, 2]}]]},
+            "event 0 of device 0: pool_id is no pair of integers",
+        ),
         ({**snapshot_of(ROWS), "segments": 1}, "'segments' is not a list"),
+        ({**snapshot_of(ROWS), "segments": [segment(device="0")]}, "segment 0 has no int 'device'"),
+        ({**snapshot_of(ROWS), "segments": [segment()] * 2}, "one and the same list, several"),
+        ({**snapshot_of(ROWS), "segments": [segment(), segment()]}, "two live blocks at address"),
+        (
+            {**snapshot_of(ROWS), "segments": [segment(address=(1 << 64) - 1, blocks=[BLOCK])]},
+            "a block of segment 0 ends beyond the addresses of 64 bits",
+        ),
+        ({"device_traces": [TRACE, TRACE]}, "the traces of devices are one and the"),
         ({**snapshot_of(ROWS), "segments": [1]}, "segment 0 is a int, not a dict"),
         ({**snapshot_of(ROWS), "segments": [segment(blocks=1)]}, "segment 0 has no list 'blocks'"),
         ({**snapshot_of(ROWS), "segments": [segment(blocks=[1])]}, "a block of segment 0 is not"),
@@ -152,12 +177,12 @@ def test_a_hostile_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "seen").exists()
 
 
-def test_too_large_a_snapshot_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vramkit.simulate._snapshot._MAX_FILE_BYTES", 100)
-    with pytest.raises(TraceError, match="more than the 100 admitted; record with"):
-        load_trace(write_snapshot(tmp_path / "t.pickle", ROWS))
-
-
 def test_addresses_above_the_signed_range_are_identities(tmp_path: Path) -> None:
     rows: list[Row] = [(action, (1 << 64) - 512, 9, 0) for action in ("alloc", "free_completed")]
     assert load_trace(write_snapshot(tmp_path / "t.pickle", rows)).op.tolist() == [0, 1]
+
+
+def test_too_many_events_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vramkit.simulate._snapshot.MAX_EVENTS", 5)
+    with pytest.raises(TraceError, match="device 0 has 6 events, more than the 5 admitted; record"):
+        load_trace(write_snapshot(tmp_path / "t.pickle", ROWS))

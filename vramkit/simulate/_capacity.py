@@ -10,7 +10,7 @@ from vramkit.units import advised_size, format_apart, format_mib, parse_bytes
 
 DEFAULT_CAPACITY = "1.01x"
 
-_RATIO = re.compile(r"\s*(?P<number>-?(\d{1,30}(\.\d{0,30})?|\.\d{1,30}))\s*[xX]\s*", re.ASCII)
+_RATIO = re.compile(r"\s*(?P<number>-?(\d{1,60}(\.\d{0,60})?|\.\d{1,60}))\s*[xX]\s*", re.ASCII)
 
 _ALSO = "a multiple of the trace's peak such as '1.01x'"
 

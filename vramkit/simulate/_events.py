@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vramkit._core import ReplayOp
 from vramkit.simulate._errors import TraceError
+from vramkit.simulate._limits import MAX_STREAMS
 
 Int64 = NDArray[np.int64]
 
@@ -58,6 +59,10 @@ class Events:
         index: Position of the event in the file, -1 for events that the file does not hold.
         block_count: Number of ids.
         standing_blocks: Blocks that were live before the first event; they are placed first.
+        notes: What is doubtful about the recording, in sentences for people.
+        private_blocks: Blocks of private pools (CUDA graphs, ``torch.cuda.MemPool``), which are
+            not among the events: a vramkit pool does not serve them.
+        private_peak_bytes: Most requested bytes of such blocks live at once.
     """
 
     op: NDArray[np.uint8]
@@ -67,6 +72,9 @@ class Events:
     index: Int64
     block_count: int
     standing_blocks: int
+    notes: tuple[str, ...] = ()
+    private_blocks: int = 0
+    private_peak_bytes: int = 0
 
     def __len__(self) -> int:
         """Number of events."""
@@ -91,7 +99,8 @@ def normalise(recorded: RecordedEvents) -> Events:
     need no memory and are left out.
 
     Raises:
-        TraceError: A negative size, an address allocated while it is live, or freed twice.
+        TraceError: A negative size, too many streams, an address allocated while it is live, or
+            freed twice.
 
     >>> columns = np.array([[0, 64, 100, 7, 0], [0, 96, 50, 9, 1], [2, 64, 100, 7, 2]]).T
     >>> events = normalise(RecordedEvents(columns[0].astype("u1"), *columns[1:],
@@ -102,6 +111,7 @@ def normalise(recorded: RecordedEvents) -> Events:
     150
     """
     _check_sizes(recorded)
+    _check_streams(recorded)
     complete = _with_standing_blocks(_select(recorded, ~_is_null_block(recorded)))
     is_alloc = complete.action == Action.ALLOC
     block_id = _pair(complete, is_alloc)
@@ -155,6 +165,15 @@ def _check_sizes(recorded: RecordedEvents) -> None:
         )
 
 
+def _check_streams(recorded: RecordedEvents) -> None:
+    count = len(np.unique(np.concatenate([recorded.stream, recorded.standing[:, 2]])))
+    if count > MAX_STREAMS:
+        raise TraceError(
+            f"the events are of {count:,} streams, more than the {MAX_STREAMS:,} admitted; record "
+            "a loop that uses its streams again, or check the column 'stream'"
+        )
+
+
 def _with_standing_blocks(recorded: RecordedEvents) -> RecordedEvents:
     """Put allocations of blocks that were live before the first event in front of the others."""
     addresses, opening = np.unique(recorded.addr, return_index=True)
@@ -203,5 +222,5 @@ def _contradiction(recorded: RecordedEvents, order: Int64, places: Int64) -> Tra
     return TraceError(
         f"event {recorded.index[at]}: address {address:#x} is {what} (its previous event is "
         f"{recorded.index[before]}); the trace lost events or mixes devices: record it again, from "
-        "the start of the process and with a larger buffer"
+        "the start of the process, with a larger buffer and without skip_actions"
     )

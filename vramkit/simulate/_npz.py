@@ -1,51 +1,56 @@
 """Reads ``.npz`` traces."""
 
-import tokenize
+import struct
+import sys
 import zipfile
 import zlib
-from pathlib import Path
+from collections import Counter
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vramkit.simulate._errors import TraceError
 from vramkit.simulate._events import Action, RecordedEvents
+from vramkit.simulate._limits import MAX_ACTION_CHARACTERS, MAX_ACTIONS, MAX_EVENTS
+from vramkit.simulate._npy import NpyError, read_npy
+from vramkit.simulate._text import one_line
 
 _NUMBERS = ("action", "addr", "size", "stream")
 _ARRAYS = (*_NUMBERS, "actions")
 _CODES = {action.name.lower(): action for action in Action}
 _OTHER_EVENT = 255
 
-# 16 GiB hold 500 million events; more is a decompression bomb rather than a trace.
-_MAX_UNPACKED_BYTES = 16 << 30
+# What NumPy writes. The other methods unpack without a bound on what comes out at once, and LZMA
+# takes a dictionary as large as the file says.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Arrays are read in pieces; only the list of an archive's members is read at once. So much holds
+# ten thousand of them.
+_MAX_READ_BYTES = 1 << 20
 
-# What zipfile, zlib and NumPy's header parser raise on files that are damaged or hostile.
+# What zipfile and zlib raise on files that are damaged or hostile.
 _UNREADABLE = (
     EOFError,
-    MemoryError,
     NotImplementedError,
     OSError,
     OverflowError,
     RuntimeError,
-    SyntaxError,
-    TypeError,
     ValueError,
-    tokenize.TokenError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )
 
 
-def read_npz(path: Path) -> RecordedEvents:
+def read_npz(file: BinaryIO) -> RecordedEvents:
     """Read the allocator events of an ``.npz`` trace; other events are skipped.
 
     Raises:
         TraceError: The file is damaged, an array is missing, or its values make no sense.
     """
-    arrays = _load_arrays(path)
+    arrays = _load_arrays(file)
     _check_arrays(arrays)
-    code_of_name = [_CODES.get(str(name), _OTHER_EVENT) for name in arrays["actions"]]
-    code = np.array(code_of_name, dtype=np.uint8)[_action_indices(arrays)]
+    code = np.array(_codes_of_names(arrays["actions"]), dtype=np.uint8)[_action_indices(arrays)]
     index = np.flatnonzero(code != _OTHER_EVENT)
     return RecordedEvents(
         action=code[index],
@@ -57,14 +62,39 @@ def read_npz(path: Path) -> RecordedEvents:
     )
 
 
-def _load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+def _codes_of_names(names: NDArray[np.generic]) -> list[int]:
+    # NumPy makes a SystemError of what is no character.
+    numbers = np.frombuffer(names.tobytes(), np.dtype("u4").newbyteorder(names.dtype.byteorder))
+    if numbers.max(initial=0) > sys.maxunicode:
+        raise TraceError(
+            "the array 'actions' holds what is no text; copy or record the trace again"
+        )
+    return [_CODES.get(name, _OTHER_EVENT) for name in names.tolist()]
+
+
+class _InPieces:
+    """A file that refuses to read much at once."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+        self.seekable = file.seekable
+
+    def read(self, size: int = -1, /) -> bytes:
+        if 0 <= size <= _MAX_READ_BYTES:
+            return self._file.read(size)
+        content = self._file.read(_MAX_READ_BYTES + 1)
+        if len(content) > _MAX_READ_BYTES:
+            raise zipfile.BadZipFile(f"its list of members exceeds {_MAX_READ_BYTES:,} bytes")
+        return content
+
+
+def _load_arrays(file: BinaryIO) -> dict[str, NDArray[np.generic]]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {member.filename for member in archive.infolist()}
-            unpacked_bytes = sum(member.file_size for member in archive.infolist())
-        _check_members(members, unpacked_bytes)
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in _ARRAYS}
+        with zipfile.ZipFile(_InPieces(file)) as archive:
+            members = _choose_members(archive.infolist())
+            return {name: _load_array(archive, name, members[name]) for name in _ARRAYS}
     except TraceError:
         raise
     except _UNREADABLE as err:
@@ -74,40 +104,59 @@ def _load_arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         ) from err
 
 
-def _check_members(members: set[str], unpacked_bytes: int) -> None:
-    missing = [name for name in _ARRAYS if f"{name}.npy" not in members]
-    if missing:
+def _choose_members(members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    count = Counter(member.filename for member in members)
+    for name in _ARRAYS:
+        if count[f"{name}.npy"] == 0:
+            held = ", ".join(one_line(member, limit=40) for member in sorted(count)[:8])
+            raise TraceError(
+                f"the archive lacks the array {name!r}; a trace has {', '.join(_ARRAYS)} "
+                f"(it holds {held or 'nothing'})"
+            )
+        if count[f"{name}.npy"] > 1:
+            raise TraceError(
+                f"the archive holds the array {name!r} {count[f'{name}.npy']:,} times; which one "
+                "is meant cannot be known: record the trace again"
+            )
+    by_file_name = {member.filename: member for member in members}
+    return {name: by_file_name[f"{name}.npy"] for name in _ARRAYS}
+
+
+def _load_array(
+    archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo
+) -> NDArray[np.generic]:
+    if member.compress_type not in _METHODS:
         raise TraceError(
-            f"the archive lacks the array {missing[0]!r}; a trace has {', '.join(_ARRAYS)} "
-            f"(it holds {', '.join(sorted(members)[:8]) or 'nothing'})"
+            f"the array {name!r} is packed by method {member.compress_type}; only stored and "
+            "deflated arrays are read, as numpy.savez and numpy.savez_compressed write them"
         )
-    if unpacked_bytes > _MAX_UNPACKED_BYTES:
+    limit = MAX_ACTIONS if name == "actions" else MAX_EVENTS
+    try:
+        with archive.open(member) as file:
+            return read_npy(
+                file, size_bytes=member.file_size, limit=limit, characters=MAX_ACTION_CHARACTERS
+            )
+    except NpyError as err:
         raise TraceError(
-            f"the archive unpacks to {unpacked_bytes:,} bytes, more than the "
-            f"{_MAX_UNPACKED_BYTES:,} admitted; cut the trace into shorter ones"
-        )
+            f"the array {name!r} is refused: {err}; cut the trace into shorter ones or record it "
+            "again"
+        ) from err
 
 
 def _check_arrays(arrays: dict[str, NDArray[np.generic]]) -> None:
     length = arrays["action"].size
     for name in _NUMBERS:
         array = arrays[name]
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TraceError(
-                f"the array {name!r} must hold integers in one dimension, it holds {array.dtype} "
-                f"of shape {array.shape}"
-            )
+        if array.dtype.kind not in "iu":
+            raise TraceError(f"the array {name!r} must hold integers, it holds {array.dtype}")
         if len(array) != length:
             raise TraceError(
                 f"the array {name!r} has {len(array):,} entries, 'action' has {length:,}; a trace "
                 "has one entry an event in each: record it again"
             )
     names = arrays["actions"]
-    if names.ndim != 1 or names.dtype.kind != "U":
-        raise TraceError(
-            f"the array 'actions' must hold texts in one dimension, it holds {names.dtype} of "
-            f"shape {names.shape}"
-        )
+    if names.dtype.kind != "U":
+        raise TraceError(f"the array 'actions' must hold texts, it holds {names.dtype}")
 
 
 def _action_indices(arrays: dict[str, NDArray[np.generic]]) -> NDArray[np.int64]:

@@ -4,16 +4,22 @@ Python's own unpickler with a ``find_class`` that refuses is not enough for file
 one instruction makes its memo table as large as the machine's memory, and keys made of nested
 tuples or of chosen numbers take for ever to hash or to tell apart. Here instructions that import,
 call or build objects do not exist, memo entries come in order, dictionary keys are texts, and no
-length is believed before the file holds that much. So time and memory grow with the file only.
+length is believed before the file holds that much. So time and memory grow with the file only, and
+what takes more memory than its bytes in the file is counted.
+
+What comes back may still share parts, or contain itself: a few bytes can describe a value that is
+endless when it is walked through. So ask for the type of a value before you do anything with it.
 """
 
 import struct
 from collections.abc import Callable
 from typing import Any
 
+from vramkit.simulate._limits import MAX_OBJECTS, MAX_OPEN_VALUES
+
 _BINGET, _LONG_BINGET, _MEMOIZE = ord("h"), ord("j"), 0x94
 _BININT, _BININT1, _LONG1 = ord("J"), ord("K"), 0x8A
-_EMPTY_DICT, _MARK, _STOP = ord("}"), ord("("), ord(".")
+_EMPTY_DICT, _STOP = ord("}"), ord(".")
 
 _FLOAT64 = struct.Struct(">d")
 
@@ -50,6 +56,7 @@ class _Decoder:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: list[Any] = []
+        self.objects = 0
 
     def run(self) -> Any:
         try:
@@ -69,7 +76,7 @@ class _Decoder:
         They are written out because calling a function for each takes three times as long. A
         value that the file's end cuts short shows at the next instruction: there is none.
         """
-        data, at, memo, stack, marks = self.data, self.at, self.memo, self.stack, self.marks
+        data, at, memo, stack = self.data, self.at, self.memo, self.stack
         push = stack.append
         while True:
             code = data[at]
@@ -93,15 +100,30 @@ class _Decoder:
                 push(int.from_bytes(data[at : at + 4], "little", signed=True))
                 at += 4
             elif code == _EMPTY_DICT:
+                self.at = at
+                self.count_object()
                 push({})
-            elif code == _MARK:
-                marks.append(len(stack))
             else:
                 self.at = at
                 return code
 
     def error(self, text: str) -> PlainPickleError:
         return PlainPickleError(f"byte {self.at}: {text}")
+
+    def count_object(self) -> None:
+        """Called for each instruction whose value takes much more memory than file."""
+        self.objects += 1
+        if self.objects > MAX_OBJECTS:
+            raise self.error(
+                f"it holds more than the {MAX_OBJECTS:,} lists, dicts, tuples and texts admitted"
+            )
+        self.check_open_values()
+
+    def check_open_values(self) -> None:
+        if max(len(self.stack), len(self.marks)) > MAX_OPEN_VALUES:
+            raise self.error(
+                f"more than the {MAX_OPEN_VALUES:,} values admitted wait for their container"
+            )
 
     def take(self, count: int) -> bytes:
         start, self.at = self.at, self.at + count
@@ -156,13 +178,20 @@ def _constant(value: object) -> _Action:
 
 
 def _text(width: int) -> _Action:
-    return lambda decoder: decoder.stack.append(
-        str(decoder.take(decoder.number(width)), "utf-8", "surrogatepass")
-    )
+    def push(decoder: _Decoder) -> None:
+        decoder.count_object()
+        content = decoder.take(decoder.number(width))
+        decoder.stack.append(str(content, "utf-8", "surrogatepass"))
+
+    return push
 
 
 def _bytes(width: int) -> _Action:
-    return lambda decoder: decoder.stack.append(decoder.take(decoder.number(width)))
+    def push(decoder: _Decoder) -> None:
+        decoder.count_object()
+        decoder.stack.append(decoder.take(decoder.number(width)))
+
+    return push
 
 
 def _put(width: int) -> _Action:
@@ -177,12 +206,18 @@ def _put(width: int) -> _Action:
 
 def _tuple(count: int) -> _Action:
     def push(decoder: _Decoder) -> None:
+        decoder.count_object()
         values = tuple(decoder.stack[-count:])
         if len(values) != count:
             raise decoder.error("a tuple lacks values")
         decoder.stack[-count:] = [values]
 
     return push
+
+
+def _mark(decoder: _Decoder) -> None:
+    decoder.check_open_values()
+    decoder.marks.append(len(decoder.stack))
 
 
 def _skip(width: int) -> _Action:
@@ -201,6 +236,7 @@ def _float(decoder: _Decoder) -> None:
 
 
 def _empty_list(decoder: _Decoder) -> None:
+    decoder.count_object()
     decoder.stack.append([])
 
 
@@ -222,6 +258,7 @@ def _set_items(decoder: _Decoder) -> None:
 
 
 def _tuple_to_mark(decoder: _Decoder) -> None:
+    decoder.count_object()
     decoder.stack.append(tuple(decoder.to_mark()))
 
 
@@ -240,6 +277,7 @@ _RARE: dict[int, _Action] = {
     ord("C"): _bytes(1),
     ord("B"): _bytes(4),
     0x8E: _bytes(8),
+    ord("("): _mark,
     ord("t"): _tuple_to_mark,
     0x85: _tuple(1),
     0x86: _tuple(2),

@@ -19,8 +19,8 @@ from vramkit.simulate._events import Events, Int64
 from vramkit.simulate._steps import Step
 from vramkit.units import counted
 
-# Some 6 GiB of arrays.
-_MAX_EVENTS = 1 << 28
+# Some 3 GiB of arrays while they are made.
+_MAX_EVENTS = 1 << 26
 
 
 @dataclass(frozen=True)

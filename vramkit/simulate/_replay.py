@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from vramkit._core import CorePool, CoreReplay, ReplayOp, Status
+from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.simulate._events import Events
 
 # Called with the number of events done and their total.
 Progress = Callable[[int, int], None]
+
+# Sizes reach the core as integers of 64 bits, where larger ones would wrap.
+NUMBER_LIMIT = 1 << 63
 
 _CHUNK_EVENTS = 65_536
 
@@ -89,9 +93,12 @@ def replay(
         progress: Called now and then.
 
     Raises:
+        CapacityError: The capacity is no number of bytes that a machine can have.
         InvalidArgumentError: The pool refuses the capacity or the page.
         NativeLibraryError: The native core is not built.
     """
+    check_page(page_bytes)
+    check_capacity(capacity_bytes)
     pool = CorePool.create(
         backend="null",
         label="simulate",
@@ -104,6 +111,37 @@ def replay(
         return run.outcome(round_starts)
     finally:
         run.finish()
+
+
+def check_page(page_bytes: int) -> None:
+    """Check the size of a page before it becomes a number of the core's, of 64 bits.
+
+    Raises:
+        InvalidArgumentError: It is out of range; the core checks what is within.
+    """
+    if not 0 < page_bytes < NUMBER_LIMIT:
+        raise InvalidArgumentError(
+            "page_bytes must be a power of two of at least 65,536, got "
+            f"{shown_number(page_bytes)}; the usual page has 2,097,152 bytes (2MiB)"
+        )
+
+
+def check_capacity(capacity_bytes: int) -> None:
+    """Check a capacity before it becomes a number of the core's, of 64 bits.
+
+    Raises:
+        CapacityError: It is out of range; the core checks what is within.
+    """
+    if not 0 < capacity_bytes < NUMBER_LIMIT:
+        raise CapacityError(
+            f"the capacity must be 1 to {NUMBER_LIMIT - 1:,} bytes, got "
+            f"{shown_number(capacity_bytes)}; give what a device has, such as 80GiB"
+        )
+
+
+def shown_number(value: int) -> str:
+    """The number in decimals, or its size: Python refuses to write thousands of digits."""
+    return f"{value:,}" if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
 
 
 class _Run:

@@ -5,6 +5,7 @@ from typing import Any
 
 from vramkit.simulate._replay import Failure, Replay
 from vramkit.simulate._simulation import Simulation
+from vramkit.simulate._text import one_line
 from vramkit.units import counted, format_apart, format_mib
 
 # Mapping a page at a second address and giving the device access to it, measured on an H100.
@@ -31,6 +32,11 @@ def to_json(simulation: Simulation) -> dict[str, Any]:
         "estimated_stitch_ms": estimated_stitch_ms(replay),
         "seconds": replay.seconds,
         "failure": None,
+        "private_pools": {
+            "blocks": simulation.private_blocks,
+            "peak_live_bytes": simulation.private_peak_bytes,
+        },
+        "warnings": list(simulation.notes),
     }
     if replay.failure is not None:
         message = failure_text(replay.failure, replay)
@@ -45,9 +51,11 @@ def to_json(simulation: Simulation) -> dict[str, Any]:
 def to_text(simulation: Simulation, *, title: str) -> str:
     """The report as a short table, with an explanation if the pool ran out."""
     replay = simulation.replay
-    rows = [("trace", title), *_rows(simulation), *_step_rows(simulation)]
+    rows = [("trace", one_line(title)), *_rows(simulation), *_step_rows(simulation)]
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name:<{width}}{value}" for name, value in rows]
+    for note in simulation.notes:
+        lines += ["", f"Warning: {note}."]
     if replay.rounds:
         lines += ["", *_round_lines(replay)]
     if replay.failure is not None:
@@ -95,6 +103,10 @@ def _rows(simulation: Simulation) -> list[tuple[str, str]]:
     if simulation.standing_blocks:
         note = "live before the recording began, placed first"
         rows.insert(2, ("older blocks", f"{simulation.standing_blocks:,} {note}"))
+    if simulation.private_blocks:
+        peak = format_mib(simulation.private_peak_bytes)
+        note = f"peak {peak}, not replayed: a pool does not serve them"
+        rows.append(("private pools", f"{simulation.private_blocks:,} blocks, {note}"))
     return rows
 
 

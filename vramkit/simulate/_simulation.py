@@ -46,12 +46,19 @@ class Simulation:
         peak_live_bytes: Most requested bytes live at once in the replayed events.
         standing_blocks: Blocks that were live before the recording began; they are placed first.
         repetition: What was repeated, or ``None``.
+        notes: What is doubtful about the recording, in sentences for people.
+        private_blocks: Blocks of private pools (CUDA graphs, ``torch.cuda.MemPool``). They are
+            not replayed: a vramkit pool does not serve them.
+        private_peak_bytes: Most requested bytes of such blocks live at once.
     """
 
     peak_live_bytes: int
     standing_blocks: int
     replay: Replay
     repetition: Repetition | None
+    notes: tuple[str, ...] = ()
+    private_blocks: int = 0
+    private_peak_bytes: int = 0
 
     @property
     def completed(self) -> bool:
@@ -107,6 +114,9 @@ def simulate(
             progress=progress,
         ),
         repetition=repetition,
+        notes=trace.notes,
+        private_blocks=trace.private_blocks,
+        private_peak_bytes=trace.private_peak_bytes,
     )
 
 
