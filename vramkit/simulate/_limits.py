@@ -3,7 +3,8 @@
 ``docs/simulate.md`` states these limits.
 """
 
-# Recorded events of one device, skipped ones included. Reading so many takes some 5 GiB.
+# Recorded events of one device, skipped ones included. Reading so many from an archive takes some
+# 3 GiB.
 MAX_EVENTS = 1 << 24
 # The core keeps a number for each pair of streams: 8 MiB for so many.
 MAX_STREAMS = 1 << 10
