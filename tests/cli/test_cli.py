@@ -90,6 +90,32 @@ def test_integers_are_checked_before_anything_runs(
     assert last.startswith(f"vramkit {arguments[0]}: argument {text}")
 
 
+def test_no_prefix_comes_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"PK\x03\x04")
+    for arguments in (
+        ["fly"],
+        ["simulate", str(tmp_path / "none")],
+        ["simulate", str(tmp_path)],
+        ["simulate", str(damaged)],
+        ["simulate", "a", "--capacity", "2G"],
+        ["simulate", "a", "--page", "3MiB"],
+        ["simulate", "a", "--device", "-1"],
+        ["demo", "--budget", "2G"],
+        ["demo", "--budget", "8EiB"],
+        ["demo", "--out", str(tmp_path)],
+        ["demo", "--epochs", "1", "--budget", "2MiB", "--out", str(tmp_path / "a.png")],
+    ):
+        assert main(arguments) in (1, 2)
+        last = capsys.readouterr().err.splitlines()[-1]
+        prefixes = last.split(": ")[:-1]
+        assert prefixes[0].startswith("vramkit")
+        assert len(set(prefixes)) == len(prefixes), last
+        assert "error:" not in last
+        for word in (*prefixes[0].split(), str(tmp_path)):
+            assert last.count(word + ":") <= 1, last
+
+
 def test_what_follows_two_dashes_is_no_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

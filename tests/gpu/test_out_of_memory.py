@@ -45,9 +45,9 @@ def test_what_is_held_outside_the_pool_is_told() -> None:
         bytes_on_gpu(80 * MIB)
     assert native.nbytes == 512 * MIB
     assert re.search(
-        r"Outside the pool on cuda:0: PyTorch's own allocator holds 5\d\d MiB "
-        r"\(5\d\d MiB in tensors\), other processes and CUDA contexts \d+ MiB; "
-        r"the device has \d+ MiB of \d+ MiB free",
+        r"Outside the pool on cuda:0: PyTorch's own allocator holds 5\d\d\.\d MiB "
+        r"\(5\d\d\.\d MiB in tensors\), other processes and CUDA contexts \d+\.\d [MG]iB; "
+        r"the device has \d+\.\d [MG]iB of \d+\.\d GiB free",
         str(caught.value),
     )
 
