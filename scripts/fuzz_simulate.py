@@ -116,11 +116,8 @@ def _judge_output(status: int, out: str, error: str, *, as_json: bool) -> str | 
     if status not in (0, 1, 2):
         return f"exit status {status}"
     refused = status == 2
-    if as_json:
-        as_it_should = ("error" in json.loads(out)) == refused
-    else:
-        as_it_should = bool(out) != refused
-    if not as_it_should or error.count("\n") != refused:
+    told = "error" in json.loads(out) if as_json else not out
+    if told != refused or error.count("\n") != refused:
         return f"exit status {status}, but prints {out!r} and as errors {error!r}"
     for line in (out + error).splitlines():
         if not line.isprintable() or len(line) > 8000:
