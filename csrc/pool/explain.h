@@ -22,6 +22,7 @@ struct Shortage {
   uint64_t free_pages = 0;  // bytes in wholly free pages
   uint64_t pending = 0;
   std::string refusal;                    // of the backend, when it was that which had no memory
+  std::string alias_limit;                // why no page can be stitched, where that is so
   std::vector<BlockInfo> largest_blocks;  // at most ten, largest first
 };
 
