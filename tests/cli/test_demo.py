@@ -103,7 +103,8 @@ def test_a_budget_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(command) == 1
     printed = capsys.readouterr()
     assert (
-        "vramkit demo: the budget is too small (--budget). vramkit pool on cpu is out of memory."
+        "vramkit demo: the budget is too small (--budget). DefaultCPUAllocator: can't allocate "
+        "memory. vramkit pool on cpu is out of memory."
     ) in printed.err
     assert printed.out == ""
     assert not picture.exists()
