@@ -40,6 +40,9 @@ class Backend {
   /// False where the memory is one piece that was given: neither growing nor stitching is possible.
   virtual bool has_own_addresses() const { return true; }
 
+  /// True where the range takes addresses of this process, which `ulimit -v` may limit.
+  virtual bool takes_address_space() const { return false; }
+
   /// No pool can have more than this: the memory of the machine, or what its limits leave of it.
   virtual uint64_t memory_limit() const = 0;
 
@@ -71,8 +74,14 @@ class Backend {
   virtual bool rebindable() const = 0;
   /// True where a page can stand at two addresses at once; where false, `map` moves it.
   virtual bool aliasing() const = 0;
-  /// How many pages may be mapped at alias addresses at a time.
+  /// How many pages may be mapped at alias addresses now. Falls when other pools map more.
   virtual uint64_t max_alias_pages() const = 0;
+  /// Before pages get alias addresses, and after they have lost them: counts them where the
+  /// process's pools share a limit. False, and nothing is counted, beyond it.
+  virtual bool take_mappings(uint64_t) { return true; }
+  virtual void give_back_mappings(uint64_t) noexcept {}
+  /// That limit and what is used of it, in words; empty where there is none.
+  virtual std::string describe_mappings() const { return {}; }
 
   /// Makes the backed pages of `run` readable and writable at `address` too (moves them there).
   virtual void map(uint64_t address, PageRun run) = 0;

@@ -1,6 +1,9 @@
 #include "backend/decorators.h"
 
+#include <algorithm>
+#include <array>
 #include <chrono>
+#include <string_view>
 #include <thread>
 
 #include "base/bytes.h"
@@ -37,10 +40,10 @@ void SlowMapsBackend::back(PageRun run) {
 }
 
 void FaultBackend::inject_fault(const std::string& call, uint64_t nth) {
-  static const std::set<std::string> known = {"reserve",    "back",        "unback",
-                                              "map_alias",  "unmap_alias", "record_event",
-                                              "wait_event", "wait_device"};
-  if (!known.contains(call)) {
+  constexpr std::array<std::string_view, 8> kKnown = {"reserve",    "back",        "unback",
+                                                      "map_alias",  "unmap_alias", "record_event",
+                                                      "wait_event", "wait_device"};
+  if (std::find(kKnown.begin(), kKnown.end(), call) == kKnown.end()) {
     fail(Status::kInvalidArgument, "no backend call '%s' can be made to fail", call.c_str());
   }
   const std::lock_guard guard(mutex_);

@@ -19,6 +19,7 @@ class Decorator : public Backend {
 
   int device() const override { return inner_->device(); }
   bool has_own_addresses() const override { return inner_->has_own_addresses(); }
+  bool takes_address_space() const override { return inner_->takes_address_space(); }
   uint64_t memory_limit() const override { return inner_->memory_limit(); }
   void reserve(const Layout& layout) override {
     page_bytes_ = layout.page_bytes;
@@ -34,6 +35,9 @@ class Decorator : public Backend {
   bool rebindable() const override { return inner_->rebindable(); }
   bool aliasing() const override { return inner_->aliasing(); }
   uint64_t max_alias_pages() const override { return inner_->max_alias_pages(); }
+  bool take_mappings(uint64_t pages) override { return inner_->take_mappings(pages); }
+  void give_back_mappings(uint64_t pages) noexcept override { inner_->give_back_mappings(pages); }
+  std::string describe_mappings() const override { return inner_->describe_mappings(); }
   void map(uint64_t address, PageRun run) override { inner_->map(address, run); }
   void unmap(uint64_t address, PageRun run) override { inner_->unmap(address, run); }
   std::vector<int> peers_in_use() const override { return inner_->peers_in_use(); }

@@ -20,13 +20,19 @@ constexpr int kMaxDevices = 64;
 
 /// The streams of one device on which a graph may be being captured.
 struct Captures {
-  std::mutex mutex;
   std::vector<uint64_t> streams;
   std::atomic<size_t> count = 0;
 };
 std::array<Captures, kMaxDevices> captures;
+std::mutex captures_mutex;  // of the streams of all devices
 
-Captures& captures_on(int device) { return captures.at(static_cast<size_t>(device)); }
+Captures& captures_on(int device) {
+  if (device < 0 || device >= kMaxDevices) {
+    fail(Status::kInvalidArgument, "CUDA device %d is not between 0 and %d", device,
+         kMaxDevices - 1);
+  }
+  return captures[static_cast<size_t>(device)];
+}
 
 bool is_capturing(uint64_t stream) {
   if (stream == 0) return false;  // the legacy stream cannot be captured, nor asked
@@ -50,18 +56,22 @@ cuda::Stream stream_of(uint64_t stream) { return reinterpret_cast<cuda::Stream>(
 
 void begin_capture(int device, uint64_t stream) {
   Captures& on = captures_on(device);
-  const std::lock_guard guard(on.mutex);
+  const std::lock_guard guard(captures_mutex);
   on.streams.push_back(stream);
   on.count.store(on.streams.size(), std::memory_order_release);
 }
 
 void end_capture(int device, uint64_t stream) {
   Captures& on = captures_on(device);
-  const std::lock_guard guard(on.mutex);
+  const std::lock_guard guard(captures_mutex);
   const auto found = std::find(on.streams.begin(), on.streams.end(), stream);
   if (found != on.streams.end()) on.streams.erase(found);
   on.count.store(on.streams.size(), std::memory_order_release);
 }
+
+void lock_captures() { captures_mutex.lock(); }
+
+void unlock_captures() { captures_mutex.unlock(); }
 
 CudaDevice::CudaDevice(int device) : device_(device) {
   int count = 0;
@@ -96,18 +106,21 @@ bool CudaDevice::events_allowed() const {
   Captures& on = captures_on(device_);
   if (on.count.load(std::memory_order_acquire) == 0) return true;
   const Entered entered(context_);
-  const std::lock_guard guard(on.mutex);
+  const std::lock_guard guard(captures_mutex);
   return std::none_of(on.streams.begin(), on.streams.end(), is_capturing);
 }
 
 Event CudaDevice::record_event(uint64_t stream) {
   const Entered entered(context_);
   if (idle_events_.empty()) {
+    // Of all that were handed out too: their release must not fail.
+    idle_events_.reserve(std::max(events_made_ + 1, 2 * idle_events_.capacity()));
     cuda::EventHandle made = nullptr;
     const cuda::Result result = driver().event_create(&made, cuda::kEventWithoutTiming);
     if (result == cuda::kDeinitialized) return 0;
     check(result, "cuEventCreate");
     idle_events_.push_back(made);
+    ++events_made_;
   }
   const cuda::EventHandle event = idle_events_.back();
   check(driver().event_record(event, stream_of(stream)), "cuEventRecord");

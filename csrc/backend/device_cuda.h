@@ -39,11 +39,15 @@ class CudaDevice : public Backend {
   cuda::Context context_ = nullptr;
   uint64_t total_bytes_ = 0;
   std::vector<cuda::EventHandle> idle_events_;
+  size_t events_made_ = 0;  // idle_events_ has room for all of them
 };
 
 /// A graph may be captured on that stream from now on, and no longer. Told by the allocator
 /// adapter; whether it is, is then asked of the driver: a capture that failed ends without a word.
 void begin_capture(int device, uint64_t stream);
 void end_capture(int device, uint64_t stream);
+/// Around fork, so that the child does not find the lock of the above taken.
+void lock_captures();
+void unlock_captures();
 
 }  // namespace vramkit

@@ -2,6 +2,9 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
+#include <memory>
+
 #include "base/error.h"
 
 namespace vramkit::cuda {
@@ -63,8 +66,14 @@ const Driver* stands_in = nullptr;
 }  // namespace
 
 const Driver& driver() {
-  static const Driver opened = stands_in != nullptr ? *stands_in : open_driver();
-  return opened;
+  // Without a lock, which a child forked in the meantime would find taken for ever. Threads that
+  // come here together each open the driver, and the first one's result stays.
+  static std::atomic<const Driver*> opened = nullptr;
+  if (const Driver* known = opened.load(std::memory_order_acquire)) return *known;
+  auto made = std::make_unique<const Driver>(stands_in != nullptr ? *stands_in : open_driver());
+  const Driver* first = nullptr;
+  if (!opened.compare_exchange_strong(first, made.get())) return *first;
+  return *made.release();
 }
 
 void use_driver(const Driver& stand_in) { stands_in = &stand_in; }

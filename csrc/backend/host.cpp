@@ -1,6 +1,7 @@
 #include "backend/host.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -22,7 +23,7 @@ constexpr uint64_t kHugePage = 2 * kMiB;
 void make_accessible(uint64_t address, uint64_t bytes) {
   void* got = ::mmap(pointer(address), bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  if (got == MAP_FAILED) fail_errno("cannot map %s", mib(bytes).c_str());
+  if (got == MAP_FAILED) fail_mapping("map", bytes);
   ::madvise(got, bytes, MADV_HUGEPAGE);
 }
 
@@ -30,16 +31,27 @@ void make_accessible(uint64_t address, uint64_t bytes) {
 
 void HostBackend::reserve(const Layout& layout) {
   page_bytes_ = layout.page_bytes;
+  const auto lead = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   AddressRange range((layout.home_pages + layout.alias_pages) * page_bytes_,
-                     std::max(page_bytes_, kHugePage));
-  make_accessible(range.base(), layout.home_pages * page_bytes_);
+                     std::max(page_bytes_, kHugePage), lead);
+  make_accessible(range.base() - lead, lead);
   // The kernel ties an area to its address at its first fault: only then do pages that went away
-  // and came back merge with their neighbours again.
-  *static_cast<volatile char*>(pointer(range.base())) = 0;
+  // and came back merge with their neighbours again. This page stands in front of home, where no
+  // huge page has room: a byte of home would take one.
+  *static_cast<volatile char*>(pointer(range.base() - lead)) = 0;
   range_ = std::move(range);
 }
 
-void HostBackend::back(PageRun) {}  // the first touch does it
+/// Not earlier: where the kernel overcommits nothing (vm.overcommit_memory=2), what is accessible
+/// counts as used.
+void HostBackend::commit(PageRun run) {
+  const uint64_t end = run.first + run.count;
+  if (end <= accessible_pages_) return;
+  make_accessible(home(accessible_pages_), (end - accessible_pages_) * page_bytes_);
+  accessible_pages_ = end;
+}
+
+void HostBackend::back(PageRun run) { commit(run); }  // the memory comes at the first touch
 
 void HostBackend::unback(PageRun run) {
   if (::madvise(pointer(home(run.first)), run.count * page_bytes_, MADV_DONTNEED) != 0) {

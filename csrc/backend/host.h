@@ -14,11 +14,11 @@ class HostBackend : public SynchronousBackend {
  public:
   void reserve(const Layout& layout) override;
   uint64_t base() const override { return range_.base(); }
+  void commit(PageRun run) override;
   void back(PageRun run) override;
   void unback(PageRun run) override;
   bool rebindable() const override { return true; }
   bool aliasing() const override { return false; }
-  uint64_t max_alias_pages() const override { return mapping_allowance(); }
   void map(uint64_t address, PageRun run) override;
   void unmap(uint64_t address, PageRun run) override;
   void discard_in_child(uint64_t address, uint64_t bytes) override;
@@ -31,6 +31,7 @@ class HostBackend : public SynchronousBackend {
 
   AddressRange range_;
   uint64_t page_bytes_ = 0;
+  uint64_t accessible_pages_ = 0;  // home pages below
   bool can_move_ = true;
 };
 

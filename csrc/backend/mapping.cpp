@@ -1,9 +1,12 @@
 #include "backend/mapping.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <string>
 #include <utility>
@@ -40,6 +43,28 @@ uint64_t group_limit() {
   return limit;
 }
 
+/// What counts against `ulimit -v`.
+uint64_t addresses_in_use() {
+  std::ifstream file("/proc/self/statm");
+  uint64_t pages = 0;
+  file >> pages;
+  return pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+[[noreturn]] void refuse_addresses(uint64_t bytes) {
+  const std::string reason = std::strerror(errno);
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
+    fail(Status::kSystem, "cannot reserve %s of address space: %s", mib(bytes).c_str(),
+         reason.c_str());
+  }
+  fail(Status::kSystem,
+       "cannot reserve %s of address space: %s; the process may have %s (`ulimit -v`) and has %s: "
+       "make a smaller pool, or raise the limit",
+       mib(bytes).c_str(), reason.c_str(), mib(limit.rlim_cur).c_str(),
+       mib(addresses_in_use()).c_str());
+}
+
 }  // namespace
 
 uint64_t machine_memory() {
@@ -47,21 +72,37 @@ uint64_t machine_memory() {
   return std::min(pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)), group_limit());
 }
 
-AddressRange::AddressRange(uint64_t bytes, uint64_t alignment) : bytes_(bytes) {
-  const uint64_t padded = bytes + alignment;
+uint64_t address_allowance() {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return ~uint64_t{0};
+  const uint64_t used = addresses_in_use();
+  return limit.rlim_cur > used ? (limit.rlim_cur - used) / 2 : 0;
+}
+
+void fail_mapping(const char* what, uint64_t bytes) {
+  if (errno != ENOMEM) fail_errno("cannot %s %s", what, mib(bytes).c_str());
+  fail(Status::kOutOfMemory,
+       "cannot %s %s: the kernel has no memory for it, or this process has too many mappings: %llu "
+       "of the %llu that vm.max_map_count allows",
+       what, mib(bytes).c_str(), static_cast<unsigned long long>(count_mappings()),
+       static_cast<unsigned long long>(mapping_limit()));
+}
+
+AddressRange::AddressRange(uint64_t bytes, uint64_t alignment, uint64_t lead_bytes)
+    : bytes_(bytes), lead_bytes_(lead_bytes) {
+  const uint64_t padded = bytes + alignment + lead_bytes;
   void* address =
       ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (address == MAP_FAILED) {
-    fail_errno("cannot reserve %s of address space; look at `ulimit -v`", mib(padded).c_str());
-  }
+  if (address == MAP_FAILED) refuse_addresses(padded);
   const uint64_t start = reinterpret_cast<uint64_t>(address);
-  base_ = align_up(start, alignment);
-  if (base_ > start) ::munmap(address, base_ - start);
+  base_ = align_up(start + lead_bytes, alignment);
+  const uint64_t first = base_ - lead_bytes;
+  if (first > start) ::munmap(address, first - start);
   ::munmap(pointer(base_ + bytes), start + padded - base_ - bytes);
 }
 
 AddressRange::~AddressRange() {
-  if (bytes_ > 0 && ::munmap(pointer(base_), bytes_) != 0) {
+  if (bytes_ > 0 && ::munmap(pointer(base_ - lead_bytes_), lead_bytes_ + bytes_) != 0) {
     report("munmap(%p, %llu) failed", pointer(base_), static_cast<unsigned long long>(bytes_));
   }
 }
@@ -69,13 +110,7 @@ AddressRange::~AddressRange() {
 void AddressRange::swap(AddressRange& other) noexcept {
   std::swap(base_, other.base_);
   std::swap(bytes_, other.bytes_);
-}
-
-uint64_t mapping_allowance() {
-  std::ifstream file("/proc/sys/vm/max_map_count");
-  uint64_t limit = 65530;
-  file >> limit;
-  return std::max<uint64_t>(limit / 4, 16);
+  std::swap(lead_bytes_, other.lead_bytes_);
 }
 
 }  // namespace vramkit

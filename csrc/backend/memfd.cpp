@@ -42,7 +42,7 @@ void MemfdBackend::unback(PageRun run) {
 void MemfdBackend::map(uint64_t address, PageRun run) {
   void* got = ::mmap(pointer(address), run.count * page_bytes_, PROT_READ | PROT_WRITE,
                      MAP_SHARED | MAP_FIXED, file_, static_cast<off_t>(run.first * page_bytes_));
-  if (got == MAP_FAILED) fail_errno("cannot map %s", mib(run.count * page_bytes_).c_str());
+  if (got == MAP_FAILED) fail_mapping("map", run.count * page_bytes_);
 }
 
 void MemfdBackend::unmap(uint64_t address, PageRun run) { close_address(address, run.count); }
@@ -50,7 +50,7 @@ void MemfdBackend::unmap(uint64_t address, PageRun run) { close_address(address,
 void MemfdBackend::close_address(uint64_t address, uint64_t pages) {
   void* got = ::mmap(pointer(address), pages * page_bytes_, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  if (got == MAP_FAILED) fail_errno("cannot unmap %s", mib(pages * page_bytes_).c_str());
+  if (got == MAP_FAILED) fail_mapping("unmap", pages * page_bytes_);
 }
 
 }  // namespace vramkit

@@ -15,7 +15,6 @@ class MemfdBackend : public SynchronousBackend {
   void unback(PageRun run) override;
   bool rebindable() const override { return false; }
   bool aliasing() const override { return true; }
-  uint64_t max_alias_pages() const override { return mapping_allowance(); }
   void map(uint64_t address, PageRun run) override;
   void unmap(uint64_t address, PageRun run) override;
   /// The memory is the parent's too: nothing is let go.

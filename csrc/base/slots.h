@@ -14,16 +14,21 @@ class Slots {
  public:
   explicit Slots(uint64_t max_count) : items_(max_count + 1), max_count_(max_count) {}
 
+  /// Afterwards `count` records can be taken, and all be given back, without a failure.
+  void reserve(uint64_t count) {
+    if (free_.size() + (max_count_ - used_) < count) {
+      fail(Status::kSystem, "the pool's metadata is full: %llu records",
+           static_cast<unsigned long long>(max_count_));
+    }
+    if (free_.capacity() < used_ + count) free_.reserve(2 * (used_ + count));
+  }
   /// The record's old content is left in place: the caller assigns all of it.
   uint32_t take() {
+    if (free_.empty()) reserve(1);
     if (!free_.empty()) {
       const uint32_t id = free_.back();
       free_.pop_back();
       return id;
-    }
-    if (used_ == max_count_) {
-      fail(Status::kSystem, "the pool's books are full: %llu records",
-           static_cast<unsigned long long>(max_count_));
     }
     return static_cast<uint32_t>(++used_);
   }

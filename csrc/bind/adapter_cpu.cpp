@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <string>
 
 #include "bind/adapter_common.h"
 #include "bind/vramkit.h"
@@ -24,12 +25,14 @@ c10::Allocator* native = nullptr;
 c10::DeleterFnPtr native_deleter = nullptr;
 
 [[noreturn]] void throw_failure(vramkit_status status, std::size_t size_bytes) {
-  const char* text = core->last_error();
+  const std::string text = core->last_error();  // copied: the call below may replace it
   const bool memory = is_memory_shortage(status);
   if (memory && c10::memoryProfilingEnabled()) {
     c10::reportOutOfMemoryToProfiler(clamped(size_bytes), 0, 0, kCpu);
   }
-  TORCH_CHECK_WITH(OutOfMemoryError, !memory, text);
+  // Programs that look for a batch size that fits know a shortage by these first words, which are
+  // PyTorch's own.
+  TORCH_CHECK_WITH(OutOfMemoryError, !memory, "DefaultCPUAllocator: can't allocate memory. ", text);
   TORCH_CHECK(false, "vramkit: ", mib(size_bytes), " could not be allocated: ", text);
 }
 

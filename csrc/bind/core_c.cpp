@@ -1,5 +1,6 @@
 // The C interface: statuses and texts instead of exceptions.
 #include <cstring>
+#include <new>
 #include <string>
 
 #include "backend/device_cuda.h"
@@ -25,9 +26,19 @@ static_assert(VRAMKIT_MAX_DEVICES == Registry::kMaxDevices);
 namespace {
 
 thread_local std::string last_error;
+thread_local const char* fixed_error = nullptr;  // where no memory was left for a text of its own
 
-vramkit_status failed(Status status, std::string text) {
+void tell(std::string text) {
   last_error = std::move(text);
+  fixed_error = nullptr;
+}
+
+vramkit_status failed(Status status, const char* text) noexcept {
+  try {
+    tell(text);
+  } catch (const std::bad_alloc&) {
+    fixed_error = "this call failed, and the machine has no memory left for the reason";
+  }
   return static_cast<vramkit_status>(status);
 }
 
@@ -43,12 +54,26 @@ vramkit_status guarded(Body body) {
     }
   } catch (const Error& error) {
     return failed(error.status(), error.what());
+  } catch (const std::bad_alloc&) {
+    return failed(Status::kSystem,
+                  "the machine has no memory left for the pool's metadata; end other programs or "
+                  "use less memory outside the pool, then try again");
   } catch (const std::exception& error) {
     return failed(Status::kSystem, error.what());
   }
 }
 
-Pool& pool_of(vramkit_pool* handle) { return *reinterpret_cast<Pool*>(handle); }
+/// Refuses null for an argument that must point to something.
+void need(const void* argument, const char* name) {
+  if (argument == nullptr) {
+    vramkit::fail(Status::kInvalidArgument, "the argument %s is a null pointer", name);
+  }
+}
+
+Pool& pool_of(vramkit_pool* handle) {
+  need(handle, "pool");
+  return *reinterpret_cast<Pool*>(handle);
+}
 vramkit_pool* handle_of(Pool* pool) { return reinterpret_cast<vramkit_pool*>(pool); }
 uint64_t number(const void* address) { return reinterpret_cast<uint64_t>(address); }
 
@@ -56,6 +81,20 @@ void check_device(int32_t device) {
   if (device >= VRAMKIT_DEVICE_CPU && device < VRAMKIT_MAX_DEVICES) return;
   vramkit::fail(Status::kInvalidArgument, "device %d is not between -1 (the CPU) and %d", device,
                 VRAMKIT_MAX_DEVICES - 1);
+}
+
+/// Leaves the text for a request that a pool has answered with that status.
+Status with_reason(Pool& pool, uint64_t size_bytes, Status status) {
+  if (status == Status::kOutOfMemory) {
+    try {
+      tell(pool.explain(size_bytes));
+    } catch (const std::bad_alloc&) {
+      failed(status, "the pool is out of memory, and the machine has none left to say why");
+    }
+  } else if (status == Status::kClosed || status == Status::kForked) {
+    pool.inspect([](Engine&) {});  // throws the reason
+  }
+  return status;
 }
 
 vramkit_block to_c(const vramkit::BlockInfo& info) {
@@ -119,10 +158,15 @@ vramkit::PoolConfig config_from(const vramkit_pool_config* config) {
 
 }  // namespace
 
-const char* vramkit_last_error() { return last_error.c_str(); }
+const char* vramkit_last_error() {
+  return fixed_error != nullptr ? fixed_error : last_error.c_str();
+}
 
 vramkit_status vramkit_pool_create(const vramkit_pool_config* config, vramkit_pool** pool) {
-  return guarded([&] { *pool = handle_of(Registry::instance().create(config_from(config))); });
+  return guarded([&] {
+    need(pool, "pool");
+    *pool = handle_of(Registry::instance().create(config_from(config)));
+  });
 }
 
 vramkit_status vramkit_pool_close(vramkit_pool* pool) {
@@ -155,14 +199,11 @@ vramkit_status vramkit_pool_check(vramkit_pool* pool) {
 vramkit_status vramkit_alloc(vramkit_pool* pool, uint64_t size_bytes, uint64_t stream,
                              uint32_t stack_id, void** address) {
   return guarded([&] {
+    need(address, "address");
     uint64_t got = 0;
     const Status status = pool_of(pool).allocate(size_bytes, stream, stack_id, &got);
     *address = reinterpret_cast<void*>(got);
-    if (status == Status::kOutOfMemory) last_error = pool_of(pool).explain(size_bytes);
-    if (status == Status::kClosed || status == Status::kForked) {
-      pool_of(pool).inspect([](Engine&) {});  // throws the reason
-    }
-    return status;
+    return with_reason(pool_of(pool), size_bytes, status);
   });
 }
 
@@ -195,6 +236,7 @@ vramkit_pool* vramkit_owner(const void* address) {
 
 vramkit_status vramkit_find_block(vramkit_pool* pool, const void* address, vramkit_block* block) {
   return guarded([&] {
+    need(block, "block");
     const auto found = pool_of(pool).find(number(address));
     if (!found) {
       vramkit::fail(Status::kForeignPointer, "no live block of this pool contains %p", address);
@@ -206,6 +248,8 @@ vramkit_status vramkit_find_block(vramkit_pool* pool, const void* address, vramk
 vramkit_status vramkit_snapshot(vramkit_pool* pool, vramkit_block* blocks, uint64_t room,
                                 uint64_t* count) {
   return guarded([&] {
+    need(count, "count");
+    if (room > 0) need(blocks, "blocks");
     const auto infos = pool_of(pool).inspect([](Engine& engine) { return engine.snapshot(); });
     *count = infos.size();
     for (size_t i = 0; i < infos.size() && i < room; ++i) blocks[i] = to_c(infos[i]);
@@ -213,7 +257,10 @@ vramkit_status vramkit_snapshot(vramkit_pool* pool, vramkit_block* blocks, uint6
 }
 
 vramkit_status vramkit_pool_stats(vramkit_pool* pool, vramkit_stats* stats) {
-  return guarded([&] { *stats = pool_of(pool).inspect(stats_of); });
+  return guarded([&] {
+    need(stats, "stats");
+    *stats = pool_of(pool).inspect(stats_of);
+  });
 }
 
 vramkit_status vramkit_pool_reset_peaks(vramkit_pool* pool) {
@@ -222,6 +269,7 @@ vramkit_status vramkit_pool_reset_peaks(vramkit_pool* pool) {
 
 vramkit_status vramkit_pool_size_classes(vramkit_pool* pool, vramkit_size_class* rows) {
   return guarded([&] {
+    need(rows, "rows");
     const auto classes =
         pool_of(pool).inspect([](Engine& engine) { return engine.counters().classes; });
     for (size_t i = 0; i < classes.size(); ++i) {
@@ -234,6 +282,8 @@ vramkit_status vramkit_pool_size_classes(vramkit_pool* pool, vramkit_size_class*
 vramkit_status vramkit_explain(vramkit_pool* pool, uint64_t size_bytes, char* text, uint64_t room,
                                uint64_t* length) {
   return guarded([&] {
+    need(length, "length");
+    if (room > 0) need(text, "text");
     const std::string words = pool_of(pool).explain(size_bytes);
     *length = words.size();
     if (room == 0) return;
@@ -245,6 +295,7 @@ vramkit_status vramkit_explain(vramkit_pool* pool, uint64_t size_bytes, char* te
 
 vramkit_status vramkit_scope_open(vramkit_pool* pool, int32_t device, uint64_t* token) {
   return guarded([&] {
+    need(token, "token");
     check_device(device);
     auto* routed = reinterpret_cast<Pool*>(pool);
     if (routed != nullptr) routed->inspect([](Engine&) {});  // refuses a closed or inherited pool
@@ -268,8 +319,11 @@ vramkit_status vramkit_pool_set_stack_hooks(vramkit_pool* pool, vramkit_stack_ho
 
 vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t stream,
                                    uint32_t flags, void** address, vramkit_pool** overflowed) {
+  if (address == nullptr || overflowed == nullptr) {
+    return failed(Status::kInvalidArgument, "the argument address or overflowed is a null pointer");
+  }
   *overflowed = nullptr;
-  Pool* pool = Registry::instance().active(device);
+  auto* const pool = reinterpret_cast<Pool*>(vramkit_active_pool(device));
   if (pool == nullptr) return VRAMKIT_NOT_ROUTED;
   const vramkit_status answer = guarded([&] {
     if ((flags & VRAMKIT_STREAM_SHORT_LIVED) != 0) pool->declare_short_lived(stream);
@@ -277,10 +331,7 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
     const Status status = pool->allocate(size_bytes, stream, pool->capture_stack(), &got);
     *address = reinterpret_cast<void*>(got);
     if (status != Status::kOutOfMemory) return status;
-    if (!pool->overflow_native()) {
-      last_error = pool->explain(size_bytes);
-      return status;
-    }
+    if (!pool->overflow_native()) return with_reason(*pool, size_bytes, status);
     if (pool->count_overflow(size_bytes)) *overflowed = handle_of(pool);
     return Status::kNotRouted;
   });
@@ -311,16 +362,20 @@ const vramkit_core_api* vramkit_core() {
 
 vramkit_status vramkit_device_pools(int32_t device, vramkit_pool** pools, uint64_t room,
                                     uint64_t* count) {
-  *count = 0;
-  Registry::instance().each(device, [&](Pool& pool) {
-    if (*count < room) pools[*count] = handle_of(&pool);
-    ++*count;
+  return guarded([&] {
+    need(count, "count");
+    if (room > 0) need(pools, "pools");
+    *count = 0;
+    Registry::instance().each(device, [&](Pool& pool) {
+      if (*count < room) pools[*count] = handle_of(&pool);
+      ++*count;
+    });
   });
-  return VRAMKIT_OK;
 }
 
 vramkit_status vramkit_device_totals(int32_t device, vramkit_totals* totals) {
   return guarded([&] {
+    need(totals, "totals");
     const vramkit::Totals sum = Registry::instance().totals(device);
     *totals = {sum.allocations,     sum.frees,
                sum.requested_bytes, sum.freed_requested_bytes,
@@ -345,8 +400,10 @@ vramkit_status vramkit_device_add_peer(int32_t device, int32_t peer) {
 }
 
 vramkit_status vramkit_fault(vramkit_pool* pool, const char* call, uint64_t nth) {
-  return guarded(
-      [&] { pool_of(pool).inspect([&](Engine& engine) { engine.inject_fault(call, nth); }); });
+  return guarded([&] {
+    need(call, "call");
+    pool_of(pool).inspect([&](Engine& engine) { engine.inject_fault(call, nth); });
+  });
 }
 
 vramkit_status vramkit_complete_events(vramkit_pool* pool, uint64_t count) {
@@ -360,7 +417,10 @@ struct vramkit_replay {
 
 vramkit_status vramkit_replay_create(vramkit_pool* pool, uint64_t block_count,
                                      vramkit_replay** replay) {
-  return guarded([&] { *replay = new vramkit_replay{{pool_of(pool), block_count}}; });
+  return guarded([&] {
+    need(replay, "replay");
+    *replay = new vramkit_replay{{pool_of(pool), block_count}};
+  });
 }
 
 void vramkit_replay_destroy(vramkit_replay* replay) { delete replay; }
@@ -368,13 +428,24 @@ void vramkit_replay_destroy(vramkit_replay* replay) { delete replay; }
 vramkit_status vramkit_replay_run(vramkit_replay* replay, const uint8_t* op, const int64_t* id,
                                   const int64_t* size_bytes, const int32_t* stream, uint64_t count,
                                   uint64_t* done) {
-  *done = 0;
   return guarded([&] {
+    need(replay, "replay");
+    need(done, "done");
+    *done = 0;
+    if (count > 0) {
+      need(op, "op");
+      need(id, "id");
+      need(size_bytes, "size_bytes");
+      need(stream, "stream");
+    }
     for (; *done < count; ++*done) {
       const uint64_t i = *done;
       const Status status = replay->replay.step(static_cast<vramkit::Replay::Op>(op[i]), id[i],
                                                 size_bytes[i], stream[i]);
-      if (status != Status::kOk) return status;
+      if (status != Status::kOk) {
+        const auto wanted = static_cast<uint64_t>(size_bytes[i]);
+        return with_reason(replay->replay.pool(), wanted, status);
+      }
     }
     return Status::kOk;
   });

@@ -4,7 +4,9 @@
 //  - thread-safe; may be called without Python's GIL;
 //  - returns a status; a text for the last failure of the calling thread is in
 //  vramkit_last_error();
-//  - sizes are bytes, streams are opaque 64-bit handles (0 is the default stream).
+//  - sizes are bytes, streams are opaque 64-bit handles (0 is the default stream);
+//  - a null pointer is refused (INVALID_ARGUMENT) unless the function's comment allows it. An array
+//  may be null where its length is 0.
 //
 // Pool handles are small and immortal: a handle stays valid for the life of the process, so that a
 // thread that has just looked one up never touches freed memory. What a pool owns is given back
@@ -70,7 +72,8 @@ VRAMKIT_API vramkit_status vramkit_prepare_exit(void);
 VRAMKIT_API vramkit_status vramkit_pool_resize(vramkit_pool* pool, uint64_t capacity_bytes);
 
 // Gives the physical memory of wholly free pages back and forgets cached stitched addresses.
-// The capacity stays. *released_bytes receives what was given back.
+// The capacity stays. *released_bytes (may be null) receives what was given back. What the system
+// refuses to take, such as memory that mlock() has locked, stays and is reported on stderr.
 VRAMKIT_API vramkit_status vramkit_pool_trim(vramkit_pool* pool, uint64_t* released_bytes);
 
 // Checks every invariant; SYSTEM with a text naming the broken one. For tests.
@@ -82,7 +85,8 @@ VRAMKIT_API vramkit_status vramkit_pool_check(vramkit_pool* pool);
 VRAMKIT_API vramkit_status vramkit_alloc(vramkit_pool* pool, uint64_t size_bytes, uint64_t stream,
                                          uint32_t stack_id, void** address);
 
-// *size_bytes (may be null) receives the size that was requested for the block.
+// *size_bytes (may be null) receives the size that was requested for the block. A null address is
+// a foreign pointer.
 VRAMKIT_API vramkit_status vramkit_free(vramkit_pool* pool, void* address, uint64_t* size_bytes);
 
 // The same, where `stream` comes after all work on the block: it need not be known any more which
@@ -198,23 +202,25 @@ VRAMKIT_API vramkit_status vramkit_scope_close(uint64_t token);
 VRAMKIT_API vramkit_pool* vramkit_active_pool(int32_t device);
 
 // Called, with no lock held, for the stack id of each routed allocation of the pool, and for the
-// text of an id (valid until the thread's next call). Null pointers switch it off.
+// text of an id (valid until the thread's next call; null where there is none). Null pointers
+// switch it off.
 typedef uint32_t (*vramkit_stack_hook)(void);
 typedef const char* (*vramkit_stack_text)(uint32_t stack_id);
 VRAMKIT_API vramkit_status vramkit_pool_set_stack_hooks(vramkit_pool* pool, vramkit_stack_hook hook,
                                                         vramkit_stack_text text);
 
 // NOT_ROUTED: use the native allocator. That is the answer when no scope is open, in a forked
-// child, and on overflow; *overflowed is then the pool that just overflowed for the first time
-// (warn once), else null. OUT_OF_MEMORY: vramkit_last_error() is the whole explanation.
+// child, for a device that no scope can have, and on overflow; *overflowed is then the pool that
+// just overflowed for the first time (warn once), else null. OUT_OF_MEMORY: vramkit_last_error() is
+// the whole explanation.
 // flags: VRAMKIT_STREAM_SHORT_LIVED where the stream may be destroyed while the pool lives.
 enum { VRAMKIT_STREAM_SHORT_LIVED = 1 };
 VRAMKIT_API vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t stream,
                                                uint32_t flags, void** address,
                                                vramkit_pool** overflowed);
 
-// NOT_ROUTED: the address is no pool's. In a forked child, blocks of the parent's pools are
-// left alone and the answer is OK.
+// *size_bytes may be null. NOT_ROUTED: the address is no pool's. In a forked child, blocks of the
+// parent's pools are left alone and the answer is OK.
 VRAMKIT_API vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes);
 
 // The open pools of a CUDA device: at most `room` are written, *count receives how many there are.
@@ -278,6 +284,7 @@ typedef struct vramkit_replay vramkit_replay;
 // block_count: ids run from 0 to block_count - 1. The replay borrows the pool.
 VRAMKIT_API vramkit_status vramkit_replay_create(vramkit_pool* pool, uint64_t block_count,
                                                  vramkit_replay** replay);
+// A null replay is left alone.
 VRAMKIT_API void vramkit_replay_destroy(vramkit_replay* replay);
 
 // Runs `count` events: `op`, `id`, `size_bytes` (of allocations) and `stream` have one entry an

@@ -29,8 +29,8 @@ class Ahead {
       backend_.back(run_);
     } catch (Error& error) {
       failure_ = std::move(error);
-    } catch (const std::exception& error) {
-      failure_.emplace(Status::kSystem, error.what());
+    } catch (const std::exception&) {
+      failure_.emplace(Status::kSystem, "out of memory");  // short enough to need none
     }
     done_.store(true, std::memory_order_release);
     done_.notify_all();

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/host_memory.h"
 
 namespace vramkit {
 
@@ -13,7 +14,7 @@ Aliases::Aliases(Backend& backend, Pages& pages, Range& range, const Layout& lay
 Aliases::~Aliases() {
   try {
     drop_idle();
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     report("closing a pool: %s", error.what());
   }
 }
@@ -24,24 +25,39 @@ AliasId Aliases::create(const std::vector<PageRun>& runs) {
     pages += run.count;
     if (backend_.aliasing()) pages_.need_home(run);
   }
+  prepare(runs.size());
+  if (!backend_.take_mappings(pages)) return 0;
   const AliasId id = new_alias(take_address(pages));
   try {
     for (const PageRun& run : runs) append(id, run);
   } catch (...) {
-    if (aliases_[id].pages == 0) forget(id);
+    const uint64_t mapped = aliases_[id].pages;
+    backend_.give_back_mappings(pages - mapped);
+    give_back_address(aliases_[id].first + mapped, pages - mapped);
+    if (mapped == 0) forget(id);
     throw;
   }
   return id;
 }
 
-AliasId Aliases::new_alias(uint64_t first) {
+/// Takes the host memory that one alias more of so many runs needs for its life, so that nothing
+/// fails between calls that map and what is noted of them.
+void Aliases::prepare(size_t runs) {
   if (free_ids_.empty()) {
-    free_ids_.push_back(static_cast<AliasId>(aliases_.size()));
+    reserve_more(free_ids_, aliases_.size() + 1);
     aliases_.emplace_back();
+    free_ids_.push_back(static_cast<AliasId>(aliases_.size() - 1));
   }
+  Alias& next = aliases_[free_ids_.back()];
+  next.runs.reserve(runs);
+  next.lent.reserve(runs);
+  // One by size and one by address for each; free addresses lie between aliases.
+  nodes_.reserve(3 * aliases_.size() + 1);
+}
+
+AliasId Aliases::new_alias(uint64_t first) {
   const AliasId id = free_ids_.back();
   free_ids_.pop_back();
-  aliases_[id] = Alias{};
   aliases_[id].first = first;
   by_address_.emplace(first, id);
   return id;
@@ -68,6 +84,7 @@ void Aliases::cut(AliasId id, uint64_t pages) {
     const uint64_t at = alias.first + alias.pages - count;
     pages_.unmap_alias(at, {run.first + run.count - count, count});
     give_back_address(at, count);
+    backend_.give_back_mappings(count);
     set_pages(id, alias.pages - count);
     run.count -= count;
     if (run.count == 0) alias.runs.pop_back();
@@ -169,6 +186,7 @@ void Aliases::occupy(AliasId id, uint64_t pages) {
     return true;
   });
   const uint64_t page_bytes = layout_.page_bytes;
+  range_.prepare(alias.runs.size());
   each_prefix_run(alias.runs, pages, [&](PageRun run) {
     alias.lent.push_back(
         range_.take(run.first * page_bytes, run.count * page_bytes, BlockState::kLent));
@@ -209,7 +227,10 @@ void Aliases::release(AliasId id, const Tag& tag, Streams& streams) {
 }
 
 void Aliases::drop_idle() {
-  for (const AliasId id : idle()) drop(id);
+  for (auto at = by_address_.begin(); at != by_address_.end();) {
+    const AliasId id = at++->second;  // no list of them, which a destructor may have no memory for
+    if (!aliases_[id].live()) drop(id);
+  }
   for (const auto& [first, id] : by_address_) cut(id, aliases_[id].live_pages);
 }
 

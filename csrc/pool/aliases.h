@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <utility>
@@ -48,7 +49,8 @@ class Aliases {
   template <typename Usable>
   AliasId find(uint64_t pages, Usable usable) const;
   /// Gives the pages of `runs`, which must be free, an address. A failure leaves an alias of those
-  /// that were mapped; without memory for all of them it takes no address.
+  /// that were mapped; without memory for all of them it takes no address. Returns 0 where
+  /// another pool has just taken the mappings that `has_room` had seen.
   AliasId create(const std::vector<PageRun>& runs);
   /// True if `pages` more fit under the cap and have an address.
   bool has_room(uint64_t pages) const;
@@ -84,6 +86,13 @@ class Aliases {
  private:
   static constexpr int kMostLooks = 128;
 
+  using Pair = std::pair<uint64_t, uint64_t>;
+  using Sized = std::pair<uint64_t, AliasId>;
+  template <typename Value>
+  using Map = std::map<uint64_t, Value, std::less<uint64_t>,
+                       NodeAllocator<std::pair<const uint64_t, Value>>>;
+
+  void prepare(size_t runs);
   AliasId new_alias(uint64_t first);
   void append(AliasId id, PageRun run);
   void cut(AliasId id, uint64_t pages);
@@ -101,9 +110,10 @@ class Aliases {
   const Layout layout_;
   std::vector<Alias> aliases_{1};
   std::vector<AliasId> free_ids_;
-  std::set<std::pair<uint64_t, AliasId>> by_pages_;
-  std::map<uint64_t, AliasId> by_address_;
-  std::map<uint64_t, uint64_t> free_addresses_;  // where they may be bound again: first, pages
+  NodePool nodes_{NodeAllocator<Pair>::kNodeBytes};  // of the three below
+  std::set<Sized, std::less<Sized>, NodeAllocator<Sized>> by_pages_{NodeAllocator<Sized>(nodes_)};
+  Map<AliasId> by_address_{NodeAllocator<Pair>(nodes_)};
+  Map<uint64_t> free_addresses_{NodeAllocator<Pair>(nodes_)};  // to be bound again: first, pages
   uint64_t next_address_ = 0;
   uint64_t mapped_pages_ = 0;
   uint64_t clock_ = 0;

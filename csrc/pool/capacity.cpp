@@ -1,6 +1,7 @@
 // The engine's capacity: growing, shrinking, giving memory back.
 #include <algorithm>
 
+#include "backend/mapping.h"
 #include "base/bytes.h"
 #include "base/error.h"
 #include "pool/engine.h"
@@ -55,16 +56,25 @@ uint64_t Engine::most_capacity_bytes() const {
   return (capacity_pages_ + spare_pages()) * page_bytes();
 }
 
+void Engine::refuse_growth(uint64_t pages) const {
+  const uint64_t bytes = spare_pages() * page_bytes();
+  const char* const why = address_allowance() != ~uint64_t{0} && backend_->takes_address_space()
+                              ? " within the limit of this process (`ulimit -v`)"
+                              : "";
+  fail(Status::kInvalidArgument,
+       "%s: cannot grow by %s to %s: the pool reserved its addresses when it was made%s and has "
+       "addresses for %s more, up to a capacity of %s; make a new pool of the size that you need",
+       label_.c_str(), mib(pages * page_bytes()).c_str(),
+       mib((capacity_pages_ + pages) * page_bytes()).c_str(), why, mib(bytes).c_str(),
+       mib(most_capacity_bytes()).c_str());
+}
+
 void Engine::grow(uint64_t pages) {
   const uint64_t retired = backend_->rebindable() ? pages_.count() - capacity_pages_ : 0;
-  const uint64_t spare = spare_pages();
-  if (pages > spare) {
-    fail(Status::kInvalidArgument,
-         "%s: cannot grow by %s: the pool has addresses for %s more; make a new pool",
-         label_.c_str(), mib_apart(pages * page_bytes(), spare * page_bytes()).c_str(),
-         mib_apart(spare * page_bytes(), pages * page_bytes()).c_str());
-  }
+  if (pages > spare_pages()) refuse_growth(pages);
   const uint64_t fresh = pages > retired ? pages - retired : 0;
+  pages_.prepare(fresh);
+  range_.prepare(2);  // what is revived ends in one piece more, and the range in another
   backend_->commit({pages_.count(), fresh});
   const uint64_t revived = revive(std::min(pages, retired));
   if (pages > revived) {
@@ -124,6 +134,7 @@ void Engine::retire(PageRun run) {
     const uint64_t first = page++;
     while (page < end && pages_.backed(page) == pages_.backed(first)) ++page;
     const uint64_t count = page - first;
+    range_.prepare(1);  // or an address would stay in use that has lost its memory
     pages_.drop({first, count});
     range_.take(first * page_bytes(), count * page_bytes(), BlockState::kRetired);
     capacity_pages_ -= count;
@@ -182,9 +193,41 @@ uint64_t Engine::trim() {
   drain();
   stop_backing_ahead();  // or what is given back would be taken again
   aliases_.drop_idle();
-  uint64_t released = 0;
-  for (const PageRun& run : free_pages()) released += give_back(run);
-  return released * page_bytes();
+  Returned returned;
+  for (const PageRun& run : free_pages()) give_back(run, returned);
+  if (returned.refused > 0) {
+    report(
+        "%s: trim() gave %s back and left %s that the system refuses to take (%s); memory locked "
+        "with mlock() can be taken back after munlock()",
+        label_.c_str(), mib(returned.pages * page_bytes()).c_str(),
+        mib(returned.refused * page_bytes()).c_str(), returned.reason.c_str());
+  }
+  return returned.pages * page_bytes();
+}
+
+/// Page by page where the system refuses all of them together. What no attempt helps is counted.
+void Engine::give_back(PageRun run, Returned& returned) {
+  const uint64_t backed_before = pages_.backed_count();
+  try {
+    returned.pages += give_back(run);
+    return;
+  } catch (const Error& error) {
+    if (error.status() != Status::kSystem && error.status() != Status::kOutOfMemory) throw;
+    if (run.count == 1) {
+      ++returned.refused;
+      if (returned.reason.empty()) returned.reason = error.what();
+      return;
+    }
+  }
+  returned.pages += backed_before - pages_.backed_count();
+  for (uint64_t i = 0; i < run.count; ++i) {
+    if (can_be_given_back(run.first + i)) give_back({run.first + i, 1}, returned);
+  }
+}
+
+/// The page is still a free one: a failure may have come after some were retired.
+bool Engine::can_be_given_back(uint64_t page) const {
+  return pages_.backed(page) && range_[range_.block_at(page * page_bytes())].is_free();
 }
 
 /// Gives the memory of free pages back, and their addresses up where those cannot be backed again.
@@ -201,6 +244,8 @@ uint64_t Engine::give_back(PageRun run) {
     }
     const uint64_t count = end - page;
     if (count > layout_.home_pages - pages_.count()) return dropped;  // no fresh addresses left
+    pages_.prepare(count);
+    range_.prepare(3);
     retire({page, count});
     pages_.extend(count);
     range_.extend(count * page_bytes());

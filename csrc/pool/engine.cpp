@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "backend/mapping.h"
 #include "base/bytes.h"
 #include "base/error.h"
 
@@ -30,20 +31,39 @@ void check_page_size(const EngineConfig& config) {
        config.label.c_str(), counted(config.page_bytes, "byte").c_str());
 }
 
-/// Address space costs nothing: room to grow, and, where addresses are retired, for many trims and
-/// many stitched blocks.
-Layout layout_for(const EngineConfig& config, const Backend& backend) {
-  check_page_size(config);
-  const uint64_t pages = config.capacity_bytes / config.page_bytes;
-  const uint64_t spare = 32 * kGiB / config.page_bytes;
-  if (!backend.has_own_addresses()) return {config.page_bytes, pages, 0};
-  const uint64_t more = backend.rebindable() ? 1 : 4;
-  return {config.page_bytes, pages * 4 * more + spare, pages * 16 * more + spare};
+/// Where the process may reserve less (`ulimit -v`): first the aliases get no more than home, then
+/// both shrink, home down to the capacity and the aliases to none.
+Layout within_allowance(const Layout& full, uint64_t capacity_pages, const Backend& backend) {
+  constexpr uint64_t kMetadataShare = 64;  // metadata takes less than this part of home's addresses
+  constexpr uint64_t kMetadataBytes = 64 * kMiB;  // and this
+  const uint64_t allowance = address_allowance();
+  if (allowance == ~uint64_t{0}) return full;
+  const uint64_t bytes = allowance > kMetadataBytes ? allowance - kMetadataBytes : 0;
+  const uint64_t pages = bytes / full.page_bytes * kMetadataShare / (kMetadataShare + 1);
+  if (!backend.takes_address_space()) {
+    const uint64_t home = std::min(full.home_pages, pages * kMetadataShare);
+    return {full.page_bytes, std::max(home, capacity_pages), full.alias_pages};
+  }
+  const uint64_t home = std::clamp(pages / 2, capacity_pages, full.home_pages);
+  return {full.page_bytes, home, std::min(pages > home ? pages - home : 0, full.alias_pages)};
 }
 
-std::unique_ptr<Backend> reserve(const EngineConfig& config, const Layout& layout,
-                                 std::unique_ptr<Backend> backend) {
-  check_capacity(config.label, config.capacity_bytes, layout.page_bytes, *backend);
+/// Room to grow, and for many stitched blocks; where addresses are retired, for many trims too.
+Layout layout_for(const EngineConfig& config, const Backend& backend) {
+  check_page_size(config);
+  check_capacity(config.label, config.capacity_bytes, config.page_bytes, backend);
+  const uint64_t capacity = config.capacity_bytes;
+  const uint64_t page = config.page_bytes;
+  if (!backend.has_own_addresses()) return {page, capacity / page, 0};
+  const bool again = backend.rebindable();
+  const uint64_t spare = again ? std::clamp(16 * capacity, 4 * kGiB, 32 * kGiB) : 32 * kGiB;
+  const uint64_t more = again ? 1 : 4;
+  const uint64_t home = align_down(4 * more * capacity + spare, page);
+  const uint64_t aliases = align_down(16 * more * capacity + spare, page);
+  return within_allowance({page, home / page, aliases / page}, capacity / page, backend);
+}
+
+std::unique_ptr<Backend> reserve(const Layout& layout, std::unique_ptr<Backend> backend) {
   backend->reserve(layout);
   return backend;
 }
@@ -73,10 +93,11 @@ Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
     : label_(config.label),
       layout_(layout_for(config, *backend)),
       page_shift_(std::countr_zero(config.page_bytes)),
-      backend_(reserve(config, layout_, std::move(backend))),
+      backend_(reserve(layout_, std::move(backend))),
       streams_(*backend_),
       range_(layout_.home_pages * layout_.page_bytes, streams_),
-      spans_(range_, streams_, layout_mark_, config.capacity_bytes),
+      spans_(range_, streams_, layout_mark_, config.capacity_bytes,
+             layout_.home_pages * layout_.page_bytes),
       pages_(*backend_, layout_),
       aliases_(*backend_, pages_, range_, layout_),
       recall_(requests_to_remember(config.capacity_bytes)),
@@ -160,6 +181,7 @@ uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
     if (hole == 0) return Spans::kNoOffset;
     place = align_up(range_[hole].offset, bytes);
   }
+  spans_.prepare_chunk(stream);
   const BlockId block = take_stretch(*place, bytes, BlockState::kChunk, stream);
   try {
     pages_.need_home(pages_under(*place, bytes));
@@ -227,7 +249,8 @@ bool Engine::room_for_alias(uint64_t pages) {
 
 /// Learns which events are done, and lets holes whose recorded uses are over merge again.
 bool Engine::settle() {
-  if (!streams_.poll()) return false;
+  uses_ended_ |= streams_.poll();
+  if (!uses_ended_) return false;
   forget_done_uses();
   return true;
 }
@@ -240,11 +263,13 @@ void Engine::forget_done_uses() {
   });
   for (const BlockId id : done) range_.forget_uses(id);
   spans_.settle();
+  uses_ended_ = false;
 }
 
 void Engine::drain_streams() {
+  uses_ended_ = true;  // no event is left from which it could be learnt later
   streams_.drain();
-  forget_done_uses();  // no event is left from which it could be learnt later
+  forget_done_uses();
 }
 
 void Engine::drain() {

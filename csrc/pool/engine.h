@@ -73,6 +73,7 @@ class Engine {
   std::optional<BlockInfo> find(uint64_t address) const;
 
   void resize(uint64_t capacity_bytes);
+  /// Returns the bytes given back. What the system refuses to take is reported, and stays.
   uint64_t trim();
   /// Waits for all work on freed memory.
   void drain();
@@ -109,6 +110,8 @@ class Engine {
   Counters& counters() { return counters_; }
   const Counters& counters() const { return counters_; }
   const Pages& pages() const { return pages_; }
+  /// Why stitching could not map so many bytes, in words; empty where no limit forbids it.
+  std::string alias_limit(uint64_t bytes) const;
   uint64_t cross_stream_waits() const { return streams_.waits(); }
   uint64_t pending_bytes() const;
   uint64_t largest_hole() const { return range_.largest_hole(); }
@@ -148,6 +151,7 @@ class Engine {
   /// The stream that a call names.
   StreamIndex enter(uint64_t handle) {
     const StreamIndex stream = streams_.index_of(handle);
+    range_.prepare_stream(stream);
     if (stream > 0) range_.keep_streams_apart();
     streams_.note_alive(stream);
     return stream;
@@ -214,6 +218,14 @@ class Engine {
   void grow(uint64_t pages);
   uint64_t revive(uint64_t pages);
   void shrink(uint64_t pages);
+  [[noreturn]] void refuse_growth(uint64_t pages) const;
+  bool can_be_given_back(uint64_t page) const;
+  struct Returned {
+    uint64_t pages = 0;
+    uint64_t refused = 0;
+    std::string reason{};
+  };
+  void give_back(PageRun run, Returned& returned);
   uint64_t give_back(PageRun run);
 
   BlockInfo describe(const Block& block) const;
@@ -230,6 +242,7 @@ class Engine {
   uint64_t capacity_pages_ = 0;
   uint64_t ahead_ = 0;  // pages below were mapped, or are not to be mapped ahead
   bool backs_ahead_ = false;
+  bool uses_ended_ = false;  // events are done, and blocks that wait for them not yet released
   std::unique_ptr<Backend> backend_;
   Streams streams_;
   Range range_;

@@ -16,7 +16,7 @@ constexpr uint64_t kLargestMeant = uint64_t{1} << 50;
 unsigned long long number(uint64_t value) { return value; }
 
 std::string why_not_stitched(const Shortage& s) {
-  if (!s.refusal.empty()) return "Memory was given back before, and now: " + s.refusal + ".";
+  if (!s.refusal.empty()) return "The system or the device refused memory: " + s.refusal + ".";
   if (s.wanted > s.capacity) return "The request is larger than the whole pool.";
   const uint64_t need = align_up(s.wanted, s.page);
   if (s.free < s.wanted) return "Stitching cannot help: less is free than was wanted.";
@@ -28,6 +28,7 @@ std::string why_not_stitched(const Shortage& s) {
         mib(s.page).c_str(), mib_apart(s.free_pages, need).c_str(),
         mib_apart(need, s.free_pages).c_str(), mib(s.free - s.free_pages).c_str());
   }
+  if (!s.alias_limit.empty()) return "Stitching did not help: " + s.alias_limit + ".";
   return "Stitching did not help: pages could not be mapped at a new address at this moment.";
 }
 
@@ -60,8 +61,10 @@ std::string list_blocks(const Shortage& s, const char* (*stack_text)(uint32_t)) 
                    reinterpret_cast<const void*>(block.address));
     if (block.kind == BlockKind::kStitched) text += " (stitched)";
     if (block.stack_id == 0 || stack_text == nullptr) continue;
+    const char* const stack = stack_text(block.stack_id);
+    if (stack == nullptr) continue;  // the callback could not make one
     text += "\n";
-    text += stack_text(block.stack_id);
+    text += stack;
   }
   return text;
 }
@@ -83,6 +86,7 @@ Shortage describe_shortage(const Engine& engine, uint64_t wanted) {
   s.pending = engine.pending_bytes();
   s.most_capacity = engine.most_capacity_bytes();
   s.machine = engine.memory_limit();
+  if (s.free_pages >= wanted) s.alias_limit = engine.alias_limit(wanted);
   s.largest_blocks = engine.snapshot();
   std::erase_if(s.largest_blocks,
                 [](const BlockInfo& block) { return block.state != BlockState::kLive; });

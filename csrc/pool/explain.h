@@ -24,6 +24,7 @@ struct Shortage {
   uint64_t most_capacity = 0;             // that resize() can give this pool
   uint64_t machine = 0;                   // memory that any pool could have
   std::string refusal;                    // of the backend, when it was that which had no memory
+  std::string alias_limit;                // why no page can be stitched, where that is so
   std::vector<BlockInfo> largest_blocks;  // at most ten, largest first
 };
 

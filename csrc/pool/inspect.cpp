@@ -65,6 +65,12 @@ std::optional<BlockInfo> Engine::find(uint64_t address) const {
   return describe(block);
 }
 
+std::string Engine::alias_limit(uint64_t bytes) const {
+  const uint64_t pages = ceil_div(bytes, page_bytes());
+  if (aliases_.mapped_pages() + pages <= backend_->max_alias_pages()) return {};
+  return backend_->describe_mappings();
+}
+
 std::vector<BlockInfo> Engine::snapshot() const {
   std::vector<BlockInfo> blocks;
   for (BlockId id = range_.first(); id != 0; id = range_[id].next) {

@@ -31,13 +31,20 @@ Pages::~Pages() {
   settle_ahead();
   try {
     bring_home({0, count()});
-    drop({0, count()});
-  } catch (const Error& error) {
+    // Else all addresses go together, and with them pages that are locked and could not be dropped.
+    if (!backend_.rebindable()) drop({0, count()});
+  } catch (const std::exception& error) {
     report("closing a pool: %s", error.what());
   }
 }
 
+void Pages::prepare(uint64_t count) {
+  backed_.reserve(backed_.size() + count);
+  if (moves_) place_.reserve(backed_.size() + count);
+}
+
 void Pages::extend(uint64_t count) {
+  prepare(count);
   backed_.resize(backed_.size() + count);
   if (moves_) place_.resize(backed_.size());
 }

@@ -19,6 +19,8 @@ class Pages {
   Pages& operator=(const Pages&) = delete;
   ~Pages();
 
+  /// Takes the host memory that `extend` needs: only this call can fail, and it changes nothing.
+  void prepare(uint64_t count);
   /// Adds pages without memory at the end.
   void extend(uint64_t count);
   uint64_t count() const { return backed_.size(); }

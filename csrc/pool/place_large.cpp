@@ -222,6 +222,7 @@ std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIn
     const std::vector<PageRun> runs = choose_pages(pages, stream, pick);
     if (runs.empty() || !room_for_alias(pages)) return std::nullopt;
     id = aliases_.create(runs);
+    if (id == 0) return std::nullopt;
   }
   const Place place = occupy_alias(id, requested, stream, stack_id);
   counters_.alias_hits += mapped_before;

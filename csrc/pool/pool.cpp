@@ -1,7 +1,6 @@
 #include "pool/pool.h"
 
 #include <new>
-#include <system_error>
 #include <thread>
 
 #include "base/bytes.h"
@@ -24,7 +23,7 @@ void Pool::start_backing() {
   if (!inspect([](Engine& engine) { return engine.backs_ahead(); })) return;
   try {
     std::thread([this] { back_ahead(); }).detach();
-  } catch (const std::system_error& error) {
+  } catch (const std::exception& error) {  // no thread, or no memory for one
     report_not_ahead(error.what());
   }
 }
@@ -66,7 +65,12 @@ Engine& Pool::engine() {
 }
 
 void Pool::changed() {
-  if (debug_checks_) engine_->check_valid();
+  if (!debug_checks_) return;
+  try {
+    engine_->check_valid();
+  } catch (const std::bad_alloc&) {
+    // The check itself found no memory. What was asked for is done all the same.
+  }
 }
 
 Status Pool::allocate(uint64_t size, uint64_t stream, uint32_t stack_id, uint64_t* address) {
@@ -110,7 +114,7 @@ uint64_t Pool::release_block_on(uint64_t address, uint64_t stream) {
 void Pool::close_or_report() {
   try {
     close_locked();
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     report("%s: the pool stays open after its last block: %s", label_.c_str(), error.what());
   }
 }
@@ -145,6 +149,7 @@ void Pool::close() {
 
 void Pool::release() {
   const auto guard = lock();
+  if (!engine_) return;
   released_ = true;
   if (abandoned()) close_locked();
 }
@@ -166,6 +171,7 @@ void Pool::close_locked() {
   Registry::instance().remove(this);
   totals_at_close_ = engine_->counters().totals();
   engine_.reset();
+  closed_.store(true, std::memory_order_release);
 }
 
 void Pool::resize(uint64_t capacity_bytes) {

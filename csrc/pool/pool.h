@@ -77,6 +77,8 @@ class Pool {
   /// The CUDA device whose memory the pool manages, or -1.
   int device() const { return device_; }
   bool contains(uint64_t address) const { return address - base_ < address_bytes_; }
+  /// True for good once the pool has given everything back.
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
 
   /// Starts to map the capacity in the background, where mapping is slow. Called once.
   void start_backing();
@@ -90,7 +92,12 @@ class Pool {
   void after_fork_in_child();
 
  private:
-  std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
+  /// A closed pool changes no more and needs no lock. In a forked child nobody may wait for it: a
+  /// fork does not take it, so a thread of the parent may have held it.
+  std::unique_lock<std::mutex> lock() {
+    if (closed()) return std::unique_lock(mutex_, std::defer_lock);
+    return std::unique_lock(mutex_);
+  }
   Engine& engine();
   void changed();
   template <typename Release>
@@ -113,6 +120,7 @@ class Pool {
   std::string refusal_;  // what the backend said to the last request, when it had no memory
   bool released_ = false;
   bool in_child_ = false;
+  std::atomic<bool> closed_ = false;  // engine_ is gone
   std::atomic<uint32_t (*)()> capture_ = nullptr;
   std::atomic<const char* (*)(uint32_t)> stack_text_ = nullptr;
 };

@@ -20,7 +20,17 @@ Range::Range(uint64_t limit_bytes, Streams& streams)
       any_(std::make_unique<Bins>(blocks_)),
       mixed_(std::make_unique<Bins>(blocks_)) {}
 
+void Range::prepare(uint64_t takes) {
+  blocks_.reserve(2 * takes);  // a hole is cut at its start and at its end
+  if (streams_apart_) stretch_nodes_.reserve(taken_ + takes + 1);
+}
+
+void Range::add_streams(StreamIndex last) {
+  while (by_stream_.size() <= last) by_stream_.push_back(std::make_unique<Bins>(blocks_));
+}
+
 void Range::extend(uint64_t bytes) {
+  prepare(1);
   // While it still ends where it is listed.
   if (last_ != 0 && blocks_[last_].is_free()) unlist_stretch(last_);
   const BlockId id = new_block(end_, bytes, last_);
@@ -42,6 +52,7 @@ BlockId Range::find_aligned(uint64_t size, uint64_t alignment, StreamIndex strea
 }
 
 BlockId Range::carve(BlockId hole, uint64_t size, BlockState state) {
+  prepare(1);
   unlist_stretch(hole);
   remove_free(hole);
   if (blocks_[hole].size > size) insert_free(split(hole, size));
@@ -49,6 +60,7 @@ BlockId Range::carve(BlockId hole, uint64_t size, BlockState state) {
 }
 
 BlockId Range::take(uint64_t offset, uint64_t size, BlockState state) {
+  prepare(1);
   BlockId id = block_at(offset);
   unlist_stretch(id);
   remove_free(id);
@@ -74,6 +86,7 @@ BlockId Range::occupy(BlockId id, BlockState state) {
   streams_.drop_uses(block.uses);
   block.uses = 0;
   block.state = state;
+  ++taken_;
   set_start(id);
   high_water_ = std::max(high_water_, block.end());
   list_stretches_beside(id);
@@ -83,6 +96,7 @@ BlockId Range::occupy(BlockId id, BlockState state) {
 BlockId Range::release(BlockId id, const Tag& tag) {
   unlist_stretches_beside(id);  // while it still parts them
   clear_start(id);
+  --taken_;
   id = make_free(id, tag);
   list_stretch(id);
   return id;
@@ -119,6 +133,9 @@ BlockId Range::forget_uses(BlockId id) {
 
 void Range::keep_streams_apart() {
   if (streams_apart_) return;
+  // A stretch ends at a block that is not free, or at the end of the range.
+  stretch_nodes_.reserve(taken_ + 1);
+  blocks_.reserve(1);
   streams_apart_ = true;
   free_what_was_never_used();
   each_free_stretch([this](uint64_t offset, uint64_t size) {
@@ -267,7 +284,7 @@ uint64_t Range::metadata_bytes() const {
 Bins& Range::bins_of(const Block& block) {
   if (block.uses != 0) return *mixed_;
   if (block.stream == kAnyStream) return *any_;
-  while (by_stream_.size() <= block.stream) by_stream_.push_back(std::make_unique<Bins>(blocks_));
+  prepare_stream(block.stream);
   return *by_stream_[block.stream];
 }
 

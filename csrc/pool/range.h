@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "base/host_memory.h"
 #include "base/lazy_array.h"
 #include "base/start_map.h"
 #include "pool/bins.h"
@@ -36,6 +38,14 @@ class Range {
  public:
   /// `limit_bytes`: the largest end the range can ever have.
   Range(uint64_t limit_bytes, Streams& streams);
+
+  /// Takes the host memory that the next `takes` calls of `carve`, `take` or `extend` need, and the
+  /// release of what they take: only this call can fail, and it changes nothing.
+  void prepare(uint64_t takes);
+  /// The same for memory that a stream frees.
+  void prepare_stream(StreamIndex stream) {
+    if (by_stream_.size() <= stream) add_streams(stream);
+  }
 
   /// Adds free memory at the end.
   void extend(uint64_t bytes);
@@ -107,6 +117,11 @@ class Range {
   uint64_t metadata_bytes() const;
 
  private:
+  using Stretches =
+      std::set<std::pair<uint64_t, uint64_t>, std::less<std::pair<uint64_t, uint64_t>>,
+               NodeAllocator<std::pair<uint64_t, uint64_t>>>;
+
+  void add_streams(StreamIndex last);
   Bins& bins_of(const Block& block);
   void absorb_next(BlockId id);
   BlockId new_block(uint64_t offset, uint64_t size, BlockId after);
@@ -134,14 +149,16 @@ class Range {
   LazyArray<uint32_t> entries_;
   LazyArray<BlockId> chunks_;  // by offset / kMinChunk: the chunk that starts there
   StartMap starts_;
-  std::unique_ptr<Bins> any_;                          // memory no stream's work can touch
-  std::unique_ptr<Bins> mixed_;                        // freed with recorded uses
-  std::vector<std::unique_ptr<Bins>> by_stream_;       // the rest, by the stream that freed it
-  std::set<std::pair<uint64_t, uint64_t>> stretches_;  // size, offset; while streams are apart
+  std::unique_ptr<Bins> any_;                     // memory no stream's work can touch
+  std::unique_ptr<Bins> mixed_;                   // freed with recorded uses
+  std::vector<std::unique_ptr<Bins>> by_stream_;  // the rest, by the stream that freed it
+  NodePool stretch_nodes_{NodeAllocator<std::pair<uint64_t, uint64_t>>::kNodeBytes};
+  Stretches stretches_{Stretches::allocator_type(stretch_nodes_)};  // size, offset; while apart
   BlockId first_ = 0;
   BlockId last_ = 0;
   uint64_t end_ = 0;
   uint64_t high_water_ = 0;
+  uint64_t taken_ = 0;  // blocks that are not free
   bool streams_apart_ = false;
 };
 

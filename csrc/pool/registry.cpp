@@ -3,22 +3,38 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <new>
 #include <optional>
 
-namespace vramkit {
+#include "backend/device_cuda.h"
+#include "backend/mapping.h"
+#include "base/host_memory.h"
 
-Registry::Registry() {
-  if (::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
-    fail(Status::kSystem, "cannot register for fork: out of memory");
-  }
+namespace vramkit {
+namespace {
+
+// A child forked while another thread makes the registry would wait for that thread for ever.
+[[maybe_unused]] const Registry& made_at_load = Registry::instance();
+
+}  // namespace
+
+Registry::Registry()
+    : safe_to_fork_(::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0) {
 }
 
 Registry& Registry::instance() {
-  static auto* registry = new Registry();
+  // In place: loading the library must not fail for want of memory.
+  alignas(Registry) static unsigned char storage[sizeof(Registry)];
+  static auto* const registry = new (storage) Registry();
   return *registry;
 }
 
 Pool* Registry::create(const PoolConfig& config) {
+  if (!safe_to_fork_) {
+    fail(Status::kSystem,
+         "pthread_atfork failed when vramkit was loaded: no memory was left for its handlers; "
+         "start the process again with more memory");
+  }
   close_abandoned();
   auto pool = std::make_unique<Pool>(config);
   pool->inspect([](Engine& engine) { engine.add_peers_in_use(); });
@@ -33,8 +49,11 @@ Pool* Registry::create(const PoolConfig& config) {
     if (device != pool->device()) continue;
     pool->inspect([peer = peer](Engine& engine) { engine.add_peer(peer); });
   }
+  forget_closed();
+  reserve_more(unclosed_, 1);
   pools_made_.push_back(std::move(pool));
   Pool* made = pools_made_.back().get();
+  unclosed_.push_back(made);
   pools_[slot].store(made, std::memory_order_release);
   if (slot >= count_.load(std::memory_order_relaxed)) {
     count_.store(slot + 1, std::memory_order_release);
@@ -69,6 +88,10 @@ void Registry::close_abandoned() {
     Pool* pool = slot.load(std::memory_order_acquire);
     if (pool != nullptr) pool->close_if_abandoned();
   }
+}
+
+void Registry::forget_closed() {
+  std::erase_if(unclosed_, [](const Pool* pool) { return pool->closed(); });
 }
 
 void Registry::remove(const Pool* pool) {
@@ -124,24 +147,23 @@ void Registry::update_active(int device) {
 void Registry::before_fork() {
   Registry& registry = instance();
   registry.mutex_.lock();
-  registry.locked_for_fork_.clear();
-  for (auto& slot : registry.pools_) {
-    Pool* pool = slot.load(std::memory_order_relaxed);
-    if (pool == nullptr) continue;
-    pool->before_fork();
-    registry.locked_for_fork_.push_back(pool);
-  }
+  registry.forget_closed();
+  for (Pool* pool : registry.unclosed_) pool->before_fork();
+  lock_captures();
 }
 
 void Registry::after_fork_in_parent() {
   Registry& registry = instance();
-  for (Pool* pool : registry.locked_for_fork_) pool->after_fork_in_parent();
+  unlock_captures();
+  for (Pool* pool : registry.unclosed_) pool->after_fork_in_parent();
   registry.mutex_.unlock();
 }
 
 void Registry::after_fork_in_child() {
   Registry& registry = instance();
-  for (Pool* pool : registry.locked_for_fork_) pool->after_fork_in_child();
+  unlock_captures();
+  MappingShare::forget_parents();
+  for (Pool* pool : registry.unclosed_) pool->after_fork_in_child();
   registry.mutex_.unlock();
 }
 

@@ -19,7 +19,8 @@ class Registry {
   static constexpr int kMaxDevices = 64;
   static constexpr size_t kMaxPools = 1024;
 
-  /// Never destroyed: blocks are freed until the very end of the process.
+  /// Made when the library is loaded, so that no fork can come in between; never destroyed, because
+  /// blocks are freed until the very end of the process.
   static Registry& instance();
 
   /// Makes a pool and registers it.
@@ -72,6 +73,7 @@ class Registry {
 
   Registry();
   void update_active(int device);
+  void forget_closed();
   static void before_fork();
   static void after_fork_in_parent();
   static void after_fork_in_child();
@@ -80,8 +82,11 @@ class Registry {
   std::vector<Scope> scopes_;
   std::set<std::pair<int, int>> peers_;  // device, who may access its memory
   uint64_t last_token_ = 0;
-  std::vector<Pool*> locked_for_fork_;
+  bool safe_to_fork_ = false;                      // the handlers are registered
   std::vector<std::unique_ptr<Pool>> pools_made_;  // closed ones too: handles are immortal
+  // Those whose locks a fork takes. A pool leaves `pools_` when it begins to close, and this list
+  // only after it has closed.
+  std::vector<Pool*> unclosed_;
   std::atomic<size_t> count_ = 0;
   std::array<std::atomic<Pool*>, kMaxPools> pools_{};
   std::array<std::atomic<Pool*>, kMaxDevices + 1> active_{};

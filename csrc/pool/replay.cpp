@@ -14,6 +14,11 @@ uint64_t& Replay::address_of(int64_t id) {
 
 Status Replay::step(Op op, int64_t id, int64_t size, int32_t stream) {
   uint64_t& address = address_of(id);
+  if (op != Op::kAllocate && op != Op::kFree) {
+    fail(Status::kInvalidArgument,
+         "block %lld: the operation %u is unknown; 0 allocates and 1 frees",
+         static_cast<long long>(id), static_cast<unsigned>(op));
+  }
   if (op == Op::kFree) {
     if (address == 0) {
       fail(Status::kInvalidArgument, "block %lld is freed but not live",

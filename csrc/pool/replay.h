@@ -17,6 +17,7 @@ class Replay {
 
   /// Runs the event. kOutOfMemory leaves the pool as it was before it.
   Status step(Op op, int64_t id, int64_t size, int32_t stream);
+  Pool& pool() const { return pool_; }
 
  private:
   uint64_t& address_of(int64_t id);

@@ -5,6 +5,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/host_memory.h"
 
 namespace vramkit {
 namespace {
@@ -13,13 +14,14 @@ constexpr uint64_t kFineLimit = 8 * kKiB;
 
 }  // namespace
 
-Spans::Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes)
+Spans::Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes,
+             uint64_t limit_bytes)
     : range_(range),
       streams_(streams),
       layout_(layout),
       // Small pools must not spend much of themselves on one small tensor.
       chunk_bytes_(std::clamp(std::bit_floor(capacity_bytes / 256), kMinChunk, 2 * kMiB)),
-      spans_(uint64_t{1} << 26) {}
+      spans_(std::min<uint64_t>(limit_bytes / kUnit + 1, kIdMask)) {}
 
 constexpr std::array<Spans::SizeClass, Spans::kClasses> Spans::make_classes() {
   std::array<SizeClass, kClasses> sizes{};
@@ -47,13 +49,13 @@ uint64_t Spans::allocate(uint64_t size, StreamIndex stream, uint32_t stack_id, I
   Span& span = spans_[id];
   const size_t word = span.taken[0] == ~uint64_t{0} ? 1 : 0;
   const auto bit = static_cast<uint32_t>(std::countr_one(span.taken[word]));
-  span.taken[word] |= uint64_t{1} << bit;
   const uint32_t slot = static_cast<uint32_t>(word) * 64 + bit;
+  const uint64_t offset = span.offset + uint64_t{slot} * span.slot_bytes;
+  if (stack_id != 0) stacks_[offset] = stack_id;
+  span.taken[word] |= uint64_t{1} << bit;
   span.requested[slot] = static_cast<uint16_t>(span.slot_bytes - size);
   if (span.used++ == 0) becomes_busy(span);
   if (span.used == span.slots) unlink(id);
-  const uint64_t offset = span.offset + uint64_t{slot} * span.slot_bytes;
-  if (stack_id != 0) stacks_[offset] = stack_id;
   return offset;
 }
 
@@ -78,28 +80,34 @@ Spans::Slot Spans::find(uint32_t entry, uint64_t offset) const {
 
 void Spans::release(uint32_t entry, const Slot& slot, StreamIndex stream) {
   const uint32_t id = entry & kIdMask;
-  if (slot.stack_id != 0) stacks_.erase(slot.offset);
   record_use(slot, stream);
   if (!uses_.empty()) {
     const auto found = uses_.find(slot.offset);
     if (found != uses_.end()) {
       // Another stream that comes after its own stream's work is enough to wait for.
       const bool own = stream == slot.stream;
-      pending_.emplace(slot.offset, own ? streams_.tag_freed(stream, found->second)
-                                        : streams_.tag_used(found->second));
+      Tag& tag = pending_[slot.offset];
+      tag = own ? streams_.tag_freed(stream, found->second) : streams_.tag_used(found->second);
       uses_.erase(found);
+      if (slot.stack_id != 0) stacks_.erase(slot.offset);
       pending_bytes_ += slot.size;
       return;
     }
   }
+  if (slot.stack_id != 0) stacks_.erase(slot.offset);
   if (streams_.short_lived(slot.stream)) streams_.tag_freed(slot.stream, 0);
   clear_slot(id, slot.offset);
 }
 
 void Spans::record_use(const Slot& slot, StreamIndex user) {
   if (user == slot.stream) return;
-  uint32_t& uses = uses_[slot.offset];
-  uses = streams_.add_use(uses, user);
+  const auto [place, is_new] = uses_.try_emplace(slot.offset, 0);
+  try {
+    place->second = streams_.add_use(place->second, user);
+  } catch (...) {
+    if (is_new) uses_.erase(place);
+    throw;
+  }
 }
 
 void Spans::settle() {
@@ -171,7 +179,7 @@ uint32_t Spans::new_span(size_t size_class, StreamIndex stream, In in) {
 
 /// A chunk with room for a span of so many bytes, or kNoChunk.
 uint32_t Spans::chunk_for(uint64_t bytes, StreamIndex stream, In in) {
-  const std::set<uint32_t>& roomy = of(stream).roomy[width_of(bytes)];
+  const Roomy& roomy = of(stream).roomy[width_of(bytes)];
   for (const uint32_t index : roomy) {
     if (may_use(index, in)) return index;
   }
@@ -184,7 +192,7 @@ uint32_t Spans::chunk_for(uint64_t bytes, StreamIndex stream, In in) {
 void Spans::list_room(uint32_t index) {
   const Chunk& chunk = chunks_[index];
   for (const uint64_t bytes : {kUnit, kLargeSpan}) {
-    std::set<uint32_t>& roomy = of(chunk.stream).roomy[width_of(bytes)];
+    Roomy& roomy = of(chunk.stream).roomy[width_of(bytes)];
     if (chunk.block != 0 && room_in(chunk, bytes) != kNoOffset) {
       roomy.insert(index);
     } else {
@@ -220,11 +228,18 @@ void Spans::drop_spans(uint32_t chunk) {
   }
 }
 
+void Spans::prepare_chunk(StreamIndex stream) {
+  of(stream);
+  if (!free_chunks_.empty()) return;
+  const size_t count = chunks_.size() + 1;
+  roomy_nodes_.reserve(2 * count);
+  reserve_more(idle_chunks_, count - idle_chunks_.size());
+  reserve_more(free_chunks_, count);
+  chunks_.emplace_back();
+  free_chunks_.push_back(static_cast<uint32_t>(count - 1));
+}
+
 void Spans::add_chunk(BlockId block, StreamIndex stream) {
-  if (free_chunks_.empty()) {
-    free_chunks_.push_back(static_cast<uint32_t>(chunks_.size()));
-    chunks_.emplace_back();
-  }
   const uint32_t index = free_chunks_.back();
   free_chunks_.pop_back();
   chunks_[index] = Chunk{};
@@ -289,7 +304,9 @@ void Spans::unlink(uint32_t id) {
 }
 
 Spans::OfStream& Spans::of(StreamIndex stream) {
-  if (streams_of_.size() <= stream) streams_of_.resize(stream + size_t{1});
+  while (streams_of_.size() <= stream) {
+    streams_of_.emplace_back(Roomy::allocator_type(roomy_nodes_));
+  }
   return streams_of_[stream];
 }
 

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <set>
 #include <unordered_map>
 #include <vector>
@@ -32,8 +33,9 @@ class Spans {
   /// Where a slot may be taken: an empty chunk is as good as given back until somebody opens it.
   enum class In : uint8_t { kChunksInUse, kAnyChunk };
 
-  /// Chunks with a live slot are kept in `layout`.
-  Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes);
+  /// Chunks with a live slot are kept in `layout`. `limit_bytes`: the range's largest end.
+  Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes,
+        uint64_t limit_bytes);
 
   /// Sizes from 1 to kMaxSmall. Returns the offset, or kNoOffset when another chunk is needed.
   uint64_t allocate(uint64_t size, StreamIndex stream, uint32_t stack_id, In in);
@@ -41,6 +43,10 @@ class Spans {
   static uint64_t slot_bytes(uint64_t size) { return kSizes[class_of(size)].slot_bytes; }
   /// The chunk size that `add_chunk` wants; a multiple of itself is its alignment.
   uint64_t chunk_bytes() const { return chunk_bytes_; }
+  /// Takes the host memory for one chunk more and its end: only this call can fail, and it changes
+  /// nothing.
+  void prepare_chunk(StreamIndex stream);
+  /// Follows `prepare_chunk`.
   void add_chunk(BlockId block, StreamIndex stream);
   /// What a chunk is known by in a layout: the size of no block.
   uint64_t chunk_mark() const { return chunk_bytes_ + 1; }
@@ -111,10 +117,13 @@ class Spans {
     bool fell_idle = false;   // it is in idle_chunks_
     std::array<uint32_t, 32> span_at{};
   };
+  using Roomy = std::set<uint32_t, std::less<uint32_t>, NodeAllocator<uint32_t>>;
   /// What there is of one stream. Chunks by number, so that low ones are filled first.
   struct OfStream {
-    std::array<uint32_t, kClasses> heads{};   // spans with room, by class
-    std::array<std::set<uint32_t>, 2> roomy;  // chunks with room for a span, by its width
+    std::array<uint32_t, kClasses> heads{};  // spans with room, by class
+    std::array<Roomy, 2> roomy;              // chunks with room for a span, by its width
+
+    explicit OfStream(const Roomy::allocator_type& nodes) : roomy{Roomy(nodes), Roomy(nodes)} {}
   };
 
   static constexpr uint64_t span_bytes(uint64_t slot_bytes) {
@@ -154,8 +163,9 @@ class Spans {
   uint64_t chunk_bytes_;
   Slots<Span> spans_;
   std::vector<Chunk> chunks_;
-  std::vector<uint32_t> free_chunks_;              // records of chunks_ without one
-  std::vector<uint32_t> idle_chunks_;              // those that fell idle: they may be busy again
+  std::vector<uint32_t> free_chunks_;  // records of chunks_ without one
+  std::vector<uint32_t> idle_chunks_;  // those that fell idle: they may be busy again
+  NodePool roomy_nodes_{NodeAllocator<uint32_t>::kNodeBytes};
   std::vector<OfStream> streams_of_;               // by stream
   std::unordered_map<uint64_t, uint32_t> stacks_;  // by offset, where one was given
   std::unordered_map<uint64_t, uint32_t> uses_;    // by offset: recorded uses of live slots

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/host_memory.h"
 
 namespace vramkit {
 
@@ -20,8 +21,13 @@ StreamIndex Streams::index_of(uint64_t handle) {
       fail(Status::kInvalidArgument, "more than %u streams use one pool; reuse streams",
            unsigned{kAnyStream});
     }
-    found = indices_.emplace(handle, static_cast<StreamIndex>(streams_.size())).first;
     streams_.emplace_back().handle = handle;
+    try {
+      found = indices_.emplace(handle, static_cast<StreamIndex>(streams_.size() - 1)).first;
+    } catch (...) {
+      streams_.pop_back();
+      throw;
+    }
   }
   last_handle_ = handle;
   last_index_ = found->second;
@@ -39,19 +45,24 @@ void Streams::declare_short_lived(uint64_t handle) {
 }
 
 uint32_t Streams::add_use(uint32_t uses, StreamIndex user) {
-  if (uses == 0) {
-    if (free_uses_.empty()) {
-      free_uses_.push_back(static_cast<uint32_t>(uses_.size()));
-      uses_.emplace_back();
-    }
-    uses = free_uses_.back();
-    free_uses_.pop_back();
-    uses_[uses].holders = 1;
-  }
+  if (uses == 0) return new_use(user);
   auto& set = uses_[uses].items;
   const bool known =
       std::any_of(set.begin(), set.end(), [user](const Use& use) { return use.stream == user; });
   if (!known) set.push_back({user, 0});
+  return uses;
+}
+
+uint32_t Streams::new_use(StreamIndex user) {
+  if (free_uses_.empty()) {
+    reserve_more(free_uses_, uses_.size() + 1);  // all sets may be free at once
+    uses_.emplace_back();
+    free_uses_.push_back(static_cast<uint32_t>(uses_.size() - 1));
+  }
+  const uint32_t uses = free_uses_.back();
+  uses_[uses].items.push_back({user, 0});
+  uses_[uses].holders = 1;
+  free_uses_.pop_back();
   return uses;
 }
 
@@ -132,9 +143,9 @@ void Streams::wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch) {
       std::lower_bound(stream.recorded.begin(), stream.recorded.end(), epoch,
                        [](const Recorded& one, uint64_t wanted) { return one.epoch < wanted; });
   const Recorded recorded = found != stream.recorded.end() ? *found : record(stream);
-  backend_.stream_wait(streams_[taker].handle, recorded.event);
   auto& waited = streams_[taker].waited;
   if (waited.size() <= owner) waited.resize(owner + size_t{1});
+  backend_.stream_wait(streams_[taker].handle, recorded.event);
   waited[owner] = recorded.epoch;
   ++waits_;
 }
@@ -147,8 +158,13 @@ bool Streams::uses_done(const Tag& tag) const {
 }
 
 const Streams::Recorded& Streams::record(Stream& stream) {
-  const Event event = backend_.record_event(stream.handle);
-  stream.recorded.push_back({event, stream.epoch});
+  stream.recorded.push_back({0, stream.epoch});
+  try {
+    stream.recorded.back().event = backend_.record_event(stream.handle);
+  } catch (...) {
+    stream.recorded.pop_back();
+    throw;
+  }
   stream.owes_event = false;
   return stream.recorded.back();
 }
@@ -163,7 +179,7 @@ void Streams::record_or_owe(Stream& stream) {
     while (stream.recorded.size() > 1 && backend_.event_done(stream.recorded.front().event)) {
       complete_oldest(stream);
     }
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     report("no event after a free, one is recorded later: %s", error.what());
   }
 }
@@ -171,7 +187,7 @@ void Streams::record_or_owe(Stream& stream) {
 void Streams::record_owed(Stream& stream) {
   try {
     record(stream);
-  } catch (const Error&) {
+  } catch (const std::exception&) {
     // Owed still. Who must wait for this stream meets the failure; the others need not.
   }
 }

@@ -115,6 +115,7 @@ class Streams {
   bool can_wait_for(StreamIndex taker, const Tag& tag) const;
   void wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch);
   const Recorded& record(Stream& stream);
+  uint32_t new_use(StreamIndex user);
   void record_or_owe(Stream& stream);
   void record_owed(Stream& stream);
   void complete_oldest(Stream& stream);

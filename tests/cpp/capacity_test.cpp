@@ -1,6 +1,8 @@
 // Growing, shrinking and trimming.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
+#include <cstring>
 #include <vector>
 
 #include "support.h"
@@ -174,7 +176,7 @@ TEST(Addresses, EndCleanlyWhereTheyAreRetired) {
   EXPECT_GT(trims, 20U);
   engine.check_valid();
   EXPECT_NE(engine.allocate(kGiB, 0, 0), 0U) << "the memory is still there";
-  expect_error(Status::kInvalidArgument, "has addresses for 0 B more; make a new pool",
+  expect_error(Status::kInvalidArgument, "has addresses for 0 B more, up to a capacity of",
                [&] { engine.resize(2 * kGiB); });
   EXPECT_EQ(engine.capacity_bytes(), kGiB);
 }
@@ -208,6 +210,33 @@ TEST(Addresses, OfStitchedBlocksEndAsOutOfMemory) {
   }
   EXPECT_GT(stitched, 100U);
   EXPECT_EQ(engine.counters().failures, 1U) << "no exception, and not for ever";
+  engine.check_valid();
+}
+
+TEST(Trim, LeavesLockedMemoryAndGoesOn) {
+  Engine engine(config_of("host", 8 * kPage));
+  const uint64_t address = engine.allocate(8 * kPage, 0, 0);
+  std::memset(reinterpret_cast<void*>(address), 1, 8 * kPage);
+  void* const locked = reinterpret_cast<void*>(address + 3 * kPage);
+  if (::mlock(locked, 4096) != 0) GTEST_SKIP() << "this process may not lock memory";
+  engine.release(address);
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(engine.trim(), 7 * kPage);
+  const std::string told = testing::internal::GetCapturedStderr();
+  EXPECT_NE(told.find("trim() gave 448.0 KiB back and left 64.0 KiB"), std::string::npos) << told;
+  EXPECT_NE(told.find("munlock()"), std::string::npos) << told;
+  engine.check_valid();
+  ASSERT_EQ(::munlock(locked, 4096), 0);
+  EXPECT_EQ(engine.trim(), kPage);
+  engine.check_valid();
+}
+
+TEST(Trim, GoesOnAfterARefusalWhereAddressesAreRetired) {
+  Engine engine(config_of("memfd+faults", 8 * kPage));
+  engine.release(engine.allocate(8 * kPage, 0, 0));
+  engine.inject_fault("unback", 1);
+  EXPECT_EQ(engine.trim(), 8 * kPage);
+  EXPECT_EQ(engine.capacity_bytes(), 8 * kPage);
   engine.check_valid();
 }
 

@@ -233,9 +233,7 @@ TEST_F(CoreC, GrowsShrinksAndTrims) {
   vramkit_pool* pool = make("memfd+faults", kMiB);
   EXPECT_EQ(vramkit_free(pool, allocate(pool, kMiB), nullptr), VRAMKIT_OK);
   uint64_t released = 0;
-  EXPECT_EQ(vramkit_fault(pool, "unback", 1), VRAMKIT_OK);
-  EXPECT_EQ(vramkit_pool_trim(pool, &released), VRAMKIT_SYSTEM);
-  EXPECT_TRUE(told("injected failure of unback"));
+  EXPECT_EQ(vramkit_fault(pool, "unmap_alias", 1), VRAMKIT_OK);
   EXPECT_EQ(vramkit_pool_trim(pool, &released), VRAMKIT_OK);
   EXPECT_EQ(released, kMiB);
   EXPECT_EQ(vramkit_pool_resize(pool, 2 * kMiB), VRAMKIT_OK);
@@ -263,6 +261,137 @@ TEST_F(CoreC, TellsHowFarAReplayCame) {
   EXPECT_EQ(api->struct_bytes, sizeof(vramkit_core_api));
   EXPECT_EQ(api->active_pool(-1), nullptr);
   EXPECT_EQ(api->declare_short_lived_stream, vramkit_declare_short_lived_stream);
+}
+
+void expect_refused(const std::vector<vramkit_status>& answers) {
+  for (size_t i = 0; i < answers.size(); ++i) {
+    EXPECT_EQ(answers[i], VRAMKIT_INVALID_ARGUMENT) << "call " << i;
+  }
+}
+
+TEST_F(CoreC, RefusesNullPools) {
+  void* address = nullptr;
+  uint64_t number = 0;
+  char text[8];
+  vramkit_block block{};
+  vramkit_stats stats{};
+  vramkit_replay* replay = nullptr;
+  expect_refused({
+      vramkit_pool_close(nullptr),
+      vramkit_pool_release(nullptr),
+      vramkit_pool_resize(nullptr, kMiB),
+      vramkit_pool_trim(nullptr, &number),
+      vramkit_pool_check(nullptr),
+      vramkit_alloc(nullptr, 1, 0, 0, &address),
+      vramkit_free(nullptr, &number, &number),
+      vramkit_free_on(nullptr, &number, 0, &number),
+      vramkit_record_stream(nullptr, &number, 0),
+      vramkit_declare_short_lived_stream(nullptr, 0),
+      vramkit_find_block(nullptr, &number, &block),
+      vramkit_snapshot(nullptr, &block, 1, &number),
+      vramkit_pool_stats(nullptr, &stats),
+      vramkit_pool_reset_peaks(nullptr),
+      vramkit_pool_size_classes(nullptr, nullptr),
+      vramkit_explain(nullptr, 1, text, 8, &number),
+      vramkit_pool_set_stack_hooks(nullptr, nullptr, nullptr),
+      vramkit_replay_create(nullptr, 1, &replay),
+      vramkit_replay_run(nullptr, nullptr, nullptr, nullptr, nullptr, 0, &number),
+      vramkit_fault(nullptr, "back", 1),
+      vramkit_complete_events(nullptr, 1),
+  });
+  EXPECT_TRUE(told("the argument pool is a null pointer"));
+}
+
+TEST_F(CoreC, RefusesNullPointers) {
+  vramkit_pool* pool = make("null", kMiB);
+  vramkit_pool_config config{};
+  config.backend = "null";
+  vramkit_replay* replay = nullptr;
+  ASSERT_EQ(vramkit_replay_create(pool, 1, &replay), VRAMKIT_OK);
+  void* address = nullptr;
+  uint64_t number = 0;
+  char text[8];
+  vramkit_block block{};
+  expect_refused({
+      vramkit_pool_create(&config, nullptr),
+      vramkit_alloc(pool, 1, 0, 0, nullptr),
+      vramkit_find_block(pool, &number, nullptr),
+      vramkit_snapshot(pool, nullptr, 1, &number),
+      vramkit_snapshot(pool, &block, 1, nullptr),
+      vramkit_pool_stats(pool, nullptr),
+      vramkit_pool_size_classes(pool, nullptr),
+      vramkit_explain(pool, 1, nullptr, 8, &number),
+      vramkit_explain(pool, 1, text, 8, nullptr),
+      vramkit_scope_open(pool, -1, nullptr),
+      vramkit_route_alloc(-1, 1, 0, 0, nullptr, &pool),
+      vramkit_route_alloc(-1, 1, 0, 0, &address, nullptr),
+      vramkit_device_pools(0, nullptr, 1, &number),
+      vramkit_device_pools(0, nullptr, 0, nullptr),
+      vramkit_device_totals(0, nullptr),
+      vramkit_replay_create(pool, 1, nullptr),
+      vramkit_replay_run(replay, nullptr, nullptr, nullptr, nullptr, 0, nullptr),
+      vramkit_replay_run(replay, nullptr, nullptr, nullptr, nullptr, 1, &number),
+      vramkit_fault(pool, nullptr, 1),
+  });
+  EXPECT_EQ(vramkit_fault(pool, nullptr, 1), VRAMKIT_INVALID_ARGUMENT);
+  EXPECT_TRUE(told("the argument call is a null pointer"));
+  EXPECT_EQ(vramkit_free(pool, nullptr, nullptr), VRAMKIT_FOREIGN_POINTER);
+  EXPECT_EQ(vramkit_route_free(nullptr, nullptr), VRAMKIT_NOT_ROUTED);
+  EXPECT_EQ(vramkit_owner(nullptr), nullptr);
+  EXPECT_EQ(vramkit_device_pools(0, nullptr, 0, &number), VRAMKIT_OK);
+  EXPECT_EQ(vramkit_replay_run(replay, nullptr, nullptr, nullptr, nullptr, 0, &number), VRAMKIT_OK);
+  vramkit_replay_destroy(nullptr);
+  vramkit_replay_destroy(replay);
+}
+
+TEST_F(CoreC, NoDeviceNumberIsTooLarge) {
+  vramkit_pool* overflowed = nullptr;
+  void* address = nullptr;
+  for (const int32_t device : {-2, 64, 65, 1 << 30, -(1 << 30)}) {
+    EXPECT_EQ(vramkit_route_alloc(device, 100, 0, 0, &address, &overflowed), VRAMKIT_NOT_ROUTED);
+    uint64_t count = 9;
+    EXPECT_EQ(vramkit_device_pools(device, nullptr, 0, &count), VRAMKIT_OK);
+    EXPECT_EQ(count, 0U);
+    vramkit_totals totals{};
+    EXPECT_EQ(vramkit_device_totals(device, &totals), VRAMKIT_OK);
+    EXPECT_EQ(vramkit_capture_begin(device, 5), VRAMKIT_INVALID_ARGUMENT);
+    EXPECT_EQ(vramkit_capture_end(device, 5), VRAMKIT_INVALID_ARGUMENT);
+    EXPECT_TRUE(told("is not between 0 and 63"));
+  }
+}
+
+TEST_F(CoreC, AReplaySaysWhyItEnds) {
+  vramkit_pool* pool = make("null", kMiB);
+  vramkit_replay* replay = nullptr;
+  ASSERT_EQ(vramkit_replay_create(pool, 1, &replay), VRAMKIT_OK);
+  const uint8_t op[] = {0, 1, 2};
+  const int64_t id = 0;
+  const int64_t size = 2 << 20;
+  const int32_t stream = 0;
+  uint64_t done = 9;
+  EXPECT_EQ(vramkit_replay_run(replay, &op[2], &id, &size, &stream, 1, &done),
+            VRAMKIT_INVALID_ARGUMENT);
+  EXPECT_TRUE(told("block 0: the operation 2 is unknown; 0 allocates and 1 frees"));
+  EXPECT_EQ(done, 0U);
+  EXPECT_EQ(vramkit_replay_run(replay, op, &id, &size, &stream, 1, &done), VRAMKIT_OUT_OF_MEMORY);
+  EXPECT_TRUE(told("is out of memory. Wanted 2.0 MiB"));
+  EXPECT_EQ(vramkit_pool_close(pool), VRAMKIT_OK);
+  EXPECT_EQ(vramkit_replay_run(replay, op, &id, &size, &stream, 1, &done), VRAMKIT_CLOSED);
+  EXPECT_TRUE(told("the pool is closed; make a new one"));
+  vramkit_replay_destroy(replay);
+}
+
+const char* no_text(uint32_t) { return nullptr; }
+
+TEST_F(CoreC, AStackWithoutATextIsLeftOut) {
+  vramkit_pool* pool = make("host", kMiB);
+  EXPECT_EQ(vramkit_pool_set_stack_hooks(pool, stack_of_three, no_text), VRAMKIT_OK);
+  void* address = nullptr;
+  ASSERT_EQ(vramkit_alloc(pool, 100, 0, 3, &address), VRAMKIT_OK);
+  void* more = nullptr;
+  EXPECT_EQ(vramkit_alloc(pool, 2 * kMiB, 0, 0, &more), VRAMKIT_OUT_OF_MEMORY);
+  EXPECT_TRUE(told("The largest live block:"));
+  EXPECT_EQ(vramkit_free(pool, address, nullptr), VRAMKIT_OK);
 }
 
 }  // namespace

@@ -103,5 +103,18 @@ TEST(Explain, DoesNotAdviseImpossibleCapacities) {
   }
 }
 
+TEST(Explain, NamesTheLimitOfMappings) {
+  Shortage s;
+  s.wanted = kMiB;
+  s.free = 4 * kMiB;
+  s.free_pages = 4 * kMiB;
+  s.capacity = 8 * kMiB;
+  s.page = 64 * kKiB;
+  s.alias_limit = "the kernel allows this process 65530 mappings (vm.max_map_count)";
+  EXPECT_NE(explain_shortage(s, nullptr)
+                .find("Stitching did not help: the kernel allows this process 65530 mappings"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace vramkit

@@ -5,6 +5,9 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -310,6 +313,82 @@ TEST(Fork, NeverDeadlocksUnderAllocatingThreads) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(failed, 0);
   pool->close();
+}
+
+/// What a child may do with a pool that the parent opens, uses and closes meanwhile.
+bool child_uses(Pool& pool) {
+  uint64_t address = 0;
+  const Status status = pool.allocate(100, 0, 0, &address);
+  if (status != Status::kForked && status != Status::kClosed) return false;
+  pool.totals();
+  pool.release();
+  pool.close_if_abandoned();
+  if (!kChildHasHeap) return true;
+  Registry::instance().totals(-1);
+  Pool* const own = make_pool("host", 64 * kKiB);
+  const bool good = own->allocate(100, 0, 0, &address) == Status::kOk;
+  own->release_block(address);
+  own->close();
+  return good;
+}
+
+/// VRAMKIT_TEST_FORK_S=600 goes on for so many seconds.
+std::chrono::steady_clock::time_point forks_end() {
+  const char* const text = std::getenv("VRAMKIT_TEST_FORK_S");
+  return std::chrono::steady_clock::now() +
+         std::chrono::seconds(text != nullptr ? std::strtoull(text, nullptr, 10) : 1);
+}
+
+TEST(Fork, NeverDeadlocksWhilePoolsOpenAndClose) {
+  std::atomic<Pool*> latest = make_pool();
+  std::atomic<bool> stop = false;
+  std::atomic<uint64_t> pools = 0;
+  std::vector<std::thread> threads;
+  for (const char* backend : {"host", "memfd+slow_maps", "null+slow_maps"}) {
+    threads.emplace_back([&, backend] {
+      while (!stop) {
+        Pool* const pool = make_pool(backend, 64 * 64 * kKiB);
+        latest = pool;
+        uint64_t address = 0;
+        if (pool->allocate(8 * 64 * kKiB, 0, 0, &address) == Status::kOk) {
+          pool->release_block(address);
+        }
+        Registry::instance().totals(-1);
+        pool->close();
+        ++pools;
+      }
+    });
+  }
+  int forks = 0;
+  int failed = 0;
+  for (const auto end = forks_end(); std::chrono::steady_clock::now() < end; ++forks) {
+    Pool* const pool = latest;
+    failed += in_child([pool] { return child_uses(*pool); }) != 0;
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failed, 0) << "of " << forks << " children beside " << pools << " pools";
+  EXPECT_GT(forks, 0);
+  RecordProperty("forks", forks);
+  if (std::getenv("VRAMKIT_TEST_FORK_S") != nullptr) {
+    std::printf("%d forks beside %llu pools\n", forks,
+                static_cast<unsigned long long>(pools.load()));
+  }
+}
+
+TEST(Fork, TheChildMayUseAClosedPool) {
+  Pool* pool = make_pool();
+  pool->close();
+  EXPECT_TRUE(pool->closed());
+  std::atomic<bool> stop = false;
+  std::thread busy([&] {
+    while (!stop) pool->totals();
+  });
+  int failed = 0;
+  for (int i = 0; i < 50; ++i) failed += in_child([&] { return child_uses(*pool); }) != 0;
+  stop = true;
+  busy.join();
+  EXPECT_EQ(failed, 0);
 }
 
 }  // namespace

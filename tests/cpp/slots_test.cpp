@@ -26,7 +26,7 @@ TEST(Slots, UsesFreedNumbersAgain) {
 TEST(Slots, SaysHowManyThereAreWhenFull) {
   Slots<int> slots(1);
   slots.take();
-  expect_error(Status::kSystem, "books are full: 1 records", [&] { slots.take(); });
+  expect_error(Status::kSystem, "metadata is full: 1 records", [&] { slots.take(); });
 }
 
 }  // namespace

@@ -326,6 +326,7 @@ def test_the_explanation_has_every_number() -> None:
     assert (stats.live_bytes, stats.free_bytes) == (34 * MIB, 30 * MIB)
     lines = str(caught.value).splitlines()
     assert lines[0] == (
+        "DefaultCPUAllocator: can't allocate memory. "
         "vramkit pool on cpu is out of memory. Wanted 40.0 MiB (41,943,040 bytes); capacity "
         "64.0 MiB, live 34.0 MiB in 5 blocks, free 30.0 MiB, largest hole 24.0 MiB. "
         "Stitching cannot help: less is free than was wanted."
