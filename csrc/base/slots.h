@@ -1,6 +1,7 @@
 // Records with small numbers as names; a freed number is used again. Number 0 is never given out.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -16,11 +17,7 @@ class Slots {
 
   /// Afterwards `count` records can be taken, and all be given back, without a failure.
   void reserve(uint64_t count) {
-    if (free_.size() + (max_count_ - used_) < count) {
-      fail(Status::kSystem, "the pool's metadata is full: %llu records",
-           static_cast<unsigned long long>(max_count_));
-    }
-    if (free_.capacity() < used_ + count) free_.reserve(2 * (used_ + count));
+    if (used_ + count > ready_) reserve_slowly(count);
   }
   /// The record's old content is left in place: the caller assigns all of it.
   uint32_t take() {
@@ -43,9 +40,19 @@ class Slots {
   }
 
  private:
+  void reserve_slowly(uint64_t count) {
+    if (free_.size() + (max_count_ - used_) < count) {
+      fail(Status::kSystem, "the pool's metadata is full: %llu records",
+           static_cast<unsigned long long>(max_count_));
+    }
+    if (free_.capacity() < used_ + count) free_.reserve(2 * (used_ + count));
+    ready_ = std::min<uint64_t>(free_.capacity(), max_count_);
+  }
+
   LazyArray<T> items_;
   std::vector<uint32_t> free_;
   uint64_t used_ = 0;
+  uint64_t ready_ = 0;  // so many records can be in use: free_ has room for their numbers
   uint64_t max_count_;
 };
 

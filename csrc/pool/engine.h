@@ -151,8 +151,10 @@ class Engine {
   /// The stream that a call names.
   StreamIndex enter(uint64_t handle) {
     const StreamIndex stream = streams_.index_of(handle);
-    range_.prepare_stream(stream);
-    if (stream > 0) range_.keep_streams_apart();
+    if (stream > 0) {
+      range_.prepare_stream(stream);
+      range_.keep_streams_apart();
+    }
     streams_.note_alive(stream);
     return stream;
   }

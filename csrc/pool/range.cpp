@@ -18,11 +18,8 @@ Range::Range(uint64_t limit_bytes, Streams& streams)
       chunks_(limit_bytes / kMinChunk + 1),
       starts_(limit_bytes / kGranule + 1),
       any_(std::make_unique<Bins>(blocks_)),
-      mixed_(std::make_unique<Bins>(blocks_)) {}
-
-void Range::prepare(uint64_t takes) {
-  blocks_.reserve(2 * takes);  // a hole is cut at its start and at its end
-  if (streams_apart_) stretch_nodes_.reserve(taken_ + takes + 1);
+      mixed_(std::make_unique<Bins>(blocks_)) {
+  prepare_stream(0);  // every pool has one
 }
 
 void Range::add_streams(StreamIndex last) {

@@ -41,7 +41,10 @@ class Range {
 
   /// Takes the host memory that the next `takes` calls of `carve`, `take` or `extend` need, and the
   /// release of what they take: only this call can fail, and it changes nothing.
-  void prepare(uint64_t takes);
+  void prepare(uint64_t takes) {
+    blocks_.reserve(2 * takes);  // a hole is cut at its start and at its end
+    if (streams_apart_) stretch_nodes_.reserve(taken_ + takes + 1);
+  }
   /// The same for memory that a stream frees.
   void prepare_stream(StreamIndex stream) {
     if (by_stream_.size() <= stream) add_streams(stream);
