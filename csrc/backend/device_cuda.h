@@ -46,4 +46,7 @@ class CudaDevice : public Backend {
 void begin_capture(int device, uint64_t stream);
 void end_capture(int device, uint64_t stream);
 
+/// Whether a graph is, or may be, being captured on any device. Costs nothing where none was.
+bool is_capturing_anywhere();
+
 }  // namespace vramkit

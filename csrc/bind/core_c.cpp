@@ -5,6 +5,7 @@
 #include "backend/device_cuda.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "bind/retry.h"
 #include "bind/vramkit.h"
 #include "pool/pool.h"
 #include "pool/registry.h"
@@ -156,9 +157,13 @@ vramkit_status vramkit_alloc(vramkit_pool* pool, uint64_t size_bytes, uint64_t s
                              uint32_t stack_id, void** address) {
   return guarded([&] {
     uint64_t got = 0;
-    const Status status = pool_of(pool).allocate(size_bytes, stream, stack_id, &got);
+    vramkit::Collected collected;
+    const Status status =
+        vramkit::allocate_or_collect(pool_of(pool), size_bytes, stream, stack_id, &got, &collected);
     *address = reinterpret_cast<void*>(got);
-    if (status == Status::kOutOfMemory) last_error = pool_of(pool).explain(size_bytes);
+    if (status == Status::kOutOfMemory) {
+      last_error = vramkit::explain_after(pool_of(pool), size_bytes, collected);
+    }
     if (status == Status::kClosed || status == Status::kForked) {
       pool_of(pool).inspect([](Engine&) {});  // throws the reason
     }
@@ -274,11 +279,17 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
   const vramkit_status answer = guarded([&] {
     if ((flags & VRAMKIT_STREAM_SHORT_LIVED) != 0) pool->declare_short_lived(stream);
     uint64_t got = 0;
-    const Status status = pool->allocate(size_bytes, stream, pool->capture_stack(), &got);
+    vramkit::Collected collected;
+    const uint32_t stack_id = pool->capture_stack();
+    // Where an overflow is no error, a collection for each would cost more than it saves.
+    const Status status =
+        pool->overflow_native()
+            ? pool->allocate(size_bytes, stream, stack_id, &got)
+            : vramkit::allocate_or_collect(*pool, size_bytes, stream, stack_id, &got, &collected);
     *address = reinterpret_cast<void*>(got);
     if (status != Status::kOutOfMemory) return status;
     if (!pool->overflow_native()) {
-      last_error = pool->explain(size_bytes);
+      last_error = vramkit::explain_after(*pool, size_bytes, collected);
       return status;
     }
     if (pool->count_overflow(size_bytes)) *overflowed = handle_of(pool);
