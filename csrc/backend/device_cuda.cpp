@@ -73,6 +73,19 @@ void lock_captures() { captures_mutex.lock(); }
 
 void unlock_captures() { captures_mutex.unlock(); }
 
+bool is_capturing_anywhere() {
+  const auto any = [](Captures& on) {
+    if (on.count.load(std::memory_order_acquire) == 0) return false;
+    const std::lock_guard guard(captures_mutex);
+    return std::any_of(on.streams.begin(), on.streams.end(), is_capturing);
+  };
+  try {
+    return std::any_of(captures.begin(), captures.end(), any);
+  } catch (const Error&) {
+    return true;  // one was announced, and the driver cannot be asked
+  }
+}
+
 CudaDevice::CudaDevice(int device) : device_(device) {
   int count = 0;
   check(driver().device_count(&count), "cuDeviceGetCount");

@@ -50,4 +50,7 @@ void end_capture(int device, uint64_t stream);
 void lock_captures();
 void unlock_captures();
 
+/// Whether a graph is, or may be, being captured on any device. Costs nothing where none was.
+bool is_capturing_anywhere();
+
 }  // namespace vramkit

@@ -6,6 +6,7 @@
 #include "backend/device_cuda.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "bind/retry.h"
 #include "bind/vramkit.h"
 #include "pool/pool.h"
 #include "pool/registry.h"
@@ -84,10 +85,11 @@ void check_device(int32_t device) {
 }
 
 /// Leaves the text for a request that a pool has answered with that status.
-Status with_reason(Pool& pool, uint64_t size_bytes, Status status) {
+Status with_reason(Pool& pool, uint64_t size_bytes, Status status,
+                   const vramkit::Collected& collected) {
   if (status == Status::kOutOfMemory) {
     try {
-      tell(pool.explain(size_bytes));
+      tell(vramkit::explain_after(pool, size_bytes, collected));
     } catch (const std::bad_alloc&) {
       failed(status, "the pool is out of memory, and the machine has none left to say why");
     }
@@ -201,9 +203,11 @@ vramkit_status vramkit_alloc(vramkit_pool* pool, uint64_t size_bytes, uint64_t s
   return guarded([&] {
     need(address, "address");
     uint64_t got = 0;
-    const Status status = pool_of(pool).allocate(size_bytes, stream, stack_id, &got);
+    vramkit::Collected collected;
+    const Status status =
+        vramkit::allocate_or_collect(pool_of(pool), size_bytes, stream, stack_id, &got, &collected);
     *address = reinterpret_cast<void*>(got);
-    return with_reason(pool_of(pool), size_bytes, status);
+    return with_reason(pool_of(pool), size_bytes, status, collected);
   });
 }
 
@@ -328,10 +332,16 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
   const vramkit_status answer = guarded([&] {
     if ((flags & VRAMKIT_STREAM_SHORT_LIVED) != 0) pool->declare_short_lived(stream);
     uint64_t got = 0;
-    const Status status = pool->allocate(size_bytes, stream, pool->capture_stack(), &got);
+    vramkit::Collected collected;
+    const uint32_t stack_id = pool->capture_stack();
+    // Where an overflow is no error, a collection for each would cost more than it saves.
+    const Status status =
+        pool->overflow_native()
+            ? pool->allocate(size_bytes, stream, stack_id, &got)
+            : vramkit::allocate_or_collect(*pool, size_bytes, stream, stack_id, &got, &collected);
     *address = reinterpret_cast<void*>(got);
     if (status != Status::kOutOfMemory) return status;
-    if (!pool->overflow_native()) return with_reason(*pool, size_bytes, status);
+    if (!pool->overflow_native()) return with_reason(*pool, size_bytes, status, collected);
     if (pool->count_overflow(size_bytes)) *overflowed = handle_of(pool);
     return Status::kNotRouted;
   });
@@ -444,7 +454,7 @@ vramkit_status vramkit_replay_run(vramkit_replay* replay, const uint8_t* op, con
                                                 size_bytes[i], stream[i]);
       if (status != Status::kOk) {
         const auto wanted = static_cast<uint64_t>(size_bytes[i]);
-        return with_reason(replay->replay.pool(), wanted, status);
+        return with_reason(replay->replay.pool(), wanted, status, {});
       }
     }
     return Status::kOk;

@@ -74,6 +74,9 @@ class Pool {
     return capture != nullptr ? capture() : 0;
   }
 
+  /// When the full pool may have garbage collected again: nanoseconds of the steady clock.
+  std::atomic<int64_t>& next_collection_ns() { return next_collection_ns_; }
+
   /// The CUDA device whose memory the pool manages, or -1.
   int device() const { return device_; }
   bool contains(uint64_t address) const { return address - base_ < address_bytes_; }
@@ -121,6 +124,7 @@ class Pool {
   bool released_ = false;
   bool in_child_ = false;
   std::atomic<bool> closed_ = false;  // engine_ is gone
+  std::atomic<int64_t> next_collection_ns_ = 0;
   std::atomic<uint32_t (*)()> capture_ = nullptr;
   std::atomic<const char* (*)(uint32_t)> stack_text_ = nullptr;
 };

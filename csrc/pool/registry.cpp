@@ -116,9 +116,9 @@ Totals Registry::totals(int device) {
   return sum;
 }
 
-uint64_t Registry::open_scope(Pool* pool, int device) {
+uint64_t Registry::open_scope(Pool* pool, int device, uint64_t owner) {
   const std::lock_guard guard(mutex_);
-  scopes_.push_back({++last_token_, device, pool});
+  scopes_.push_back({++last_token_, device, pool, owner});
   update_active(device);
   return last_token_;
 }
@@ -131,8 +131,59 @@ void Registry::close_scope(uint64_t token) {
     fail(Status::kInvalidArgument, "no scope with token %llu is open: it was closed before",
          static_cast<unsigned long long>(token));
   }
-  const int device = found->device;
-  scopes_.erase(found);
+  erase_scope(found);
+}
+
+uint64_t Registry::close_latest(uint64_t owner, const std::vector<uint64_t>& mine) {
+  const std::lock_guard guard(mutex_);
+  const auto rank = [&mine](const Scope& scope) {
+    return std::find(mine.begin(), mine.end(), scope.token) - mine.begin();
+  };
+  auto chosen = scopes_.end();
+  bool chosen_is_mine = false;
+  for (auto scope = scopes_.begin(); scope != scopes_.end(); ++scope) {
+    if (scope->owner != owner) continue;
+    const bool is_mine = rank(*scope) < static_cast<std::ptrdiff_t>(mine.size());
+    if (chosen_is_mine && (!is_mine || rank(*scope) < rank(*chosen))) continue;
+    chosen = scope;
+    chosen_is_mine = is_mine;
+  }
+  const uint64_t token = chosen != scopes_.end() ? chosen->token : 0;
+  if (token != 0) erase_scope(chosen);
+  return token;
+}
+
+void Registry::keep_open(std::vector<uint64_t>& tokens) {
+  const std::lock_guard guard(mutex_);
+  std::erase_if(tokens, [this](uint64_t token) {
+    return std::none_of(scopes_.begin(), scopes_.end(),
+                        [token](const Scope& scope) { return scope.token == token; });
+  });
+}
+
+size_t Registry::close_all_of(uint64_t owner) {
+  const std::lock_guard guard(mutex_);
+  size_t closed = 0;
+  for (auto scope = scopes_.end(); scope != scopes_.begin();) {
+    if ((--scope)->owner != owner) continue;
+    const auto index = scope - scopes_.begin();
+    erase_scope(scope);
+    scope = scopes_.begin() + index;
+    ++closed;
+  }
+  return closed;
+}
+
+size_t Registry::open_scopes_of(uint64_t owner) {
+  const std::lock_guard guard(mutex_);
+  return static_cast<size_t>(
+      std::count_if(scopes_.begin(), scopes_.end(),
+                    [owner](const Scope& scope) { return scope.owner == owner; }));
+}
+
+void Registry::erase_scope(std::vector<Scope>::iterator scope) {
+  const int device = scope->device;
+  scopes_.erase(scope);
   update_active(device);
 }
 

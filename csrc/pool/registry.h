@@ -58,8 +58,17 @@ class Registry {
   Totals totals(int device);
 
   /// Device -1 is the CPU. A null pool: while the scope is the latest, nothing is routed.
-  uint64_t open_scope(Pool* pool, int device);
+  /// `owner` is any number that tells the scopes of one opener from those of others.
+  uint64_t open_scope(Pool* pool, int device, uint64_t owner = 0);
   void close_scope(uint64_t token);
+  /// Closes the owner's scope that stands last in `mine`, else its latest one. Returns its token,
+  /// or 0 when none is open.
+  uint64_t close_latest(uint64_t owner, const std::vector<uint64_t>& mine);
+  /// Erases the tokens of closed scopes.
+  void keep_open(std::vector<uint64_t>& tokens);
+  /// Returns how many there were.
+  size_t close_all_of(uint64_t owner);
+  size_t open_scopes_of(uint64_t owner);
   Pool* active(int device) const {
     return active_[static_cast<size_t>(device + 1)].load(std::memory_order_acquire);
   }
@@ -69,9 +78,11 @@ class Registry {
     uint64_t token;
     int device;
     Pool* pool;
+    uint64_t owner;
   };
 
   Registry();
+  void erase_scope(std::vector<Scope>::iterator scope);
   void update_active(int device);
   void forget_closed();
   static void before_fork();

@@ -59,6 +59,52 @@ TEST(Registry, TheLatestScopeStillOpenWins) {
   b->close();
 }
 
+TEST(Registry, AnOwnerEndsTheScopeOfItsOwnTaskFirst) {
+  Registry& registry = Registry::instance();
+  Pool* a = make_pool("null");
+  Pool* b = make_pool("null");
+  const uint64_t first = registry.open_scope(a, -1, 1);
+  const uint64_t other = registry.open_scope(b, -1, 2);
+  const uint64_t second = registry.open_scope(a, -1, 1);
+  EXPECT_EQ(registry.open_scopes_of(1), 2U);
+  std::vector<uint64_t> mine = {first, other};
+  EXPECT_EQ(registry.close_latest(1, mine), first);
+  registry.keep_open(mine);
+  EXPECT_EQ(mine, std::vector<uint64_t>{other});
+  EXPECT_EQ(registry.active(-1), a);
+  EXPECT_EQ(registry.close_latest(1, mine), second);
+  EXPECT_EQ(registry.close_latest(1, mine), 0U);
+  EXPECT_EQ(registry.active(-1), b);
+  EXPECT_EQ(registry.close_latest(2, {}), other);
+  EXPECT_EQ(registry.active(-1), nullptr);
+  a->close();
+  b->close();
+}
+
+TEST(Registry, TheLatestOfATask) {
+  Registry& registry = Registry::instance();
+  const uint64_t first = registry.open_scope(nullptr, -1, 1);
+  const uint64_t second = registry.open_scope(nullptr, -1, 1);
+  const uint64_t third = registry.open_scope(nullptr, -1, 1);
+  EXPECT_EQ(registry.close_latest(1, {first, second}), second);
+  EXPECT_EQ(registry.close_latest(1, {}), third);
+  EXPECT_EQ(registry.close_latest(1, {first}), first);
+}
+
+TEST(Registry, AllScopesOfAnOwnerEnd) {
+  Registry& registry = Registry::instance();
+  Pool* pool = make_pool("null");
+  for (int device = -1; device < 3; ++device) registry.open_scope(pool, device, 1);
+  const uint64_t other = registry.open_scope(pool, 1, 2);
+  registry.open_scope(pool, 1, 1);
+  EXPECT_EQ(registry.close_all_of(1), 5U);
+  EXPECT_EQ(registry.close_all_of(1), 0U);
+  EXPECT_EQ(registry.active(-1), nullptr);
+  EXPECT_EQ(registry.active(1), pool);
+  registry.close_scope(other);
+  pool->close();
+}
+
 TEST(Registry, ScopesOfDevicesDoNotMeet) {
   Registry& registry = Registry::instance();
   Pool* pool = make_pool("null");

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from helpers.gpu import bytes_on_gpu
-from helpers.pools import MIB, is_in, is_native
+from helpers.pools import MIB, is_in, is_native, stats_of
 
 from vramkit import MemoryPool, PoolClosedError
 
@@ -128,13 +128,13 @@ def test_tensors_outlive_scope_and_pool() -> None:
     pool = MemoryPool("64MiB", device="cuda")
     with pool:
         kept = torch.arange(1_000_000, device="cuda")
-    handle = pool._core
+    handle = pool._core.handle
     del pool
     gc.collect()
-    assert handle.stats()["live_blocks"] == 1
+    assert stats_of(handle)["live_blocks"] == 1
     view = kept[10:20]
     del kept
     assert view.tolist() == list(range(10, 20))
     del view
     with pytest.raises(PoolClosedError):
-        handle.stats()
+        stats_of(handle)

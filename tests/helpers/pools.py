@@ -1,5 +1,6 @@
 """Asks the core where a tensor lives, and runs scripts in a fresh interpreter."""
 
+import ctypes
 import subprocess
 import sys
 import textwrap
@@ -7,7 +8,9 @@ import textwrap
 import torch
 
 from vramkit import MemoryPool
-from vramkit._core import owner
+from vramkit._core import STATS_FIELDS, owner
+from vramkit._core._library import call
+from vramkit._core._structs import Stats
 
 MIB = 1 << 20
 
@@ -20,6 +23,13 @@ def is_in(pool: MemoryPool, tensor: torch.Tensor) -> bool:
 def is_native(tensor: torch.Tensor) -> bool:
     """Whether the tensor's memory is no pool's."""
     return owner(tensor.data_ptr()) == 0
+
+
+def stats_of(handle: int) -> dict[str, int]:
+    """The counters of a pool whose object may be gone; raises as the core does."""
+    stats = Stats()
+    call("vramkit_pool_stats", handle, ctypes.byref(stats))
+    return {name: getattr(stats, name) for name in STATS_FIELDS}
 
 
 def run_script(source: str, *arguments: str, timeout_s: float = 120) -> str:

@@ -11,7 +11,7 @@ import torch
 from helpers.pools import is_in, is_native
 
 from vramkit import MemoryPool, PoolBusyError, PoolClosedError
-from vramkit.pool import _scopes
+from vramkit._core import open_tokens
 
 
 @pytest.fixture
@@ -125,9 +125,9 @@ def test_scopes_that_others_leave_are_forgotten(pool: MemoryPool) -> None:
         pool.__enter__()
         _in_thread(lambda: pool.__exit__(None, None, None))
     with pool:
-        assert len(_scopes._mine.get()) == 1
-        assert len(_scopes._all_open) == 1
-    assert not _scopes._all_open
+        assert len(open_tokens.get()) == 1
+        assert pool._core.open_scopes() == 1
+    assert pool._core.open_scopes() == 0
 
 
 def test_each_thread_ends_its_own_scope(pool: MemoryPool, other: MemoryPool) -> None:

@@ -1,6 +1,4 @@
-import ctypes
 import inspect
-import signal
 import subprocess
 import sys
 import threading
@@ -11,109 +9,207 @@ import torch
 from helpers.pools import MIB, run_script
 
 from vramkit import MemoryPool
-from vramkit._core import StackHook
-from vramkit.pool._stacks import StackRecorder
+from vramkit._core import BlockState, frames, stacks_kept
 
 HERE = Path(__file__).name
 
 
-def _through_a_callback(recorder: StackRecorder) -> int:
-    return StackHook(recorder.capture)()
+@pytest.fixture
+def recording() -> MemoryPool:
+    return MemoryPool("64MiB", device="cpu", record_stacks=True)
 
 
-def _text(recorder: StackRecorder, stack_id: int) -> str:
-    return ctypes.string_at(recorder.text_address(stack_id)).decode()
+def _stack_of(pool: MemoryPool, tensor: torch.Tensor) -> tuple[str, ...]:
+    address = tensor.data_ptr()
+    return next(block.stack for block in pool.snapshot() if block.address == address)
 
 
-def test_a_stack_names_file_line_and_function_innermost_first() -> None:
-    recorder = StackRecorder()
-    stack_id = _through_a_callback(recorder)
-    frames = recorder.frames(stack_id)
-    assert frames[0].endswith(" in _through_a_callback")
-    line = inspect.currentframe().f_lineno - 3  # type: ignore[union-attr]
+def _ids(pool: MemoryPool) -> list[int]:
+    return [block.stack_id for block in pool._core.snapshot() if block.state == BlockState.LIVE]
+
+
+def _explanation(pool: MemoryPool) -> str:
+    with pytest.raises(torch.OutOfMemoryError) as caught, pool:
+        torch.empty(1 << 40)
+    return str(caught.value)
+
+
+def _make() -> torch.Tensor:
+    return torch.empty(1000)
+
+
+def test_a_stack_names_file_line_and_function_innermost_first(recording: MemoryPool) -> None:
+    with recording:
+        made = _make()
+        line = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
+    frames = _stack_of(recording, made)
+    assert frames[0].endswith(" in _make")
     name = test_a_stack_names_file_line_and_function_innermost_first.__name__
     assert frames[1] == f"{__file__}:{line} in {name}"
-    assert f"{HERE}:{line} in {name} <- " in _text(recorder, stack_id)
+    assert f" in _make <- {__file__}:{line} in {name} <- " in _explanation(recording)
 
 
-def test_equal_stacks_share_a_number_and_others_do_not() -> None:
-    recorder = StackRecorder()
-    same = [_through_a_callback(recorder) for _ in range(3)]
-    other = _through_a_callback(recorder)
-    assert len(set(same)) == 1
-    assert other not in same
-    assert 0 not in (*same, other)
+def test_equal_stacks_share_a_number_and_others_do_not(recording: MemoryPool) -> None:
+    with recording:
+        kept = [_make() for _ in range(3)]
+        assert len(set(_ids(recording))) == 1
+        kept.append(_make())
+    assert len(set(_ids(recording))) == 2
+    assert 0 not in _ids(recording)
+    assert len(kept) == 4
 
 
-def test_a_thread_without_python_frames() -> None:
-    recorder = StackRecorder()
-    ids: list[int] = []
-
-    def note() -> int:
-        # What a thread that Python did not start looks like: nothing above the callback.
-        recorder._stacks[1] = ()
-        ids.append(1)
-        return 1
-
-    StackHook(note)()
-    assert recorder.frames(1) == ("no Python frames (an autograd or worker thread)",)
-    assert _text(recorder, 1) == "no Python frames (an autograd or worker thread)"
+def test_unknown_numbers_have_no_frames() -> None:
+    assert frames(0) == ()
+    assert frames(2**32 - 1) == ()
 
 
-def test_unknown_numbers_have_no_text() -> None:
-    recorder = StackRecorder()
-    assert recorder.text_address(5) == 0
-    assert recorder.frames(0) == ()
-
-
-def test_reentry_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = StackRecorder()
-    inner: list[int] = []
-    capture = recorder._capture
-
-    def capture_and_allocate() -> int:
-        inner.append(recorder.capture())
-        return capture()
-
-    monkeypatch.setattr(recorder, "_capture", capture_and_allocate)
-    assert _through_a_callback(recorder) > 0
-    assert inner == [0]
-    assert _through_a_callback(recorder) > 0
-
-
-def test_ctrl_c_inside_the_callback_is_raised_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = StackRecorder()
-
-    def interrupted() -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recorder, "_capture", interrupted)
-    # A process that was started in the background may ignore the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    waiting = threading.Event()
-    try:
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # raised some moment after the call
-            assert _through_a_callback(recorder) == 0
-            waiting.wait(60)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_threads_agree_on_numbers() -> None:
-    recorder = StackRecorder()
-    ids: list[set[int]] = []
+def test_threads_agree_on_numbers(recording: MemoryPool) -> None:
+    kept: list[torch.Tensor] = []
     start = threading.Barrier(4)
 
     def work() -> None:
         start.wait()
-        ids.append({_through_a_callback(recorder) for _ in range(200)})
+        kept.extend(_make() for _ in range(200))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set.union(*ids)) == 1
+    with recording:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(kept) == 800
+    assert len(set(_ids(recording))) == 1
+
+
+def test_library_s_frames_are_left_out_where_there_are_others(recording: MemoryPool) -> None:
+    with recording:
+        made = torch.nn.Linear(10, 10)
+    assert "/torch/nn/" in _stack_of(recording, made.weight)[0]
+    assert "/torch/nn/" not in _explanation(recording)
+    assert f"{__file__}:" in _explanation(recording)
+
+
+def test_code_that_is_gone_is_still_named(recording: MemoryPool) -> None:
+    names: dict[str, object] = {"torch": torch}
+    with recording:
+        exec(compile("\nkept = torch.empty(1000)", "gone.py", "exec"), names)
+    assert isinstance(names["kept"], torch.Tensor)
+    assert _stack_of(recording, names["kept"])[0] == "gone.py:2 in <module>"
+
+
+def test_a_file_name_that_is_no_text_is_escaped(recording: MemoryPool) -> None:
+    names: dict[str, object] = {"torch": torch}
+    code = compile("kept = torch.empty(1000)", "caf\udce9.py", "exec")
+    with recording:
+        exec(code, names)
+    assert isinstance(names["kept"], torch.Tensor)
+    assert _stack_of(recording, names["kept"])[0] == r"caf\udce9.py:1 in <module>"
+    assert r"caf\udce9.py:1 in <module>" in _explanation(recording)
+
+
+def test_the_explanation_at_the_recursion_limit(recording: MemoryPool) -> None:
+    with recording:
+        kept = _make()
+
+    def explain() -> str:
+        try:
+            torch.empty(1 << 40)
+        except torch.OutOfMemoryError as err:
+            return str(err)
+        raise AssertionError
+
+    def dive() -> str:
+        try:
+            return dive()
+        except RecursionError:
+            # Where this does not fit either, the caller tries one frame above.
+            return explain()
+
+    with recording:
+        text = dive()
+    assert f"{HERE}:" in text
+    assert kept.numel() == 1000
+
+
+def test_no_exception_of_a_signal_handler_is_lost() -> None:
+    run_script(
+        """
+        import signal, torch, vramkit
+
+        handled = 0
+
+        def expire(*unused):
+            global handled
+            handled += 1
+            raise TimeoutError
+
+        def allocate_until_interrupted(pool):
+            signal.setitimer(signal.ITIMER_REAL, 2e-3)
+            with pool:
+                while True:
+                    torch.empty(100)
+
+        def refuse_until_interrupted(pool):
+            signal.setitimer(signal.ITIMER_REAL, 2e-3)
+            with pool:
+                while True:
+                    try:
+                        torch.empty(1 << 40)
+                    except torch.OutOfMemoryError:
+                        pass
+
+        signal.signal(signal.SIGALRM, expire)
+        pool = vramkit.MemoryPool("8MiB", device="cpu", record_stacks=True)
+        with pool:
+            kept = torch.empty(1000)
+        for work in (allocate_until_interrupted, refuse_until_interrupted):
+            for caught in range(200):
+                try:
+                    work(pool)
+                except TimeoutError:
+                    pass
+        assert handled == 400, handled
+        """
+    )
+
+
+def test_ctrl_c_during_an_allocation_is_raised_once() -> None:
+    run_script(
+        """
+        import signal, torch, vramkit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        pool = vramkit.MemoryPool("8MiB", device="cpu", record_stacks=True)
+        raised = 0
+        with pool:
+            for _ in range(1000):
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                    torch.empty(1000)
+                except KeyboardInterrupt:
+                    raised += 1
+        assert raised == 1000, raised
+        """
+    )
+
+
+def test_stacks_of_code_that_is_gone_are_forgotten(recording: MemoryPool) -> None:
+    def make(number: int) -> torch.Tensor:
+        names: dict[str, object] = {"torch": torch}
+        exec(compile("kept = torch.empty(10)", f"made-{number}.py", "exec"), names)
+        assert isinstance(names["kept"], torch.Tensor)
+        return names["kept"]
+
+    with recording:
+        kept = {number: make(number) for number in range(0, 20_000, 400)}
+        most = 0
+        for number in range(20_000, 120_000):
+            make(number)
+            most = max(most, stacks_kept())
+    # No more than the fewest that are worth a look, and those that live blocks of all pools have.
+    assert most < 10_000
+    for number, tensor in kept.items():
+        assert _stack_of(recording, tensor)[0] == f"made-{number}.py:1 in <module>"
 
 
 def test_the_snapshot_and_the_explanation_name_the_user_s_line() -> None:
@@ -220,11 +316,10 @@ def test_a_forked_child_ends_like_its_parent() -> None:
     )
 
 
-def test_a_deep_stack_is_cut() -> None:
-    recorder = StackRecorder()
+def test_a_deep_stack_is_cut(recording: MemoryPool) -> None:
+    def dive(depth: int) -> torch.Tensor:
+        return dive(depth - 1) if depth else _make()
 
-    def dive(depth: int) -> int:
-        return dive(depth - 1) if depth else _through_a_callback(recorder)
-
-    frames = recorder.frames(dive(min(100, sys.getrecursionlimit() // 2)))
-    assert len(frames) == 32
+    with recording:
+        made = dive(min(100, sys.getrecursionlimit() // 2))
+    assert len(_stack_of(recording, made)) == 32

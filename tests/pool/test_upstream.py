@@ -15,7 +15,6 @@ from vramkit import CapacityError, MemoryPool
 from vramkit._core import CorePool
 from vramkit.errors import InvalidArgumentError
 from vramkit.pool import _ending, _interop, _upstream
-from vramkit.pool._scopes import Scopes
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -92,7 +91,7 @@ def test_the_memory_is_held_until_the_last_block_is_freed() -> None:
         buffers = [_Buffer(size=MIB, mr=_Resource(0)) for _ in range(2)]
         references = [weakref.ref(buffer) for buffer in buffers]
         for core in cores:
-            _ending.let_go(core, Scopes(core, -1), buffers.pop(0))  # type: ignore[arg-type]
+            _ending.let_go(core, buffers.pop(0))  # type: ignore[arg-type]
         time.sleep(0.3)
         gc.collect()
         assert [reference() is None for reference in references] == [False, False]
@@ -107,7 +106,7 @@ def test_an_empty_pool_s_memory_is_given_back_at_once() -> None:
     core = CorePool.create(backend="host", label="x", capacity_bytes=8 * MIB)
     buffer = _Buffer(size=MIB, mr=_Resource(0))
     reference = weakref.ref(buffer)
-    _ending.let_go(core, Scopes(core, -1), buffer)  # type: ignore[arg-type]
+    _ending.let_go(core, buffer)  # type: ignore[arg-type]
     del buffer
     gc.collect()
     assert reference() is None

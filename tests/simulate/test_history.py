@@ -113,8 +113,8 @@ def test_a_peak_above_all_segments_is_doubtful(file: Path) -> None:
     events = load(file, snapshot_of([*allocs, *others], segments=[segment(0)]))
     [note] = events.notes
     assert note.startswith(
-        "the peak of the events, 240.0 MiB, is doubtful: the snapshot's segments had at most 8.0 MiB, "
-        "so events are missing"
+        "the peak of the events, 240.0 MiB, is doubtful: the snapshot's segments had at most "
+        "8.0 MiB, so events are missing"
     )
 
 

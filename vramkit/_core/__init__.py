@@ -5,8 +5,15 @@ from vramkit._core._pool import (
     CorePool,
     active_pool,
     close_scope,
-    open_outside_scope,
     owner,
+)
+from vramkit._core._python import (
+    frames,
+    natively_entered,
+    new_route,
+    open_tokens,
+    set_library_paths,
+    stacks_kept,
 )
 from vramkit._core._replay import CoreReplay, last_error
 from vramkit._core._structs import (
@@ -17,8 +24,6 @@ from vramkit._core._structs import (
     BlockState,
     ReplayOp,
     SizeClass,
-    StackHook,
-    StackText,
     Status,
 )
 
@@ -33,13 +38,16 @@ __all__ = [
     "CoreReplay",
     "ReplayOp",
     "SizeClass",
-    "StackHook",
-    "StackText",
     "Status",
     "active_pool",
     "close_scope",
+    "frames",
     "last_error",
     "library",
-    "open_outside_scope",
+    "natively_entered",
+    "new_route",
+    "open_tokens",
     "owner",
+    "set_library_paths",
+    "stacks_kept",
 ]

@@ -4,92 +4,105 @@ import atexit
 import ctypes
 import functools
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vramkit import errors
+from vramkit._core import _python
 from vramkit._core import _structs as s
+from vramkit._core._checked import Address, Integer
 
 CORE_LIBRARY = Path(__file__).resolve().parent.parent / "_lib" / "libvramkit_core.so"
 
-_POOL = ctypes.c_void_p
+_POOL = Address("the pool's handle")
+_ADDRESS = Address("address")
+_SIZE = Integer("size_bytes", ctypes.c_uint64)
+_CAPACITY = Integer("capacity_bytes", ctypes.c_uint64)
+_STREAM = Integer("stream", ctypes.c_uint64)
+_STACK = Integer("stack_id", ctypes.c_uint32)
+_FLAGS = Integer("flags", ctypes.c_uint32)
+_COUNT = Integer("count", ctypes.c_uint64)
+_TOKEN = Integer("token", ctypes.c_uint64)
+_DEVICE = Integer("device", ctypes.c_int32)
 _OUT_U64 = ctypes.POINTER(ctypes.c_uint64)
 _OUT_POINTER = ctypes.POINTER(ctypes.c_void_p)
 
-# The argument types of every function that returns a status.
-STATUS_FUNCTIONS: dict[str, list[type]] = {
+Arguments = list[type | Integer]
+
+# The arguments of every function that returns a status.
+STATUS_FUNCTIONS: dict[str, Arguments] = {
     "vramkit_pool_create": [ctypes.POINTER(s.PoolConfig), _OUT_POINTER],
     "vramkit_pool_close": [_POOL],
     "vramkit_pool_release": [_POOL],
     "vramkit_prepare_exit": [],
-    "vramkit_pool_resize": [_POOL, ctypes.c_uint64],
+    "vramkit_pool_resize": [_POOL, _CAPACITY],
     "vramkit_pool_trim": [_POOL, _OUT_U64],
     "vramkit_pool_check": [_POOL],
     "vramkit_alloc": [
         _POOL,
-        ctypes.c_uint64,
-        ctypes.c_uint64,
-        ctypes.c_uint32,
+        _SIZE,
+        _STREAM,
+        _STACK,
         _OUT_POINTER,
     ],
-    "vramkit_free": [_POOL, ctypes.c_void_p, _OUT_U64],
-    "vramkit_free_on": [_POOL, ctypes.c_void_p, ctypes.c_uint64, _OUT_U64],
-    "vramkit_record_stream": [_POOL, ctypes.c_void_p, ctypes.c_uint64],
-    "vramkit_declare_short_lived_stream": [_POOL, ctypes.c_uint64],
-    "vramkit_find_block": [_POOL, ctypes.c_void_p, ctypes.POINTER(s.Block)],
-    "vramkit_snapshot": [_POOL, ctypes.POINTER(s.Block), ctypes.c_uint64, _OUT_U64],
+    "vramkit_free": [_POOL, _ADDRESS, _OUT_U64],
+    "vramkit_free_on": [_POOL, _ADDRESS, _STREAM, _OUT_U64],
+    "vramkit_record_stream": [_POOL, _ADDRESS, _STREAM],
+    "vramkit_declare_short_lived_stream": [_POOL, _STREAM],
+    "vramkit_find_block": [_POOL, _ADDRESS, ctypes.POINTER(s.Block)],
+    "vramkit_snapshot": [_POOL, ctypes.POINTER(s.Block), _COUNT, _OUT_U64],
     "vramkit_pool_stats": [_POOL, ctypes.POINTER(s.Stats)],
     "vramkit_pool_reset_peaks": [_POOL],
     "vramkit_pool_size_classes": [_POOL, ctypes.POINTER(s.SizeClass)],
     "vramkit_explain": [
         _POOL,
-        ctypes.c_uint64,
+        _SIZE,
         ctypes.c_char_p,
-        ctypes.c_uint64,
+        _COUNT,
         _OUT_U64,
     ],
-    "vramkit_scope_open": [_POOL, ctypes.c_int32, _OUT_U64],
-    "vramkit_scope_close": [ctypes.c_uint64],
-    "vramkit_pool_set_stack_hooks": [_POOL, s.StackHook, s.StackText],
+    "vramkit_scope_open": [_POOL, _DEVICE, _OUT_U64],
+    "vramkit_scope_close": [_TOKEN],
+    "vramkit_pool_set_stack_hooks": [_POOL, _ADDRESS, _ADDRESS],
     "vramkit_route_alloc": [
-        ctypes.c_int32,
-        ctypes.c_uint64,
-        ctypes.c_uint64,
-        ctypes.c_uint32,
+        _DEVICE,
+        _SIZE,
+        _STREAM,
+        _FLAGS,
         _OUT_POINTER,
         _OUT_POINTER,
     ],
-    "vramkit_route_free": [ctypes.c_void_p, _OUT_U64],
+    "vramkit_route_free": [_ADDRESS, _OUT_U64],
     "vramkit_device_pools": [
-        ctypes.c_int32,
+        _DEVICE,
         _OUT_POINTER,
-        ctypes.c_uint64,
+        _COUNT,
         _OUT_U64,
     ],
-    "vramkit_device_totals": [ctypes.c_int32, ctypes.POINTER(s.Totals)],
-    "vramkit_capture_begin": [ctypes.c_int32, ctypes.c_uint64],
-    "vramkit_capture_end": [ctypes.c_int32, ctypes.c_uint64],
-    "vramkit_device_add_peer": [ctypes.c_int32, ctypes.c_int32],
-    "vramkit_replay_create": [_POOL, ctypes.c_uint64, _OUT_POINTER],
+    "vramkit_device_totals": [_DEVICE, ctypes.POINTER(s.Totals)],
+    "vramkit_capture_begin": [_DEVICE, _STREAM],
+    "vramkit_capture_end": [_DEVICE, _STREAM],
+    "vramkit_device_add_peer": [_DEVICE, _DEVICE],
+    "vramkit_replay_create": [_POOL, _COUNT, _OUT_POINTER],
     "vramkit_replay_run": [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_uint64,
+        _ADDRESS,
+        _ADDRESS,
+        _ADDRESS,
+        _ADDRESS,
+        _ADDRESS,
+        _COUNT,
         _OUT_U64,
     ],
-    "vramkit_fault": [_POOL, ctypes.c_char_p, ctypes.c_uint64],
-    "vramkit_complete_events": [_POOL, ctypes.c_uint64],
+    "vramkit_fault": [_POOL, ctypes.c_char_p, _COUNT],
+    "vramkit_complete_events": [_POOL, _COUNT],
 }
 
-# Result type and argument types of the others.
-OTHER_FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+# Result type and arguments of the others.
+OTHER_FUNCTIONS: dict[str, tuple[type | None, Arguments]] = {
     "vramkit_last_error": (ctypes.c_char_p, []),
-    "vramkit_owner": (ctypes.c_void_p, [ctypes.c_void_p]),
-    "vramkit_active_pool": (ctypes.c_void_p, [ctypes.c_int32]),
+    "vramkit_owner": (ctypes.c_void_p, [_ADDRESS]),
+    "vramkit_active_pool": (ctypes.c_void_p, [_DEVICE]),
     "vramkit_core": (ctypes.POINTER(s.CoreApi), []),
-    "vramkit_replay_destroy": (None, [ctypes.c_void_p]),
+    "vramkit_replay_destroy": (None, [_ADDRESS]),
 }
 
 _EXCEPTIONS: dict[s.Status, type[errors.VramkitError]] = {
@@ -112,8 +125,11 @@ def library() -> ctypes.CDLL:
         NativeLibraryError: It is missing or is of another version than this Python code.
     """
     core = load_library(CORE_LIBRARY)
+    _python.start(core, CORE_LIBRARY, _EXCEPTIONS)
     # The driver ends with the process: no thread of ours may be inside it then.
     atexit.register(core.vramkit_prepare_exit)
+    # Threads may allocate while the interpreter is torn down; none may enter it then.
+    atexit.register(core.vramkit_python_stop)
     return core
 
 
@@ -146,10 +162,30 @@ def call(function: str, *arguments: object) -> None:
 
     Raises:
         VramkitError: The exception that stands for the status, with the core's text.
+        InvalidArgumentError: An integer does not fit its C type.
     """
-    status = getattr(library(), function)(*arguments)
+    status = invoke(function, *arguments)
     if status:
         raise_status(s.Status(status))
+
+
+def invoke(function: str, *arguments: Any) -> Any:
+    """Call any function of the core, with each integer checked; returns its result.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        InvalidArgumentError: An integer does not fit its C type.
+    """
+    checked = [
+        kind.check(argument) if isinstance(kind, Integer) else argument
+        for kind, argument in zip(_arguments_of(function), arguments, strict=True)
+    ]
+    return getattr(library(), function)(*checked)
+
+
+def _arguments_of(function: str) -> Arguments:
+    arguments = STATUS_FUNCTIONS.get(function)
+    return OTHER_FUNCTIONS[function][1] if arguments is None else arguments
 
 
 def raise_status(status: s.Status) -> NoReturn:
@@ -160,8 +196,12 @@ def raise_status(status: s.Status) -> NoReturn:
 
 def _declare(core: ctypes.CDLL) -> None:
     for name, arguments in STATUS_FUNCTIONS.items():
-        function = getattr(core, name)
-        function.restype, function.argtypes = ctypes.c_int, arguments
+        _declare_one(core, name, ctypes.c_int, arguments)
     for name, (result, arguments) in OTHER_FUNCTIONS.items():
-        function = getattr(core, name)
-        function.restype, function.argtypes = result, arguments
+        _declare_one(core, name, result, arguments)
+
+
+def _declare_one(core: ctypes.CDLL, name: str, result: type | None, arguments: Arguments) -> None:
+    function = getattr(core, name)
+    kinds = [kind.kind if isinstance(kind, Integer) else kind for kind in arguments]
+    function.restype, function.argtypes = result, kinds

@@ -3,19 +3,28 @@
 import ctypes
 
 from vramkit._core import _structs as s
-from vramkit._core._library import call, library
+from vramkit._core._library import call, invoke, library, raise_status
+from vramkit._core._python import close_scopes, new_route, open_scopes, record_stacks
 
 
 class CorePool:
-    """A pool handle.
+    """A pool of the core, released with the object; usable from any thread.
 
-    Handles are immortal: dropping the object gives nothing back; call :meth:`close` or
-    :meth:`release`. All methods may be called from any thread.
+    Attributes:
+        handle: The core's handle, which is valid for the life of the process.
+        route: What opens the pool's scopes and owns the pool.
     """
 
-    def __init__(self, handle: int) -> None:
-        """Wrap a handle that the core returned."""
-        self.handle = handle
+    def __init__(self, config: s.PoolConfig) -> None:
+        """Create the pool that ``config`` describes."""
+        library()
+        self.route, route = new_route(s.DEVICE_CPU)
+        # The core writes the handle into what owns it: wherever an interrupt comes, no pool is
+        # without an owner.
+        slot = ctypes.cast(route, ctypes.POINTER(ctypes.c_void_p))
+        call("vramkit_pool_create", ctypes.byref(config), slot)
+        self.handle = route.contents.pool or 0
+        self._route_struct = route
 
     @classmethod
     def create(
@@ -37,9 +46,7 @@ class CorePool:
             overflow_native,
             debug_checks,
         )
-        handle = ctypes.c_void_p()
-        call("vramkit_pool_create", ctypes.byref(config), ctypes.byref(handle))
-        return cls(handle.value or 0)
+        return cls(config)
 
     def close(self) -> None:
         """Give everything back; refused while blocks are live."""
@@ -147,23 +154,25 @@ class CorePool:
                 return text.value.decode(errors="replace")
             room = length.value + 1024
 
-    def set_stack_hooks(self, hook: s.StackHook | None, text: s.StackText | None) -> None:
-        """Switch stack recording on, or off with ``None``.
+    def record_stacks(self) -> None:
+        """Note the Python stack of each allocation that is routed to the pool."""
+        status = record_stacks(self.handle)
+        if status:
+            raise_status(s.Status(status))
 
-        The hooks must never be collected: a thread may be calling them when they are replaced.
-        ``text`` returns the address of a zero-terminated text that stays valid.
-        """
-        # ctypes makes a null function pointer of a call without arguments.
-        call(
-            "vramkit_pool_set_stack_hooks",
-            self.handle,
-            hook or s.StackHook(),
-            text or s.StackText(),
-        )
+    def open_scopes(self) -> int:
+        """Number of scopes that were opened through :attr:`route`."""
+        return open_scopes(self._route_struct)
+
+    def close_scopes(self) -> int:
+        """End the scopes that were opened through :attr:`route`; returns how many there were."""
+        return close_scopes(self._route_struct)
 
     def open_scope(self, device: int = s.DEVICE_CPU) -> int:
         """Route the device's allocations to this pool; returns the token that ends it."""
-        return _open_scope(self.handle, device)
+        token = ctypes.c_uint64()
+        call("vramkit_scope_open", self.handle, device, ctypes.byref(token))
+        return token.value
 
     def fault(self, backend_call: str, nth: int) -> None:
         """Let the n-th next backend call of that name fail (backends with ``+faults``)."""
@@ -174,17 +183,6 @@ class CorePool:
         call("vramkit_complete_events", self.handle, count)
 
 
-def open_outside_scope(device: int = s.DEVICE_CPU) -> int:
-    """Route the device's allocations to no pool; returns the token that ends it."""
-    return _open_scope(None, device)
-
-
-def _open_scope(handle: int | None, device: int) -> int:
-    token = ctypes.c_uint64()
-    call("vramkit_scope_open", handle, device, ctypes.byref(token))
-    return token.value
-
-
 def close_scope(token: int) -> None:
     """End the scope with that token."""
     call("vramkit_scope_close", token)
@@ -192,9 +190,9 @@ def close_scope(token: int) -> None:
 
 def owner(address: int) -> int:
     """Handle of the pool whose addresses hold ``address``, or 0."""
-    return library().vramkit_owner(address) or 0
+    return invoke("vramkit_owner", address) or 0
 
 
 def active_pool(device: int = s.DEVICE_CPU) -> int:
     """Handle of the pool that the device's allocations go to, or 0."""
-    return library().vramkit_active_pool(device) or 0
+    return invoke("vramkit_active_pool", device) or 0

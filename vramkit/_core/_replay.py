@@ -4,7 +4,7 @@ import ctypes
 import weakref
 from typing import TYPE_CHECKING
 
-from vramkit._core._library import library, raise_status
+from vramkit._core._library import call, invoke, library, raise_status
 from vramkit._core._pool import CorePool
 from vramkit._core._structs import Status
 
@@ -24,13 +24,10 @@ class CoreReplay:
     def __init__(self, pool: CorePool, block_count: int) -> None:
         """Create the replay's table of blocks."""
         handle = ctypes.c_void_p()
-        core = library()
-        status = core.vramkit_replay_create(pool.handle, block_count, ctypes.byref(handle))
-        if status:
-            raise_status(Status(status))
+        call("vramkit_replay_create", pool.handle, block_count, ctypes.byref(handle))
         self._handle = handle.value
         self._pool = pool
-        self.destroy = weakref.finalize(self, core.vramkit_replay_destroy, self._handle)
+        self.destroy = weakref.finalize(self, library().vramkit_replay_destroy, self._handle)
 
     def run(
         self,
@@ -55,7 +52,7 @@ class CoreReplay:
             _address(stream, "int32", len(op)),
         ]
         done = ctypes.c_uint64()
-        status = library().vramkit_replay_run(self._handle, *columns, len(op), ctypes.byref(done))
+        status = invoke("vramkit_replay_run", self._handle, *columns, len(op), ctypes.byref(done))
         if status not in (Status.OK, Status.OUT_OF_MEMORY):
             raise_status(Status(status))
         return done.value, Status(status)

@@ -5,7 +5,8 @@
 
 import ctypes
 import enum
-from typing import TYPE_CHECKING
+
+from vramkit._core._checked import CheckedStructure
 
 ABI_VERSION = 3
 DEVICE_CPU = -1
@@ -52,7 +53,7 @@ class ReplayOp(enum.IntEnum):
     FREE = 1
 
 
-class PoolConfig(ctypes.Structure):
+class PoolConfig(CheckedStructure):
     """``vramkit_pool_config``."""
 
     backend: bytes
@@ -189,12 +190,3 @@ class CoreApi(ctypes.Structure):
         ("device_totals", ctypes.c_void_p),
         ("declare_short_lived_stream", ctypes.c_void_p),
     )
-
-
-if TYPE_CHECKING:
-    StackHook = ctypes._CFunctionType
-    StackText = ctypes._CFunctionType
-else:
-    StackHook = ctypes.CFUNCTYPE(ctypes.c_uint32)
-    # The text's address, not c_char_p: ctypes keeps nothing alive that a callback returns.
-    StackText = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)

@@ -11,12 +11,13 @@ from vramkit import _build
 from vramkit._core import library
 from vramkit.errors import NativeLibraryError
 
-_installing = SimpleNamespace(lock=threading.Lock())
+# Reentrant: a signal handler may make a pool while its own thread is making one.
+_installing = SimpleNamespace(lock=threading.RLock())
 
 
 def _renew_lock() -> None:
     """In a forked child: the thread that held the lock is not there."""
-    _installing.lock = threading.Lock()
+    _installing.lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)

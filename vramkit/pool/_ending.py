@@ -2,12 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from vramkit._core import BlockState, CorePool
+from vramkit._core import BlockState, CorePool, frames
 from vramkit.errors import ForkedPoolError, PoolBusyError, PoolClosedError
 from vramkit.pool import _cuda, _upstream
 from vramkit.pool._device import PoolDevice
-from vramkit.pool._scopes import Scopes
-from vramkit.pool._stacks import recorder
 from vramkit.units import format_mib
 
 if TYPE_CHECKING:
@@ -41,14 +39,13 @@ def close(core: CorePool, device: PoolDevice) -> None:
     raise PoolBusyError("\n".join(filter(None, [str(busy), *_largest_blocks(core), kept])))
 
 
-def let_go(core: CorePool, scopes: Scopes, buffer: "rmm.DeviceBuffer | None") -> None:
-    """The pool object is gone: its memory goes with the last tensor in it."""
+def let_go(core: CorePool, buffer: "rmm.DeviceBuffer") -> None:
+    """The pool object is gone: the memory that a resource gave goes back after the last block."""
+    core.close_scopes()
     try:
-        scopes.close_all()
         core.release()
-        if buffer is not None:
-            core.stats()  # still open: blocks are live
-            _upstream.keep_until_closed(core, buffer)
+        core.stats()  # still open: blocks are live
+        _upstream.keep_until_closed(core, buffer)
     except (PoolClosedError, ForkedPoolError):
         return
 
@@ -60,7 +57,7 @@ def _largest_blocks(core: CorePool) -> list[str]:
         return []
     lines = [f"The {min(len(live), _LISTED)} largest:" if len(live) > 1 else "The largest:"]
     for block in live[:_LISTED]:
-        where = " <- ".join(recorder.frames(block.stack_id)[:3])
+        where = " <- ".join(frames(block.stack_id)[:3])
         lines.append(
             f"  {format_mib(block.requested_bytes):>12} at {block.address:#x}"
             + (f", allocated at {where}" if where else "")

@@ -1,7 +1,5 @@
 """The memory pool as a context manager."""
 
-import functools
-import inspect
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,9 +12,9 @@ from typing import (
     Self,
     SupportsIndex,
     TypeVar,
-    cast,
 )
 
+from vramkit._core import library, natively_entered
 from vramkit.errors import (
     CapacityError,
     ForkedPoolError,
@@ -27,6 +25,7 @@ from vramkit.errors import (
     UnsupportedDeviceError,
 )
 from vramkit.pool import _capacity, _cuda, _ending, _interop, _stacks
+from vramkit.pool._decorate import decorated
 from vramkit.pool._device import pool_device
 from vramkit.pool._making import make_core
 from vramkit.pool._report import (
@@ -36,7 +35,7 @@ from vramkit.pool._report import (
     make_block,
     make_stats,
 )
-from vramkit.pool._scopes import Scopes, outside_scope
+from vramkit.pool._scopes import OutsideScope
 from vramkit.units import counted, format_mib
 
 if TYPE_CHECKING:
@@ -47,7 +46,11 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+# The methods of the scope are native, and replace those below when this module is imported.
+library()
 
+
+@natively_entered
 class MemoryPool:
     """A memory budget of its own for PyTorch tensors.
 
@@ -119,15 +122,14 @@ class MemoryPool:
             upstream=upstream,
         )
         self._core = made.core
+        self._route = self._core.route
         self._page_bytes = made.page_bytes
+        self._overflow = overflow
         self._has_upstream = upstream is not None
-        self._scopes = Scopes(self._core, self._device.ordinal)
         self._closed = False
-        self._finalizer = weakref.finalize(
-            self, _ending.let_go, self._core, self._scopes, made.buffer
-        )
-        # At process exit other threads may still use the memory; the system takes it back.
-        self._finalizer.atexit = False
+        if made.buffer is not None:
+            # At process exit other threads may still use the memory; the system takes it back.
+            weakref.finalize(self, _ending.let_go, self._core, made.buffer).atexit = False
         if record_stacks:
             _stacks.record_stacks_of(self._core)
 
@@ -141,8 +143,7 @@ class MemoryPool:
         Raises:
             PoolClosedError: The pool is closed.
         """
-        self._scopes.enter()
-        return self
+        raise NotImplementedError
 
     def __exit__(
         self,
@@ -150,14 +151,19 @@ class MemoryPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the scope that this thread or task opened last."""
-        self._scopes.exit()
+        """End the scope that this thread or task opened last.
+
+        Raises:
+            RuntimeError: No scope is open.
+        """
+        raise NotImplementedError
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Wrap a function or a coroutine function: each call runs in a scope of this pool.
 
         Raises:
-            TypeError: A generator, whose scope would stay open between its values.
+            TypeError: A generator, whose scope would stay open between its values; or a class, a
+                module or another object that is more than a function.
 
         >>> import torch
         >>> pool = MemoryPool("64MiB", device="cpu")
@@ -167,28 +173,9 @@ class MemoryPool:
         >>> ones().nbytes, pool.stats().allocations > 0
         (1024, True)
         """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"{function.__qualname__} is a generator: between its values the scope would stay "
-                "open for the whole process; use `with pool:` inside it, around the work"
-            )
-        if inspect.iscoroutinefunction(function):
+        return decorated(self, function)
 
-            @functools.wraps(function)
-            async def scoped_coroutine(*args: _P.args, **kwargs: _P.kwargs) -> object:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return cast("Callable[_P, _R]", scoped_coroutine)
-
-        @functools.wraps(function)
-        def scoped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            with self:
-                return function(*args, **kwargs)
-
-        return scoped
-
-    def outside(self) -> AbstractContextManager[None]:
+    def outside(self) -> AbstractContextManager[object]:
         """A scope in which the device's allocations go to PyTorch's own allocator.
 
         For memory that must not be a pool's: buffers that NCCL registers, tensors that other
@@ -201,7 +188,7 @@ class MemoryPool:
         >>> pool.stats().allocations
         0
         """
-        return outside_scope(self._device.ordinal)
+        return OutsideScope(self._device.ordinal)
 
     # ---- for other libraries
 
@@ -282,6 +269,34 @@ class MemoryPool:
         """Set the peaks to the present values."""
         self._core.reset_peaks()
 
+    # ---- its options
+
+    @property
+    def device(self) -> "torch.device":
+        """Whose tensors the pool serves."""
+        import torch
+
+        return torch.device(self._device.name)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The most that the pool may hold, in bytes; :meth:`resize` changes it.
+
+        Raises:
+            PoolClosedError: The pool is closed.
+        """
+        return self._core.stats()["capacity_bytes"]
+
+    @property
+    def page_bytes(self) -> int:
+        """Size of the pool's pages in bytes."""
+        return self._page_bytes
+
+    @property
+    def overflow(self) -> Literal["error", "native"]:
+        """What happens to a request that does not fit."""
+        return self._overflow
+
     # ---- its size and its end
 
     def trim(self) -> int:
@@ -329,14 +344,14 @@ class MemoryPool:
         """
         if self._closed:
             return
-        if len(self._scopes):
+        scopes = self._core.open_scopes()
+        if scopes:
             raise PoolBusyError(
-                f"the pool has {counted(len(self._scopes), 'open scope')}, so tensors would still "
+                f"the pool has {counted(scopes, 'open scope')}, so tensors would still "
                 "be allocated from it; leave the `with` block before close()"
             )
         _ending.close(self._core, self._device)
         self._closed = True
-        self._finalizer.detach()
 
     @property
     def closed(self) -> bool:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vramkit._core import Block, BlockKind, BlockState, SizeClass
-from vramkit.pool._stacks import recorder
+from vramkit._core import Block, BlockKind, BlockState, SizeClass, frames
 from vramkit.units import format_mib
 
 
@@ -128,7 +127,7 @@ def make_block(block: Block) -> PoolBlock:
         stream=block.stream,
         state=_STATES[block.state],
         kind=_KINDS[block.kind],
-        stack=recorder.frames(block.stack_id),
+        stack=frames(block.stack_id),
     )
 
 
