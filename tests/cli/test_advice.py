@@ -245,7 +245,7 @@ def test_the_rounds_that_simulate_advises_are_read(
     text = told(["simulate", trace, "--repeat-step", "999999999"], 2, capsys)
     [(least, most)] = re.findall(r"can be repeated (\S+) to (\S+) times", text)
     assert main(["simulate", trace, "--repeat-step", least]) == 0
-    assert int(most) == (1 << 27) - 1
+    assert int(most) == (1 << 25) - 1
 
 
 def test_the_devices_that_simulate_lists_can_be_chosen(

@@ -73,7 +73,7 @@ except errors.InvalidArgumentError as err:
     print(err)
 """
     )
-    assert "cpu: cannot grow by 896.00 MiB to 1024.00 MiB" in told
+    assert "cpu: cannot grow by 896.0 MiB to 1.0 GiB" in told
     assert "within the limit of this process (`ulimit -v`)" in told
     assert "more, up to a capacity of" in told
 
