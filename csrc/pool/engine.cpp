@@ -131,6 +131,7 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
     return 0;
   }
   counters_.on_allocate(size, place->size);
+  most_allocated_ = std::max(most_allocated_, counters_.allocated_bytes);
   return base() + place->address;
 }
 

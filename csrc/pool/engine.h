@@ -255,6 +255,9 @@ class Engine {
   Aliases aliases_;
   Recall recall_;  // by layout
   Habits habits_;  // by sizes
+  // What steers placement, apart from the counters, which a user may reset.
+  uint64_t most_allocated_ = 0;  // at once, since the pool was made
+  bool has_stitched_ = false;
   Counters counters_;
 };
 

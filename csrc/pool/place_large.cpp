@@ -58,7 +58,7 @@ std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t request
 std::optional<Engine::Place> Engine::place_by_habit(uint64_t habit, uint64_t size,
                                                     uint64_t requested, StreamIndex stream,
                                                     uint32_t stack_id) {
-  if (counters_.stitched_requests == 0 || must_pack()) return std::nullopt;
+  if (!has_stitched_ || must_pack()) return std::nullopt;
   const std::array<std::optional<uint64_t>, 2> places = habits_.find(habit);
   for (const std::optional<uint64_t>& place : places) {
     std::optional<Place> again = place_again(place, size, requested, stream, stack_id);
@@ -139,8 +139,7 @@ bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested, Str
 /// Several streams share a capacity that exceeds what was needed at once so far by less than a
 /// sixteenth.
 bool Engine::must_pack() const {
-  const uint64_t peak = counters_.peak_allocated_bytes;
-  return range_.streams_apart() && peak + peak / 16 > capacity_bytes();
+  return range_.streams_apart() && most_allocated_ + most_allocated_ / 16 > capacity_bytes();
 }
 
 /// With memory to spare: the stream's own first, so that streams do not wait for each other.
@@ -227,6 +226,7 @@ std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIn
   const Place place = occupy_alias(id, requested, stream, stack_id);
   counters_.alias_hits += mapped_before;
   counters_.stitched_requests += !mapped_before;
+  has_stitched_ = has_stitched_ || !mapped_before;
   counters_.stitched_pages += mapped_before ? 0 : pages;
   return place;
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "backend/decorators.h"
@@ -279,6 +280,37 @@ TEST(Engine, SeveralPageSizesWork) {
     EXPECT_NE(engine.allocate(8 * page, 0, 0), 0U);
     engine.check_valid();
   }
+}
+
+/// The offsets that a pool gives to random blocks of two streams, in a capacity that is nearly used
+/// up at first and has room afterwards.
+std::vector<uint64_t> offsets_of_a_random_run(bool resets_statistics) {
+  constexpr uint64_t kPages = 64;
+  Engine engine(config_of("null", kPages * kPage));
+  std::mt19937_64 random(9);
+  std::vector<uint64_t> offsets;
+  std::vector<uint64_t> live;
+  const auto free_one = [&] {
+    const size_t i = random() % live.size();
+    engine.release(live[i]);
+    live[i] = live.back();
+    live.pop_back();
+  };
+  for (int i = 0; i < 4000; ++i) {
+    if (resets_statistics && i % 50 == 0) engine.reset_peaks();
+    const uint64_t limit = (i < 400 ? kPages : kPages / 2) * kPage;
+    const uint64_t size = kPage / 4 + random() % (4 * kPage);
+    const uint64_t stream = random() % 2;
+    while (!live.empty() && engine.counters().allocated_bytes + size > limit) free_one();
+    const uint64_t address = engine.allocate(size, stream, 0);
+    offsets.push_back(address == 0 ? 0 : address - engine.base());
+    if (address != 0) live.push_back(address);
+  }
+  return offsets;
+}
+
+TEST(Engine, ResettingStatisticsChangesNoPlacement) {
+  EXPECT_EQ(offsets_of_a_random_run(true), offsets_of_a_random_run(false));
 }
 
 TEST(Engine, RefusesImpossiblePools) {
