@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/core/Allocator.h>
+#include <c10/core/StorageImpl.h>
 #include <c10/util/Exception.h>
 
 #include <cstddef>
@@ -58,6 +59,16 @@ inline void warn_overflow(vramkit_pool* pool, std::size_t size_bytes) {
 inline void complain_of_free(const void* address, vramkit_status status) {
   std::fprintf(stderr, "vramkit: freeing %p failed (status %d): %s\n", address,
                static_cast<int>(status), core->last_error());
+}
+
+/// A storage keeps the allocator of its time and grows by it. One of before the adapter is led to
+/// it; what the storage holds now keeps its own deleter. Returns whether the storage was such a
+/// one.
+inline int32_t adopt(void* storage, const c10::Allocator* native, c10::Allocator* adapter) {
+  auto* const impl = static_cast<c10::StorageImpl*>(storage);
+  if (adapter == nullptr || impl->allocator() != native) return 0;
+  impl->set_allocator(adapter);
+  return 1;
 }
 
 }  // namespace vramkit::adapter

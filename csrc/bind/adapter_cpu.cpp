@@ -79,6 +79,9 @@ class CpuAdapter final : public c10::Allocator {
   }
 };
 
+/// Never destroyed: storages keep a pointer to it until the process ends.
+CpuAdapter* adapter = nullptr;
+
 }  // namespace
 }  // namespace vramkit::adapter
 
@@ -100,10 +103,16 @@ VRAMKIT_API const char* vramkit_adapter_install(const vramkit_core_api* api) {
   own::native = previous;
   own::native_deleter = previous->raw_deleter();
   own::core = api;
-  // Never destroyed: storages keep a pointer to it until the process ends.
-  auto* const adapter = new own::CpuAdapter;
-  c10::SetAllocator(own::kCpu, adapter, std::numeric_limits<uint8_t>::max());
+  own::adapter = new own::CpuAdapter;
+  c10::SetAllocator(own::kCpu, own::adapter, std::numeric_limits<uint8_t>::max());
   return nullptr;
+}
+
+// Leads the growth of a storage (a c10::StorageImpl) that was made before the installation to the
+// adapter. Returns 1, or 0 for any other storage. No other thread may be resizing it.
+VRAMKIT_API int32_t vramkit_adapter_adopt(void* storage) {
+  namespace own = vramkit::adapter;
+  return own::adopt(storage, own::native, own::adapter);
 }
 
 }  // extern "C"

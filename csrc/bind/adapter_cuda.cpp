@@ -312,6 +312,7 @@ class CudaAdapter final : public Versioned {
 
 /// Never destroyed: storages keep a pointer to it until the process ends.
 CudaAdapter* adapter = nullptr;
+const c10::Allocator* native_allocator = nullptr;
 
 void free_block(void* address) {
   if (address != nullptr) adapter->release(address);
@@ -342,6 +343,7 @@ VRAMKIT_API const char* vramkit_adapter_install(const vramkit_core_api* api) {
     return refusal.c_str();
   }
   own::core = api;
+  own::native_allocator = native;
   own::adapter = new own::CudaAdapter(*native);
   if (::pthread_atfork(nullptr, nullptr, [] { own::adapter->stop_in_child(); }) != 0) {
     return "the system refuses another fork handler";
@@ -350,6 +352,13 @@ VRAMKIT_API const char* vramkit_adapter_install(const vramkit_core_api* api) {
   c10::SetAllocator(c10::DeviceType::CUDA, own::adapter, std::numeric_limits<uint8_t>::max());
   installed.store(own::adapter);
   return nullptr;
+}
+
+// Leads the growth of a storage (a c10::StorageImpl) that was made before the installation to the
+// adapter. Returns 1, or 0 for any other storage. No other thread may be resizing it.
+VRAMKIT_API int32_t vramkit_adapter_adopt(void* storage) {
+  namespace own = vramkit::adapter;
+  return own::adopt(storage, own::native_allocator, own::adapter);
 }
 
 }  // extern "C"

@@ -32,14 +32,19 @@ typedef struct vramkit_python_api {
   void (*PyErr_Fetch)(vramkit_object**, vramkit_object**, vramkit_object**);
   void (*PyErr_Restore)(vramkit_object*, vramkit_object*, vramkit_object*);
   void (*PyErr_Clear)(void);
+  vramkit_object* (*PyErr_Occurred)(void);
   vramkit_object* (*PyObject_GetAttr)(vramkit_object*, vramkit_object*);
   vramkit_object* (*PyObject_GetAttrString)(vramkit_object*, const char*);
+  vramkit_object* (*PyObject_CallObject)(vramkit_object*, vramkit_object*);
   uint64_t (*PyLong_AsUnsignedLongLong)(vramkit_object*);
   vramkit_object* (*PyLong_FromUnsignedLongLong)(unsigned long long);
   vramkit_object* (*PyTuple_New)(intptr_t);
   intptr_t (*PyTuple_Size)(vramkit_object*);
   vramkit_object* (*PyTuple_GetItem)(vramkit_object*, intptr_t);
   int (*PyTuple_SetItem)(vramkit_object*, intptr_t, vramkit_object*);
+  vramkit_object* (*PyDict_GetItem)(vramkit_object*, vramkit_object*);
+  int (*PyDict_SetItem)(vramkit_object*, vramkit_object*, vramkit_object*);
+  int (*PyDict_DelItem)(vramkit_object*, vramkit_object*);
   vramkit_object* (*PyUnicode_FromString)(const char*);
   vramkit_object* (*PyUnicode_AsEncodedString)(vramkit_object*, const char*, const char*);
   char* (*PyBytes_AsString)(vramkit_object*);
@@ -110,6 +115,24 @@ VRAMKIT_API vramkit_object* vramkit_python_frames(uint32_t stack_id);
 
 // Number of stacks that are kept.
 VRAMKIT_API uint64_t vramkit_python_stacks(void);
+
+// ---- memory for RMM and CuPy ---------------------------------------------------------------
+
+// Callbacks (METH_FASTCALL) on an object whose attribute _route has a pool's capsule; those for
+// CuPy also read `ordinal`, `current_stream` (a callable), and `streams` (a dict, for them alone).
+// RMM: (size, stream) and (address, size, stream). CuPy: (size, device) and (address, device).
+VRAMKIT_API vramkit_object* vramkit_python_rmm_allocate(vramkit_object* self,
+                                                        vramkit_object* const* arguments,
+                                                        intptr_t count);
+VRAMKIT_API vramkit_object* vramkit_python_rmm_free(vramkit_object* self,
+                                                    vramkit_object* const* arguments,
+                                                    intptr_t count);
+VRAMKIT_API vramkit_object* vramkit_python_cupy_allocate(vramkit_object* self,
+                                                         vramkit_object* const* arguments,
+                                                         intptr_t count);
+VRAMKIT_API vramkit_object* vramkit_python_cupy_free(vramkit_object* self,
+                                                     vramkit_object* const* arguments,
+                                                     intptr_t count);
 
 #if defined(__cplusplus)
 }

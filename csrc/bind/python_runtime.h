@@ -69,7 +69,7 @@ class Ref {
   }
 
   static Ref to(Object* borrowed) {
-    api.Py_IncRef(borrowed);
+    if (borrowed != nullptr) api.Py_IncRef(borrowed);
     return Ref(borrowed);
   }
   Object* get() const { return object_; }
@@ -96,6 +96,9 @@ class SavedError {
 
 /// The text attribute of an object, for people: what UTF-8 cannot hold is escaped.
 std::string text_of(Object* object, const char* attribute);
+
+/// The route in the attribute of an object, kept alive by `capsule`; null with an exception set.
+const vramkit_route* route_of(Object* object, Ref& capsule);
 
 /// Runs Python's garbage collector; false where it must not run now.
 bool collect_garbage();

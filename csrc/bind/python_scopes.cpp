@@ -80,13 +80,6 @@ void check_open(Pool& pool) {
   }
 }
 
-/// The route in the attribute of an object, kept alive by `capsule`; null with an exception set.
-const vramkit_route* route_of(Object* self, Ref& capsule) {
-  capsule = Ref(api.PyObject_GetAttr(self, api.route_name));
-  if (!capsule) return nullptr;
-  return static_cast<const vramkit_route*>(api.PyCapsule_GetPointer(capsule.get(), kRoute));
-}
-
 bool enter(const vramkit_route& route) {
   Registry& registry = Registry::instance();
   Tokens tokens = tokens_of_this_task();
@@ -153,6 +146,13 @@ Object* answered(Body body) {
 }
 
 }  // namespace
+
+const vramkit_route* route_of(Object* object, Ref& capsule) {
+  capsule = Ref(api.PyObject_GetAttr(object, api.route_name));
+  if (!capsule) return nullptr;
+  return static_cast<const vramkit_route*>(api.PyCapsule_GetPointer(capsule.get(), kRoute));
+}
+
 }  // namespace vramkit::python
 
 namespace own = vramkit::python;

@@ -32,7 +32,7 @@ def test_a_library_of_another_interface_is_refused(tmp_path: Path) -> None:
 
 def test_every_failing_status_has_its_own_exception() -> None:
     statuses = set(_library.s.Status) - {_library.s.Status.OK, _library.s.Status.NOT_ROUTED}
-    assert set(_library._EXCEPTIONS) == statuses
-    exceptions = list(_library._EXCEPTIONS.values())
+    assert set(_library.EXCEPTIONS) == statuses
+    exceptions = list(_library.EXCEPTIONS.values())
     assert len(set(exceptions)) == len(statuses)
     assert all(issubclass(exception, VramkitError) for exception in exceptions)

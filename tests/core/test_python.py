@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import weakref
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -56,8 +57,9 @@ def test_structs_have_the_header_s_sizes(tmp_path: Path) -> None:
 
 def test_every_function_of_the_header_is_bound() -> None:
     declared = set(re.findall(r"VRAMKIT_API [\w\s\*]+?\*?(vramkit_\w+)\(", _header()))
+    callbacks = {f"vramkit_python_{name}" for name in _python.CALLBACKS}
     bound = {*_python.FREE_FUNCTIONS, *_python.GIL_FUNCTIONS, *_python.METHODS.values()}
-    assert declared == bound
+    assert declared == bound | callbacks
 
 
 def test_every_status_has_a_place_for_its_exception() -> None:
@@ -74,7 +76,7 @@ class _Scope:
     def __init__(self, core: CorePool) -> None:
         self._route = core.route
 
-    def __enter__(self) -> "_Scope":
+    def __enter__(self) -> Self:
         """Enter."""
         raise NotImplementedError
 

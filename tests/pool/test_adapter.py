@@ -112,3 +112,50 @@ def test_onednn_tensors_made_before_the_installation() -> None:
         pool._core.check()
         """
     )
+
+
+def test_storages_of_before_the_first_pool_grow_in_pools() -> None:
+    run_script(
+        """
+        import torch, vramkit
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from vramkit._core import owner
+
+        class Sub(torch.Tensor):
+            @classmethod
+            def __torch_function__(cls, function, types, args=(), kwargs=None):
+                raise AssertionError("asked")
+
+        early, emptied, kept = torch.ones(1000), torch.ones(1000), torch.ones(1000)
+        parameter = torch.nn.Parameter(torch.ones(1000))
+        view = early[10:20]
+        others = [
+            torch.eye(3).to_sparse(), torch.nn.LazyLinear(3), torch.nested.nested_tensor([kept]),
+            torch.empty(3, device="meta"), FakeTensorMode().from_tensor(torch.ones(3)), Sub(),
+            torch.from_numpy(torch.ones(3).numpy()), torch.ones(3).share_memory_(),
+        ]
+        emptied.untyped_storage().resize_(0)
+        pool = vramkit.MemoryPool("64MiB", device="cpu")
+        is_in = lambda tensor: owner(tensor.data_ptr()) == pool._core.handle
+        with pool:
+            early.resize_(1 << 20)
+            emptied.untyped_storage().resize_(4000)
+            parameter.data.resize_(1 << 20)
+            assert is_in(early) and is_in(emptied) and is_in(parameter)
+            assert early[:1000].sum() == 1000 and view.sum() == 10
+            try:
+                kept.resize_(1 << 30)
+            except torch.OutOfMemoryError:
+                pass
+            else:
+                raise AssertionError("outside the budget")
+        assert kept.untyped_storage().nbytes() == 4000
+        assert pool.stats().live_blocks == 3
+        early.resize_(1 << 21)
+        assert owner(early.data_ptr()) == 0 and early[:1000].sum() == 1000
+        emptied.untyped_storage().resize_(0)
+        assert pool.stats().live_blocks == 1
+        del parameter
+        assert pool.stats().live_blocks == 0
+        """
+    )

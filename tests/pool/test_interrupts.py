@@ -133,3 +133,21 @@ def test_a_handler_makes_a_pool_while_one_is_made() -> None:
         """,
         timeout_s=60,
     )
+
+
+def test_the_interpreter_ends_while_daemon_threads_enter_and_leave() -> None:
+    # Without tensors: PyTorch itself aborts when the interpreter ends while a daemon thread is in
+    # one of its operators.
+    run_script(
+        """
+        import threading, time, vramkit
+        pool = vramkit.MemoryPool("64MiB", device="cpu", record_stacks=True)
+        def work():
+            while True:
+                with pool, pool.outside(), pool:
+                    pass
+        for _ in range(4):
+            threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.2)
+        """
+    )

@@ -37,6 +37,23 @@ def test_capacity_is_rounded_down_to_pages() -> None:
     assert MemoryPool(7 * MIB - 1, device="cpu").stats().capacity_bytes == 6 * MIB
 
 
+def test_the_options_can_be_read_and_not_set() -> None:
+    pool = MemoryPool("64MiB", device="cpu", page_bytes="1MiB", overflow="native")
+    assert pool.capacity_bytes == 64 * MIB
+    assert pool.device == torch.device("cpu")
+    assert pool.page_bytes == MIB
+    assert pool.overflow == "native"
+    pool.resize("32MiB")
+    assert pool.capacity_bytes == 32 * MIB
+    for name in ("capacity_bytes", "device", "page_bytes", "overflow"):
+        with pytest.raises(AttributeError, match="has no setter"):
+            setattr(pool, name, 5)
+    pool.close()
+    assert (pool.page_bytes, pool.overflow) == (MIB, "native")
+    with pytest.raises(PoolClosedError):
+        _ = pool.capacity_bytes
+
+
 def test_page_bytes() -> None:
     pool = MemoryPool("7MiB", device="cpu", page_bytes="64KiB")
     assert (pool.stats().page_bytes, pool.stats().capacity_bytes) == (65536, 7 * MIB)

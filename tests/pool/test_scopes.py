@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import threading
 from collections.abc import Callable
@@ -272,6 +273,74 @@ def test_decorated_generators_are_refused(pool: MemoryPool) -> None:
         @pool
         def numbers():  # type: ignore[no-untyped-def]
             yield 1
+
+
+def test_a_partial_generator_is_a_generator(pool: MemoryPool) -> None:
+    def numbers(last: int):  # type: ignore[no-untyped-def]
+        yield last
+
+    async def anumbers(last: int):  # type: ignore[no-untyped-def]
+        yield last
+
+    for generator in (numbers, anumbers):
+        partial = functools.partial(functools.partial(generator), 5)
+        with pytest.raises(TypeError, match=r"numbers is a generator: .* use `with pool:` inside"):
+            pool(partial)
+
+
+class _Callable:
+    def __call__(self) -> int:
+        return 5
+
+    @staticmethod
+    def static() -> int:
+        return 5
+
+    @classmethod
+    def of_class(cls) -> int:
+        return 5
+
+    def method(self) -> int:
+        return 5
+
+
+@pytest.mark.parametrize(
+    ("decorated", "text"),
+    [
+        (_Callable, "_Callable is a class, .* decorate its methods"),
+        (_Callable(), "of type _Callable, which would lose everything but its call"),
+        (torch.nn.Linear(2, 2), "of type Linear, .* call it inside `with pool:`"),
+        (functools.partial(_Callable()), "of type _Callable, which would lose"),
+        (functools.partial(torch.nn.Linear, 2), "Linear is a class"),
+        (vars(_Callable)["static"], "static is a staticmethod already: write @staticmethod above"),
+        (vars(_Callable)["of_class"], "of_class is a classmethod already"),
+        (torch, "of type module"),
+        (5, "got 5 of type int"),
+    ],
+)
+def test_what_is_more_than_a_function_is_refused(
+    pool: MemoryPool, decorated: object, text: str
+) -> None:
+    with pytest.raises(TypeError, match=text):
+        pool(decorated)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _cached(size: int) -> torch.Tensor:
+    return torch.empty(size)
+
+
+def test_every_kind_of_function_is_decorated(pool: MemoryPool) -> None:
+    made = [
+        pool(functools.partial(torch.empty, 1000))(),
+        pool(lambda: torch.empty(1000))(),
+        pool(torch.empty)(1000),
+        pool(_cached)(1000),
+        pool(torch.ones(1000).clone)(),
+        pool(torch.Tensor.clone)(torch.ones(1000)),
+    ]
+    assert [is_in(pool, tensor) for tensor in made] == [True] * len(made)
+    assert pool(_Callable().method)() == 5
 
 
 def test_a_closed_pool_cannot_be_entered() -> None:

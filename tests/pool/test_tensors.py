@@ -216,3 +216,22 @@ def test_operations_give_the_same_bits(pool: MemoryPool, name: str, work: object
     with pool:
         inside = work(data.clone())  # type: ignore[operator]
     assert torch.equal(outside, inside)
+
+
+# PyTorch has deprecated TorchScript; programs still run it.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_makes_a_runtime_error_of_a_shortage(pool: MemoryPool) -> None:
+    """As it does of every exception of an operator; docs/pool.md says so."""
+    unit = torch.jit.CompilationUnit("def make(n: int):\n    return torch.empty(n)")
+    with pool, pytest.raises(RuntimeError, match="TorchScript interpreter") as caught:
+        unit.make(1 << 40)
+    assert not isinstance(caught.value, torch.OutOfMemoryError)
+    assert "vramkit pool on cpu is out of memory" in str(caught.value)
+    with pool:
+        assert is_in(pool, unit.make(1000))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_s_trace_keeps_the_error(pool: MemoryPool) -> None:
+    with pool, pytest.raises(torch.OutOfMemoryError, match="vramkit pool on cpu"):
+        torch.jit.trace(lambda x: torch.empty(1 << 40) + x, torch.ones(1))

@@ -8,6 +8,7 @@ from vramkit._core._pool import (
     owner,
 )
 from vramkit._core._python import (
+    callback,
     frames,
     natively_entered,
     new_route,
@@ -40,6 +41,7 @@ __all__ = [
     "SizeClass",
     "Status",
     "active_pool",
+    "callback",
     "close_scope",
     "frames",
     "last_error",

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vramkit import errors
-from vramkit._core import _python
 from vramkit._core import _structs as s
 from vramkit._core._checked import Address, Integer
 
@@ -105,7 +104,7 @@ OTHER_FUNCTIONS: dict[str, tuple[type | None, Arguments]] = {
     "vramkit_replay_destroy": (None, [_ADDRESS]),
 }
 
-_EXCEPTIONS: dict[s.Status, type[errors.VramkitError]] = {
+EXCEPTIONS: dict[s.Status, type[errors.VramkitError]] = {
     s.Status.INVALID_ARGUMENT: errors.InvalidArgumentError,
     s.Status.OUT_OF_MEMORY: errors.PoolOutOfMemoryError,
     s.Status.FOREIGN_POINTER: errors.ForeignPointerError,
@@ -125,11 +124,8 @@ def library() -> ctypes.CDLL:
         NativeLibraryError: It is missing or is of another version than this Python code.
     """
     core = load_library(CORE_LIBRARY)
-    _python.start(core, CORE_LIBRARY, _EXCEPTIONS)
     # The driver ends with the process: no thread of ours may be inside it then.
     atexit.register(core.vramkit_prepare_exit)
-    # Threads may allocate while the interpreter is torn down; none may enter it then.
-    atexit.register(core.vramkit_python_stop)
     return core
 
 
@@ -191,7 +187,7 @@ def _arguments_of(function: str) -> Arguments:
 def raise_status(status: s.Status) -> NoReturn:
     """Raise the exception for a failing status, with this thread's text."""
     text = library().vramkit_last_error() or b"no text"
-    raise _EXCEPTIONS[status](text.decode(errors="replace"))
+    raise EXCEPTIONS[status](text.decode(errors="replace"))
 
 
 def _declare(core: ctypes.CDLL) -> None:

@@ -3,7 +3,7 @@
 import ctypes
 
 from vramkit._core import _structs as s
-from vramkit._core._library import call, invoke, library, raise_status
+from vramkit._core._library import call, invoke, raise_status
 from vramkit._core._python import close_scopes, new_route, open_scopes, record_stacks
 
 
@@ -17,7 +17,6 @@ class CorePool:
 
     def __init__(self, config: s.PoolConfig) -> None:
         """Create the pool that ``config`` describes."""
-        library()
         self.route, route = new_route(s.DEVICE_CPU)
         # The core writes the handle into what owns it: wherever an interrupt comes, no pool is
         # without an owner.

@@ -4,14 +4,15 @@ What must not be cut short by an exception of a signal handler is native: enteri
 pools, and all that the core calls while a request is served.
 """
 
+import atexit
 import contextvars
 import ctypes
+import functools
 import inspect
-from collections.abc import Mapping
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from vramkit._core._library import CORE_LIBRARY, EXCEPTIONS, library
 from vramkit._core._structs import Status
 
 # CPython's functions that the core calls, in the order of the header.
@@ -27,14 +28,19 @@ API_FUNCTIONS = (
     "PyErr_Fetch",
     "PyErr_Restore",
     "PyErr_Clear",
+    "PyErr_Occurred",
     "PyObject_GetAttr",
     "PyObject_GetAttrString",
+    "PyObject_CallObject",
     "PyLong_AsUnsignedLongLong",
     "PyLong_FromUnsignedLongLong",
     "PyTuple_New",
     "PyTuple_Size",
     "PyTuple_GetItem",
     "PyTuple_SetItem",
+    "PyDict_GetItem",
+    "PyDict_SetItem",
+    "PyDict_DelItem",
     "PyUnicode_FromString",
     "PyUnicode_AsEncodedString",
     "PyBytes_AsString",
@@ -121,50 +127,55 @@ FREE_FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "vramkit_python_close_scopes": (ctypes.c_uint64, [_ROUTE]),
     "vramkit_python_record_stacks": (ctypes.c_int, [ctypes.c_void_p]),
 }
-# Called by the interpreter alone.
+# Called by the interpreter and by other libraries.
 METHODS = {"__enter__": "vramkit_python_enter", "__exit__": "vramkit_python_exit"}
+CALLBACKS = ("rmm_allocate", "rmm_free", "cupy_allocate", "cupy_free")
 _SIGNATURES = {"__enter__": "($self, /)", "__exit__": "($self, kind, error, traceback, /)"}
 
-# What the core or the interpreter holds addresses of.
+# What the core holds addresses of.
 _kept: list[object] = []
-_started = SimpleNamespace(core=None, free=None)
 
 
-def start(
-    core: ctypes.CDLL, path: Path, status_errors: Mapping[Status, type[BaseException]]
-) -> None:
-    """Hand the interpreter's functions to the core; call it once, before anything else here."""
-    locked = ctypes.PyDLL(str(path))
+@functools.cache
+def python_part() -> ctypes.PyDLL:
+    """The functions that keep the GIL; the interpreter's are handed over at the first call.
+
+    Raises:
+        NativeLibraryError: The core is missing or is of another version than this Python code.
+    """
+    core = library()
+    locked = ctypes.PyDLL(str(CORE_LIBRARY))
     for functions, handle in ((FREE_FUNCTIONS, core), (GIL_FUNCTIONS, locked)):
         for name, (result, arguments) in functions.items():
             function = getattr(handle, name)
             function.restype, function.argtypes = result, arguments
     api = PythonApi()
     for name in API_FUNCTIONS:
-        address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p)
-        setattr(api, name, address)
+        setattr(api, name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p))
     api.none, api.route_name, api.tokens = None, "_route", open_tokens
     api.exit_error = RuntimeError
     for status in Status:
-        api.status_errors[status] = status_errors.get(status, RuntimeError)
+        api.status_errors[status] = EXCEPTIONS.get(status, RuntimeError)
     _kept.append(api)
     core.vramkit_python_start(ctypes.byref(api))
-    _started.core, _started.free = locked, core
+    # Threads may allocate while the interpreter is torn down; none may enter it then.
+    atexit.register(core.vramkit_python_stop)
+    return locked
 
 
 def open_scopes(route: "ctypes._Pointer[Route]") -> int:
     """Number of scopes that were opened through the struct of :func:`new_route`."""
-    return int(_started.free.vramkit_python_open_scopes(route))
+    return int(library().vramkit_python_open_scopes(route))
 
 
 def close_scopes(route: "ctypes._Pointer[Route]") -> int:
     """End the scopes that were opened through the struct; returns how many there were."""
-    return int(_started.free.vramkit_python_close_scopes(route))
+    return int(library().vramkit_python_close_scopes(route))
 
 
 def record_stacks(handle: int) -> int:
     """Note the Python stack of each allocation that is routed to the pool; returns the status."""
-    return int(_started.free.vramkit_python_record_stacks(handle))
+    return int(library().vramkit_python_record_stacks(handle))
 
 
 def new_route(device: int) -> "tuple[object, ctypes._Pointer[Route]]":
@@ -176,7 +187,7 @@ def new_route(device: int) -> "tuple[object, ctypes._Pointer[Route]]":
         device: Whose allocations go to no pool, while the struct names none.
     """
     route = _ROUTE()
-    capsule = _started.core.vramkit_python_new_route(device, ctypes.byref(route))
+    capsule = python_part().vramkit_python_new_route(device, ctypes.byref(route))
     return capsule, route
 
 
@@ -186,25 +197,48 @@ def frames(stack_id: int) -> tuple[str, ...]:
     Args:
         stack_id: As the core wrote it into a block.
     """
-    found: tuple[str, ...] = _started.core.vramkit_python_frames(stack_id)
+    found: tuple[str, ...] = python_part().vramkit_python_frames(stack_id)
     return found
 
 
 def stacks_kept() -> int:
     """Number of distinct stacks that are remembered."""
-    return int(_started.core.vramkit_python_stacks())
+    return int(python_part().vramkit_python_stacks())
 
 
 def set_library_paths(paths: list[str]) -> None:
     """Tell which files are no user's code, by the first part of their paths."""
     lines = "\n".join(paths).encode("utf-8", "backslashreplace")
-    _started.core.vramkit_python_set_library_paths(lines)
+    python_part().vramkit_python_set_library_paths(lines)
 
 
 # A function object of our own: ctypes.pythonapi's is shared by the whole process.
 _new_method = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.POINTER(_MethodDef))(
     ("PyDescr_NewMethod", ctypes.pythonapi)
 )
+_new_function = ctypes.PYFUNCTYPE(
+    ctypes.py_object, ctypes.POINTER(_MethodDef), ctypes.py_object, ctypes.c_void_p
+)(("PyCFunction_NewEx", ctypes.pythonapi))
+
+
+@functools.cache
+def _method(function: str, name: str, doc: str) -> _MethodDef:
+    address = ctypes.cast(getattr(python_part(), function), ctypes.c_void_p)
+    # The interpreter keeps its address: the cache never lets go of it.
+    return _MethodDef(name.encode(), address, _METH_FASTCALL, doc.encode())
+
+
+def callback(name: str, memory: object) -> "Callable[..., Any]":
+    """A native callback for another library, which keeps ``memory`` alive.
+
+    Args:
+        name: One of ``CALLBACKS``.
+        memory: What the header says of the object that the callback works on.
+    """
+    made: Callable[..., Any] = _new_function(
+        ctypes.byref(_method(f"vramkit_python_{name}", name, "")), memory, None
+    )
+    return made
 
 
 def natively_entered(cls: type[_T]) -> type[_T]:
@@ -214,12 +248,6 @@ def natively_entered(cls: type[_T]) -> type[_T]:
     """
     for name, function in METHODS.items():
         declared = inspect.getdoc(getattr(cls, name)) or ""
-        method = _MethodDef(
-            name.encode(),
-            ctypes.cast(getattr(_started.core, function), ctypes.c_void_p),
-            _METH_FASTCALL,
-            f"{name}{_SIGNATURES[name]}\n--\n\n{declared}".encode(),
-        )
-        _kept.append(method)
-        setattr(cls, name, _new_method(cls, ctypes.byref(method)))
+        doc = f"{name}{_SIGNATURES[name]}\n--\n\n{declared}"
+        setattr(cls, name, _new_method(cls, ctypes.byref(_method(function, name, doc))))
     return cls

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import gc
 import os
 import threading
 from pathlib import Path
@@ -45,7 +46,8 @@ def install_cuda() -> None:
 
 @functools.cache
 def _install_once(kind: str) -> None:
-    _install(_adapter_path(kind))
+    adapter = _install(_adapter_path(kind))
+    _adopt_storages(adapter)
 
 
 def _adapter_path(kind: str) -> Path:
@@ -55,10 +57,35 @@ def _adapter_path(kind: str) -> Path:
         raise NativeLibraryError(f"no allocator adapter for {kind} tensors: {err}") from err
 
 
-def _install(path: Path) -> None:
+def _install(path: Path) -> ctypes.CDLL:
     # adapter_path() has asked this file which torch it is for.
     adapter = ctypes.CDLL(str(path))
     adapter.vramkit_adapter_install.restype = ctypes.c_char_p
     refusal = adapter.vramkit_adapter_install(library().vramkit_core())
     if refusal is not None:
         raise NativeLibraryError(f"the allocator adapter {path} refuses: {refusal.decode()}")
+    return adapter
+
+
+def _adopt_storages(adapter: ctypes.CDLL) -> int:
+    """Let the storages that are there already grow by the adapter; returns how many there were.
+
+    A storage keeps the allocator of its time: one that was emptied by ``resize_(0)``, as FSDP does,
+    would grow again outside every pool. Found are those of tensors that Python knows.
+    """
+    import torch
+
+    adopt = adapter.vramkit_adapter_adopt
+    adopt.restype, adopt.argtypes = ctypes.c_int32, [ctypes.c_void_p]
+    adopted = 0
+    with torch._C.DisableTorchFunctionSubclass():
+        for thing in gc.get_objects():
+            # type(), not isinstance(): that would ask proxies for the class they stand for.
+            if not issubclass(type(thing), torch.Tensor):
+                continue
+            try:
+                storage = torch.Tensor.untyped_storage(thing)
+            except (NotImplementedError, RuntimeError, ValueError):
+                continue  # sparse, nested and other tensors without a storage
+            adopted += adopt(storage._cdata)
+    return adopted

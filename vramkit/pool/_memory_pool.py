@@ -14,7 +14,7 @@ from typing import (
     TypeVar,
 )
 
-from vramkit._core import library, natively_entered
+from vramkit._core import natively_entered
 from vramkit.errors import (
     CapacityError,
     ForkedPoolError,
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-# The methods of the scope are native, and replace those below when this module is imported.
-library()
 
 
 @natively_entered
@@ -205,7 +202,7 @@ class MemoryPool:
             UnsupportedDeviceError: The pool is not on a CUDA device.
         """
         self._require_cuda("rmm_resource()")
-        return _interop.rmm_resource(_interop.StreamMemory(self._core, keeper=self))
+        return _interop.rmm_resource(self._core, keeper=self)
 
     def cupy_allocator(self) -> "Callable[[int], cupy.cuda.MemoryPointer]":
         """The pool as an allocator for ``cupy.cuda.set_allocator``.
@@ -220,8 +217,7 @@ class MemoryPool:
             UnsupportedDeviceError: The pool is not on a CUDA device.
         """
         self._require_cuda("cupy_allocator()")
-        memory = _interop.StreamMemory(self._core, keeper=self)
-        return _interop.cupy_allocator(memory, self._device.ordinal)
+        return _interop.cupy_allocator(self._core, keeper=self, ordinal=self._device.ordinal)
 
     def _require_cuda(self, wish: str) -> None:
         if self._device.kind != "cuda":

@@ -4,10 +4,7 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
-from vramkit._core import library, natively_entered, new_route
-
-# The methods below are replaced when this module is imported.
-library()
+from vramkit._core import natively_entered, new_route
 
 
 @natively_entered
