@@ -101,5 +101,11 @@ def test_the_guards_read_documents(tmp_path: Path) -> None:
 
 def test_every_need_is_one_that_a_test_knows() -> None:
     """An example with another need would run nowhere."""
-    known = {"a GPU", "a GPU and rmm", "a GPU and cupy", "a GPU and a trainer", "a process without pools"}
+    known = {
+        "a GPU",
+        "a GPU and rmm",
+        "a GPU and cupy",
+        "a GPU and a trainer",
+        "a process without pools",
+    }
     assert {need for path in DOCUMENTS for need in needs_of(path)} == known

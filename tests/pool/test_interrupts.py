@@ -119,7 +119,7 @@ def test_a_handler_makes_a_pool_while_one_is_made() -> None:
 
         def install_and_interrupt(path):
             signal.raise_signal(signal.SIGALRM)
-            install(path)
+            return install(path)
 
         def make_another(*unused):
             _adapter._install = install

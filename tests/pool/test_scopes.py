@@ -362,3 +362,28 @@ def test_a_forgotten_scope_ends_with_its_pool() -> None:
     MemoryPool("64MiB", device="cpu").__enter__()
     gc.collect()
     assert is_native(torch.empty(1000))
+
+
+def test_activate_opens_one_scope_until_deactivate(pool: MemoryPool) -> None:
+    pool.activate()
+    pool.activate()
+    inside = torch.ones(8)
+    pool.deactivate()
+    outside = torch.ones(8)
+    pool.deactivate()
+    assert is_in(pool, inside)
+    assert not is_in(pool, outside)
+    del inside
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.activate()
+    pool.deactivate()
+
+
+def test_a_with_block_inside_an_active_pool_leaves_it_active(pool: MemoryPool) -> None:
+    pool.activate()
+    with pool:
+        pass
+    assert is_in(pool, torch.ones(8))
+    pool.deactivate()
+    assert not is_in(pool, torch.ones(8))

@@ -222,7 +222,7 @@ def test_operations_give_the_same_bits(pool: MemoryPool, name: str, work: object
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_makes_a_runtime_error_of_a_shortage(pool: MemoryPool) -> None:
     """As it does of every exception of an operator; docs/pool.md says so."""
-    unit = torch.jit.CompilationUnit("def make(n: int):\n    return torch.empty(n)")
+    unit = torch.jit.CompilationUnit("def make(n: int):\n    return torch.empty(n)\n")
     with pool, pytest.raises(RuntimeError, match="TorchScript interpreter") as caught:
         unit.make(1 << 40)
     assert not isinstance(caught.value, torch.OutOfMemoryError)

@@ -124,6 +124,7 @@ class MemoryPool:
         self._overflow = overflow
         self._has_upstream = upstream is not None
         self._closed = False
+        self._active = False
         if made.buffer is not None:
             # At process exit other threads may still use the memory; the system takes it back.
             weakref.finalize(self, _ending.let_go, self._core, made.buffer).atexit = False
@@ -154,6 +155,33 @@ class MemoryPool:
             RuntimeError: No scope is open.
         """
         raise NotImplementedError
+
+    def activate(self) -> None:
+        """Open a scope that stays open until :meth:`deactivate`, for instance across notebook cells.
+
+        Does nothing where such a scope is open already, so that a cell can be run twice. Scripts use
+        ``with pool:``, which also ends when an exception passes.
+
+        Raises:
+            PoolClosedError: The pool is closed.
+
+        >>> import torch
+        >>> pool = MemoryPool("64MiB", device="cpu")
+        >>> pool.activate()
+        >>> x = torch.ones(256)
+        >>> pool.deactivate()
+        >>> pool.stats().live_bytes
+        1024
+        """
+        if not self._active:
+            self.__enter__()
+            self._active = True
+
+    def deactivate(self) -> None:
+        """Close the scope that :meth:`activate` opened; does nothing where none is open."""
+        if self._active:
+            self._active = False
+            self.__exit__(None, None, None)
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Wrap a function or a coroutine function: each call runs in a scope of this pool.
