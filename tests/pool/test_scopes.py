@@ -373,7 +373,10 @@ def test_activate_opens_one_scope_until_deactivate(pool: MemoryPool) -> None:
     pool.deactivate()
     assert is_in(pool, inside)
     assert not is_in(pool, outside)
-    del inside
+
+
+def test_a_closed_pool_cannot_be_activated() -> None:
+    pool = MemoryPool("8MiB", device="cpu")
     pool.close()
     with pytest.raises(PoolClosedError):
         pool.activate()

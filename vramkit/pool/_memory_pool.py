@@ -157,10 +157,10 @@ class MemoryPool:
         raise NotImplementedError
 
     def activate(self) -> None:
-        """Open a scope that stays open until :meth:`deactivate`, for instance across notebook cells.
+        """Open a scope until :meth:`deactivate`, for instance across the cells of a notebook.
 
-        Does nothing where such a scope is open already, so that a cell can be run twice. Scripts use
-        ``with pool:``, which also ends when an exception passes.
+        Does nothing where such a scope is open already, so that you can run a cell twice. In a
+        script, use ``with pool:``, which also ends when an exception passes.
 
         Raises:
             PoolClosedError: The pool is closed.
