@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from vramkit import CapacityError, MemoryPool
+from vramkit import CapacityError, MemoryPool, PoolBusyError
 from vramkit._core import CorePool
 from vramkit.errors import InvalidArgumentError
 from vramkit.pool import _ending, _interop, _upstream
+from vramkit.pool._device import pool_device
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -91,7 +92,8 @@ def test_the_memory_is_held_until_the_last_block_is_freed() -> None:
         buffers = [_Buffer(size=MIB, mr=_Resource(0)) for _ in range(2)]
         references = [weakref.ref(buffer) for buffer in buffers]
         for core in cores:
-            _ending.let_go(core, buffers.pop(0))  # type: ignore[arg-type]
+            _upstream.keep(core, buffers.pop(0))  # type: ignore[arg-type]
+            _ending.let_go(core)
         time.sleep(0.3)
         gc.collect()
         assert [reference() is None for reference in references] == [False, False]
@@ -106,7 +108,47 @@ def test_an_empty_pool_s_memory_is_given_back_at_once() -> None:
     core = CorePool.create(backend="host", label="x", capacity_bytes=8 * MIB)
     buffer = _Buffer(size=MIB, mr=_Resource(0))
     reference = weakref.ref(buffer)
-    _ending.let_go(core, buffer)  # type: ignore[arg-type]
+    _upstream.keep(core, buffer)  # type: ignore[arg-type]
+    _ending.let_go(core)
     del buffer
     gc.collect()
+    assert reference() is None
+
+
+def test_a_closed_pool_s_memory_is_given_back_while_its_object_lives() -> None:
+    core = CorePool.create(backend="host", label="x", capacity_bytes=8 * MIB)
+    buffer = _Buffer(size=MIB, mr=_Resource(0))
+    reference = weakref.ref(buffer)
+    _upstream.keep(core, buffer)  # type: ignore[arg-type]
+    del buffer
+    address = core.alloc(MIB)
+    with pytest.raises(PoolBusyError):
+        _ending.close(core, pool_device("cpu"))
+    assert reference() is not None
+    core.free(address)
+    _ending.close(core, pool_device("cpu"))
+    assert reference() is None
+
+
+def test_an_interrupted_finalizer_takes_no_memory_from_under_a_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = CorePool.create(backend="host", label="x", capacity_bytes=8 * MIB)
+    buffer = _Buffer(size=MIB, mr=_Resource(0))
+    reference = weakref.ref(buffer)
+    _upstream.keep(core, buffer)  # type: ignore[arg-type]
+    del buffer
+    address = core.alloc(MIB)
+
+    def interrupt(_core: CorePool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CorePool, "release", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _ending.let_go(core)
+    monkeypatch.undo()
+    gc.collect()
+    assert reference() is not None
+    core.free(address)
+    _ending.let_go(core)
     assert reference() is None

@@ -5,6 +5,7 @@ from vramkit._core._pool import (
     CorePool,
     active_pool,
     close_scope,
+    is_closed,
     owner,
 )
 from vramkit._core._python import (
@@ -44,6 +45,7 @@ __all__ = [
     "callback",
     "close_scope",
     "frames",
+    "is_closed",
     "last_error",
     "library",
     "natively_entered",

@@ -5,6 +5,7 @@ import ctypes
 from vramkit._core import _structs as s
 from vramkit._core._library import call, invoke, raise_status
 from vramkit._core._python import close_scopes, new_route, open_scopes, record_stacks
+from vramkit.errors import ForkedPoolError, PoolClosedError
 
 
 class CorePool:
@@ -195,3 +196,14 @@ def owner(address: int) -> int:
 def active_pool(device: int = s.DEVICE_CPU) -> int:
     """Handle of the pool that the device's allocations go to, or 0."""
     return invoke("vramkit_active_pool", device) or 0
+
+
+def is_closed(handle: int) -> bool:
+    """Whether the pool has closed; in a forked child, the pools of its parent have not."""
+    try:
+        call("vramkit_pool_stats", handle, ctypes.byref(s.Stats()))
+    except PoolClosedError:
+        return True
+    except ForkedPoolError:
+        return False
+    return False

@@ -1,15 +1,10 @@
 """How a pool ends: closed by its user, or let go with its object."""
 
-from typing import TYPE_CHECKING
-
 from vramkit._core import BlockState, CorePool, frames
 from vramkit.errors import ForkedPoolError, PoolBusyError, PoolClosedError
 from vramkit.pool import _cuda, _upstream
 from vramkit.pool._device import PoolDevice
 from vramkit.units import format_mib
-
-if TYPE_CHECKING:
-    import rmm
 
 _LISTED = 10
 
@@ -23,7 +18,7 @@ def close(core: CorePool, device: PoolDevice) -> None:
         PoolBusyError: Blocks are live; the text names the largest.
     """
     try:
-        core.close()
+        _close_core(core)
     except PoolBusyError as err:
         kept, busy = "", err
     else:
@@ -31,7 +26,7 @@ def close(core: CorePool, device: PoolDevice) -> None:
     if device.kind == "cuda":
         kept = _cuda.drop_workspaces(device.ordinal)
         try:
-            core.close()
+            _close_core(core)
         except PoolBusyError as err:
             busy = err
         else:
@@ -39,15 +34,19 @@ def close(core: CorePool, device: PoolDevice) -> None:
     raise PoolBusyError("\n".join(filter(None, [str(busy), *_largest_blocks(core), kept])))
 
 
-def let_go(core: CorePool, buffer: "rmm.DeviceBuffer") -> None:
+def _close_core(core: CorePool) -> None:
+    core.close()
+    _upstream.give_back()
+
+
+def let_go(core: CorePool) -> None:
     """The pool object is gone: the memory that a resource gave goes back after the last block."""
     core.close_scopes()
     try:
         core.release()
-        core.stats()  # still open: blocks are live
-        _upstream.keep_until_closed(core, buffer)
     except (PoolClosedError, ForkedPoolError):
         return
+    _upstream.watch(core)
 
 
 def _largest_blocks(core: CorePool) -> list[str]:

@@ -9,7 +9,6 @@ from vramkit.pool import _adapter, _capacity, _cuda, _upstream
 from vramkit.pool._device import PoolDevice
 
 if TYPE_CHECKING:
-    import rmm
     from rmm.mr import DeviceMemoryResource
 
 
@@ -20,12 +19,10 @@ class Made:
     Attributes:
         core: The pool.
         page_bytes: Size of its pages.
-        buffer: Owner of its memory where a resource gave that; it must outlive the pool.
     """
 
     core: CorePool
     page_bytes: int
-    buffer: "rmm.DeviceBuffer | None"
 
 
 def make_core(
@@ -64,12 +61,13 @@ def make_core(
         _adapter.install_cpu()
     if upstream is None:
         core = _create(device.backend, device, wanted, page, overflow_native)
-        return Made(core, page, None)
+        return Made(core, page)
     buffer, address, usable = _upstream.take(
         upstream, wanted, page_bytes=page, ordinal=device.ordinal
     )
     core = _create(f"{device.backend}@{address}", device, usable, page, overflow_native)
-    return Made(core, page, buffer)
+    _upstream.keep(core, buffer)
+    return Made(core, page)
 
 
 def _create(

@@ -23,6 +23,7 @@ from vramkit.errors import (
     PoolClosedError,
     PoolOutOfMemoryError,
     UnsupportedDeviceError,
+    VramkitError,
 )
 from vramkit.pool import _capacity, _cuda, _ending, _interop, _stacks
 from vramkit.pool._decorate import decorated
@@ -125,9 +126,9 @@ class MemoryPool:
         self._has_upstream = upstream is not None
         self._closed = False
         self._active = False
-        if made.buffer is not None:
+        if upstream is not None:
             # At process exit other threads may still use the memory; the system takes it back.
-            weakref.finalize(self, _ending.let_go, self._core, made.buffer).atexit = False
+            weakref.finalize(self, _ending.let_go, self._core).atexit = False
         if record_stacks:
             _stacks.record_stacks_of(self._core)
 
@@ -173,9 +174,16 @@ class MemoryPool:
         >>> pool.stats().live_bytes
         1024
         """
-        if not self._active:
+        if self._active:
+            return
+        # The flag first, here and in deactivate(): between it and the native call no signal handler
+        # can run, so that the flag says what is so.
+        self._active = True
+        try:
             self.__enter__()
-            self._active = True
+        except VramkitError:
+            self._active = False
+            raise
 
     def deactivate(self) -> None:
         """Close the scope that :meth:`activate` opened; does nothing where none is open."""

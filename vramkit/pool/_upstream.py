@@ -4,8 +4,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from vramkit._core import CorePool, owner
-from vramkit.errors import CapacityError, InvalidArgumentError, PoolClosedError
+from vramkit._core import CorePool, is_closed, owner
+from vramkit.errors import CapacityError, InvalidArgumentError
 from vramkit.pool._interop import rmm_module
 from vramkit.units import format_mib
 
@@ -58,50 +58,63 @@ def take(
     return buffer, first, buffer.ptr + size_bytes - first
 
 
-class _Orphans:
-    """Memory whose pool object is gone while tensors are still in the pool."""
+class _Kept:
+    """The memory of all pools that stand on a resource's, until each has closed.
+
+    Not the pool object but this owns it: an exception in the midst of a finalizer then leaves the
+    memory here for a while, and never takes it from under a tensor.
+    """
 
     def __init__(self) -> None:
         # Reentrant: the garbage collector may let go of a pool in the midst of what holds it.
         self._lock = threading.RLock()
-        self._by_handle: dict[int, tuple[CorePool, rmm.DeviceBuffer]] = {}
+        self._by_handle: dict[int, rmm.DeviceBuffer] = {}
         self._watched = False
 
-    def add(self, core: CorePool, buffer: "rmm.DeviceBuffer") -> None:
+    def add(self, handle: int, buffer: "rmm.DeviceBuffer") -> None:
         with self._lock:
-            self._by_handle[core.handle] = (core, buffer)
-            if not self._watched:
-                self._watched = True
-                threading.Thread(target=self._watch, name="vramkit-upstream", daemon=True).start()
+            self._drop_closed()
+            self._by_handle[handle] = buffer
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._drop_closed()
+
+    def watch(self, handle: int) -> None:
+        with self._lock:
+            self._drop_closed()
+            if handle not in self._by_handle or self._watched:
+                return
+            self._watched = True
+        threading.Thread(target=self._watch, name="vramkit-upstream", daemon=True).start()
 
     def _watch(self) -> None:
-        while self._drop_closed():
+        while True:
+            with self._lock:
+                self._drop_closed()
+                self._watched = bool(self._by_handle)
+                if not self._watched:
+                    return
             time.sleep(_LOOK_EVERY_S)
 
-    def _drop_closed(self) -> bool:
-        """False when none is left to watch."""
-        with self._lock:
-            for handle, (core, _) in list(self._by_handle.items()):
-                if _is_closed(core):
-                    del self._by_handle[handle]
-            # False first: what the collector adds after the question starts a thread of its own.
-            self._watched = False
-            if self._by_handle:
-                self._watched = True
-            return self._watched
+    def _drop_closed(self) -> None:
+        for handle in [handle for handle in self._by_handle if is_closed(handle)]:
+            del self._by_handle[handle]
 
 
-_orphans = _Orphans()
+_kept = _Kept()
 
 
-def keep_until_closed(core: CorePool, buffer: "rmm.DeviceBuffer") -> None:
-    """Hold the memory until the pool's last block is freed; then give it back."""
-    _orphans.add(core, buffer)
+def keep(core: CorePool, buffer: "rmm.DeviceBuffer") -> None:
+    """Hold a pool's memory until the pool has closed."""
+    _kept.add(core.handle, buffer)
 
 
-def _is_closed(core: CorePool) -> bool:
-    try:
-        core.stats()
-    except PoolClosedError:
-        return True
-    return False
+def give_back() -> None:
+    """Give the memory of all closed pools back to its resources."""
+    _kept.give_back()
+
+
+def watch(core: CorePool) -> None:
+    """Give a pool's memory back now, or soon after its last block is freed."""
+    _kept.watch(core.handle)
