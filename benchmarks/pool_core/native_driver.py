@@ -13,7 +13,7 @@ from benchmarks._shared.provenance import ROOT
 
 CORE_LIBRARY = ROOT / "vramkit" / "_lib" / "libvramkit_core.so"
 _SOURCES = Path(__file__).parent / "native"
-_HEADER = ROOT / "csrc" / "bind" / "vramkit.h"
+_HEADER = ROOT / "csrc" / "bind" / "c" / "vramkit.h"
 _DRIVER = ROOT / "build" / "benchmarks" / "pool_core"
 
 

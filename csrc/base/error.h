@@ -8,7 +8,7 @@
 
 namespace vramkit {
 
-/// The same numbers as `vramkit_status` in bind/vramkit.h (checked there).
+/// The same numbers as `vramkit_status` in bind/c/vramkit.h (checked there).
 enum class Status : int32_t {
   kOk = 0,
   kInvalidArgument = 1,

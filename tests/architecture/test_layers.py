@@ -66,7 +66,7 @@ def _include_faults(layer: str, name: str, quote: str, header: str) -> Iterable[
     if header == "Python.h" and layer != "bind":
         yield "Python.h belongs to bind/ only"
     if _TORCH.match(header) and layer != "ops" and not Path(name).name.startswith("adapter_"):
-        yield f"{header}: torch's headers belong to ops/ and bind/adapter_* only"
+        yield f"{header}: torch's headers belong to ops/ and bind/torch/adapter_* only"
     if _CUDA.match(header) and "_cuda" not in Path(name).name:
         yield f"{header}: CUDA's headers belong to *_cuda* files only"
 
@@ -130,13 +130,13 @@ def test_python_layers() -> None:
     ("path", "line", "reason"),
     [
         ("base/a.h", '#include "pool/engine.h"', "base may not include pool/engine.h"),
-        ("pool/a.cpp", '#include "bind/vramkit.h"', "pool may not include bind/vramkit.h"),
+        ("pool/a.cpp", '#include "bind/c/vramkit.h"', "pool may not include bind/c/vramkit.h"),
         ("pool/a.cpp", '#include "engine.h"', "must be spelled from csrc/"),
         ("ops/a.cpp", "#include <Python.h>", "Python.h belongs to bind/ only"),
         ("bind/api.cpp", "#include <c10/core/Allocator.h>", "torch's headers belong"),
         ("pool/a.cpp", "  #  include <torch/torch.h>", "torch's headers belong"),
         ("backend/host.cpp", "#include <cuda.h>", "CUDA's headers belong"),
-        ("ops/pattern.cpp", "#include <cuda_runtime_api.h>", "CUDA's headers belong"),
+        ("ops/testing/pattern.cpp", "#include <cuda_runtime_api.h>", "CUDA's headers belong"),
         ("loader/a.cpp", '#include "pool/pool.h"', "loader may not include pool/pool.h"),
         ("pool/place/a.cpp", '#include "loader/ring.h"', "pool may not include loader/ring.h"),
         ("ops/conv/a.cpp", "#include <cuda_runtime_api.h>", "CUDA's headers belong"),
@@ -151,11 +151,10 @@ def test_the_native_guard_sees(path: str, line: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("bind/adapter_cpu.cpp", "#include <c10/core/Allocator.h>"),
+        ("bind/torch/adapter_cpu.cpp", "#include <c10/core/Allocator.h>"),
         ("backend/device_cuda.cpp", "#include <cuda.h>"),
         ("pool/a.cpp", '#include "base/bytes.h"'),
         ("pool/place/a.cpp", '#include "pool/place/b.h"'),
-        ("bind/torch/adapter_cpu.cpp", "#include <c10/core/Allocator.h>"),
     ],
 )
 def test_the_native_guard_allows(path: str, line: str) -> None:

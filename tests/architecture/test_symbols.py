@@ -28,7 +28,7 @@ def _nm(path: Path) -> str:
 
 
 def test_the_core_exports_its_interface_only() -> None:
-    headers = (ROOT / "csrc" / "bind" / name for name in ("vramkit.h", "python.h"))
+    headers = (ROOT / "csrc" / "bind" / name for name in ("c/vramkit.h", "python/python.h"))
     interface = set().union(*(declared(header.read_text(encoding="utf-8")) for header in headers))
     assert len(interface) > 20
     assert exported(_nm(library_dir() / "libvramkit_core.so")) == interface

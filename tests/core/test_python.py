@@ -18,7 +18,7 @@ CSRC = Path(__file__).parents[2] / "csrc"
 
 
 def _header() -> str:
-    text = (CSRC / "bind" / "python.h").read_text(encoding="utf-8")
+    text = (CSRC / "bind" / "python" / "python.h").read_text(encoding="utf-8")
     return re.sub(r"//.*|^#.*", "", text, flags=re.MULTILINE)
 
 
@@ -43,7 +43,7 @@ def test_structs_have_the_header_s_sizes(tmp_path: Path) -> None:
         pytest.skip("no C compiler")
     source, program = tmp_path / "sizes.c", tmp_path / "sizes"
     source.write_text(
-        '#include <stdio.h>\n#include "bind/python.h"\n'
+        '#include <stdio.h>\n#include "bind/python/python.h"\n'
         "int main(void) {\n"
         '  printf("%zu %zu", sizeof(vramkit_python_api), sizeof(vramkit_route));\n'
         "  return 0;\n}\n"

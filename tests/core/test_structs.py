@@ -10,7 +10,7 @@ import pytest
 
 from vramkit._core import _library, _structs
 
-HEADER = Path(__file__).parents[2] / "csrc" / "bind" / "vramkit.h"
+HEADER = Path(__file__).parents[2] / "csrc" / "bind" / "c" / "vramkit.h"
 
 STRUCTS = {
     "vramkit_pool_config": _structs.PoolConfig,

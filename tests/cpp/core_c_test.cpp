@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "bind/vramkit.h"
+#include "bind/c/vramkit.h"
 
 namespace {
 

@@ -8,7 +8,7 @@
 #include <set>
 #include <vector>
 
-#include "bind/vramkit.h"
+#include "bind/c/vramkit.h"
 #include "failing_new.h"
 #include "pool/explain.h"
 #include "pool/registry.h"

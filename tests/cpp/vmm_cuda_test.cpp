@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "bind/vramkit.h"
+#include "bind/c/vramkit.h"
 #include "fake_driver.h"
 #include "pool/registry.h"
 #include "support.h"

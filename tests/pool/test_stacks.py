@@ -251,7 +251,7 @@ ALLOCATING_THREAD = """
 #include <pthread.h>
 #include <stdint.h>
 #include <unistd.h>
-#include "bind/vramkit.h"
+#include "bind/c/vramkit.h"
 static const vramkit_core_api* api;
 static volatile int rounds;
 static void* work(void* unused) {

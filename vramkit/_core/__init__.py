@@ -1,4 +1,4 @@
-"""The binding of the pool core (csrc/bind/vramkit.h)."""
+"""The binding of the pool core (csrc/bind/c/vramkit.h)."""
 
 from vramkit._core._library import CORE_LIBRARY, library
 from vramkit._core._pool import (

@@ -1,4 +1,4 @@
-"""The core's part for Python processes (csrc/bind/python.h).
+"""The core's part for Python processes (csrc/bind/python/python.h).
 
 What must not be cut short by an exception of a signal handler is native: entering and leaving
 pools, and all that the core calls while a request is served.

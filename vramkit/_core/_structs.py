@@ -1,4 +1,4 @@
-"""The structs and constants of csrc/bind/vramkit.h, for ctypes.
+"""The structs and constants of csrc/bind/c/vramkit.h, for ctypes.
 
 ``tests/core/test_structs.py`` compares every size, offset and value with the header.
 """

@@ -3,7 +3,7 @@
 Both hand over the CUDA stream that memory is for. Streams that PyTorch did not make may be
 destroyed while their blocks live, so the pool is told of each before a block of it. A free names
 a stream too, one that is there: so the pool can have an event for others to wait for. The callbacks
-are native (csrc/bind/python_memory.cpp).
+are native (csrc/bind/python/python_memory.cpp).
 """
 
 import functools

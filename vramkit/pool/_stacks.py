@@ -1,4 +1,4 @@
-"""Python stacks of allocations, which the core notes (csrc/bind/python_stacks.cpp)."""
+"""Python stacks of allocations, which the core notes (csrc/bind/python/python_stacks.cpp)."""
 
 from pathlib import Path
 

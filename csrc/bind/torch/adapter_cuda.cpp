@@ -23,11 +23,11 @@
 #include <utility>
 #include <vector>
 
-#include "bind/adapter_common.h"
-#include "bind/adapter_cuda_filters.h"
-#include "bind/adapter_cuda_history.h"
-#include "bind/adapter_cuda_pools.h"
-#include "bind/adapter_cuda_versions.h"
+#include "bind/torch/adapter_common.h"
+#include "bind/torch/adapter_cuda_filters.h"
+#include "bind/torch/adapter_cuda_history.h"
+#include "bind/torch/adapter_cuda_pools.h"
+#include "bind/torch/adapter_cuda_versions.h"
 
 namespace vramkit::adapter {
 namespace {

@@ -9,7 +9,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include "bind/python_runtime.h"
+#include "bind/python/python_runtime.h"
 #include "pool/registry.h"
 
 namespace vramkit::python {

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "bind/adapter_common.h"
-#include "bind/adapter_cuda_history.h"
+#include "bind/torch/adapter_common.h"
+#include "bind/torch/adapter_cuda_history.h"
 
 namespace vramkit::adapter {
 

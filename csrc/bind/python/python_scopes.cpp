@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "bind/python_runtime.h"
+#include "bind/python/python_runtime.h"
 #include "pool/registry.h"
 
 namespace vramkit::python {

@@ -1,4 +1,4 @@
-#include "bind/retry.h"
+#include "bind/c/retry.h"
 
 #include <algorithm>
 #include <atomic>

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "ops/pattern.h"
+#include "ops/testing/pattern.h"
 
 namespace vramkit::ops {
 namespace {

@@ -1,4 +1,4 @@
-#include "bind/adapter_cuda_pools.h"
+#include "bind/torch/adapter_cuda_pools.h"
 
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/util/Exception.h>

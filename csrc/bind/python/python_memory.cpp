@@ -4,8 +4,8 @@
 #include <string>
 
 #include "base/error.h"
-#include "bind/python_runtime.h"
-#include "bind/retry.h"
+#include "bind/c/retry.h"
+#include "bind/python/python_runtime.h"
 
 namespace vramkit::python {
 namespace {

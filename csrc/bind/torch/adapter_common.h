@@ -11,7 +11,7 @@
 #include <limits>
 
 #include "base/bytes.h"
-#include "bind/vramkit.h"
+#include "bind/c/vramkit.h"
 
 namespace vramkit::adapter {
 

@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#include "bind/vramkit.h"
+#include "bind/c/vramkit.h"
 
 #if defined(__cplusplus)
 extern "C" {

@@ -1,4 +1,4 @@
-#include "ops/pattern.h"
+#include "ops/testing/pattern.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 
-#include "bind/python.h"
+#include "bind/python/python.h"
 
 namespace vramkit::python {
 

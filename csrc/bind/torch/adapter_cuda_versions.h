@@ -7,10 +7,10 @@
 #include <string>
 #include <utility>
 
-#include "bind/adapter_common.h"
-#include "bind/adapter_cuda_forward.h"
-#include "bind/adapter_cuda_history.h"
-#include "bind/adapter_cuda_pools.h"
+#include "bind/torch/adapter_common.h"
+#include "bind/torch/adapter_cuda_forward.h"
+#include "bind/torch/adapter_cuda_history.h"
+#include "bind/torch/adapter_cuda_pools.h"
 
 static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 11);
 

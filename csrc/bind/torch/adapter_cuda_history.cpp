@@ -1,4 +1,4 @@
-#include "bind/adapter_cuda_history.h"
+#include "bind/torch/adapter_cuda_history.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "bind/python_runtime.h"
+#include "bind/python/python_runtime.h"
 
 #include <pthread.h>
 
@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "backend/device_cuda.h"
-#include "bind/retry.h"
+#include "bind/c/retry.h"
 
 namespace vramkit::python {
 

@@ -13,8 +13,8 @@
 #include <limits>
 #include <string>
 
-#include "bind/adapter_common.h"
-#include "bind/vramkit.h"
+#include "bind/c/vramkit.h"
+#include "bind/torch/adapter_common.h"
 
 namespace vramkit::adapter {
 namespace {
