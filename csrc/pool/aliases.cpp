@@ -97,12 +97,10 @@ void Aliases::set_pages(AliasId id, uint64_t pages) {
   if (pages > 0) by_pages_.emplace(pages, id);
   mapped_pages_ += pages - alias.pages;
   alias.pages = pages;
-  lately_pages_.clear();
 }
 
 void Aliases::forget(AliasId id) {
   by_address_.erase(aliases_[id].first);
-  std::replace(lately_.begin(), lately_.end(), id, AliasId{0});
   aliases_[id] = Alias{};
   free_ids_.push_back(id);
 }
@@ -194,23 +192,6 @@ void Aliases::occupy(AliasId id, uint64_t pages) {
   });
   alias.live_pages = pages;
   alias.last_use = ++clock_;
-  AliasId& oldest = lately_[clock_ % lately_.size()];
-  if (oldest != id) lately_pages_.clear();
-  oldest = id;
-}
-
-bool Aliases::used_lately(PageRun pages) {
-  if (lately_pages_.empty()) {
-    lately_pages_.resize(layout_.home_pages);
-    for (const AliasId id : lately_) {
-      for (const PageRun& run : aliases_[id].runs) {
-        std::fill_n(lately_pages_.begin() + static_cast<ptrdiff_t>(run.first), run.count, true);
-      }
-    }
-  }
-  const auto first = lately_pages_.begin() + static_cast<ptrdiff_t>(pages.first);
-  const auto end = first + static_cast<ptrdiff_t>(pages.count);
-  return std::find(first, end, true) != end;
 }
 
 void Aliases::release(AliasId id, const Tag& tag, Streams& streams) {

@@ -73,8 +73,6 @@ class Aliases {
   const Alias& operator[](AliasId id) const { return aliases_[id]; }
   /// The alias, mapped, that contains the alias page; or 0.
   AliasId at(uint64_t alias_page) const;
-  /// One of the aliases that were taken last has one of the pages.
-  bool used_lately(PageRun pages);
   uint64_t mapped_pages() const { return mapped_pages_; }
 
   template <typename Visit>
@@ -117,8 +115,6 @@ class Aliases {
   uint64_t next_address_ = 0;
   uint64_t mapped_pages_ = 0;
   uint64_t clock_ = 0;
-  std::array<AliasId, 8> lately_{};  // taken last
-  std::vector<bool> lately_pages_;   // theirs; empty when they have to be gathered anew
 };
 
 /// Calls visit(run) for the runs, the last one cut, that make up the first `pages` pages.

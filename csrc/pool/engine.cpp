@@ -100,8 +100,7 @@ Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
              layout_.home_pages * layout_.page_bytes),
       pages_(*backend_, layout_),
       aliases_(*backend_, pages_, range_, layout_),
-      recall_(requests_to_remember(config.capacity_bytes)),
-      habits_(requests_to_remember(config.capacity_bytes)) {
+      recall_(requests_to_remember(config.capacity_bytes)) {
   backs_ahead_ = backend_->maps_slowly();
   grow(config.capacity_bytes / config.page_bytes);
 }

@@ -160,8 +160,7 @@ class Engine {
   }
   std::optional<Place> place_in_what_is_held(uint64_t size, StreamIndex stream, uint32_t stack_id);
   template <typename PlaceIn>
-  std::optional<uint64_t> find_in_hole(uint64_t size, StreamIndex stream, uint64_t looks,
-                                       PlaceIn place_in) const;
+  std::optional<uint64_t> find_in_hole(uint64_t size, StreamIndex stream, PlaceIn place_in) const;
   std::optional<uint64_t> find_backed(uint64_t size, StreamIndex stream) const;
   bool wait_for_short_lived();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
@@ -174,17 +173,8 @@ class Engine {
                                    StreamIndex stream, uint32_t stack_id);
   Place place_home(uint64_t offset, uint64_t size, uint64_t requested, StreamIndex stream,
                    uint32_t stack_id);
-  std::optional<Place> place_by_habit(uint64_t habit, uint64_t size, uint64_t requested,
-                                      StreamIndex stream, uint32_t stack_id);
-  std::optional<uint64_t> find_beside_aliases(uint64_t size, StreamIndex stream);
-  void note_live(uint64_t place, uint64_t size) {
-    layout_mark_.toggle(place, size);
-    size_mark_.add(size);
-  }
-  void note_freed(uint64_t place, uint64_t size) {
-    layout_mark_.toggle(place, size);
-    size_mark_.remove(size);
-  }
+  void note_live(uint64_t place, uint64_t size) { layout_mark_.toggle(place, size); }
+  void note_freed(uint64_t place, uint64_t size) { layout_mark_.toggle(place, size); }
   bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream);
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
@@ -249,15 +239,12 @@ class Engine {
   Streams streams_;
   Range range_;
   LayoutMark layout_mark_;  // of live blocks; the small ones stand for their chunks
-  SizeMark size_mark_;      // of live blocks but the small ones
   Spans spans_;
   Pages pages_;
   Aliases aliases_;
-  Recall recall_;  // by layout
-  Habits habits_;  // by sizes
+  Recall recall_;
   // What steers placement, apart from the counters, which a user may reset.
   uint64_t most_allocated_ = 0;  // at once, since the pool was made
-  bool has_stitched_ = false;
   Counters counters_;
 };
 

@@ -99,8 +99,7 @@ uint64_t Engine::pending_bytes() const {
 
 uint64_t Engine::metadata_bytes() const {
   return sizeof(Engine) + range_.metadata_bytes() + spans_.metadata_bytes() +
-         pages_.metadata_bytes() + aliases_.metadata_bytes() + recall_.metadata_bytes() +
-         habits_.metadata_bytes();
+         pages_.metadata_bytes() + aliases_.metadata_bytes() + recall_.metadata_bytes();
 }
 
 void Engine::reset_peaks() {

@@ -1,27 +1,17 @@
-// Where a block goes that is in no span: as before, by habit, into a hole, or stitched.
+// Where a block goes that is in no span: as before, into a hole, or stitched.
 #include <algorithm>
-#include <array>
 
 #include "base/bytes.h"
 #include "pool/engine.h"
 
 namespace vramkit {
-namespace {
 
-// Holes that are looked at for one beside the aliases.
-constexpr uint64_t kMostHoles = 64;
-constexpr uint64_t kAllHoles = ~uint64_t{0};
-
-}  // namespace
-
-/// What place_in(hole) finds in the tightest hole where it finds anything; `looks` are looked at.
+/// What place_in(hole) finds in the tightest hole where it finds anything.
 template <typename PlaceIn>
-std::optional<uint64_t> Engine::find_in_hole(uint64_t size, StreamIndex stream, uint64_t looks,
+std::optional<uint64_t> Engine::find_in_hole(uint64_t size, StreamIndex stream,
                                              PlaceIn place_in) const {
   const bool may_wait = streams_.events_allowed();
   const BlockId hole = range_.find_any(size, [&](BlockId id) {
-    if (looks == 0) return false;
-    --looks;
     return streams_.obtainable(stream, range_[id].tag(), may_wait) && place_in(range_[id]);
   });
   return hole != 0 ? place_in(range_[hole]) : std::nullopt;
@@ -35,49 +25,15 @@ std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t request
   std::optional<Place> place =
       place_again(recall_.find(request), size, requested, stream, stack_id);
   if (!place) {
-    const uint64_t habit = size_mark_.with_request(size, stream);
-    place = place_by_habit(habit, size, requested, stream, stack_id);
-    if (!place) {
-      const BlockId id =
-          must_pack() ? take_tightest_stretch(size, stream) : take_hole(size, stream);
-      place = id != 0 ? finish_large(id, requested, stream, stack_id)
-                      : place_stitched(requested, stream, stack_id, Pick::kAny);
-    }
-    if (place) habits_.note(habit, place->address);
+    const BlockId id = must_pack() ? take_tightest_stretch(size, stream) : take_hole(size, stream);
+    place = id != 0 ? finish_large(id, requested, stream, stack_id)
+                    : place_stitched(requested, stream, stack_id, Pick::kAny);
   }
   if (place) {
     recall_.note(request, place->address);
     note_live(place->address, size);
   }
   return place;
-}
-
-/// Where the request went while blocks of the same sizes were live, wherever those were; and if
-/// that is taken, beside the stitched addresses in use. Only where there are any: best fit packs
-/// tighter.
-std::optional<Engine::Place> Engine::place_by_habit(uint64_t habit, uint64_t size,
-                                                    uint64_t requested, StreamIndex stream,
-                                                    uint32_t stack_id) {
-  if (!has_stitched_ || must_pack()) return std::nullopt;
-  const std::array<std::optional<uint64_t>, 2> places = habits_.find(habit);
-  for (const std::optional<uint64_t>& place : places) {
-    std::optional<Place> again = place_again(place, size, requested, stream, stack_id);
-    if (again) return again;
-  }
-  if (!places[0] || size < page_bytes() || range_.streams_apart()) return std::nullopt;
-  const std::optional<uint64_t> beside = find_beside_aliases(size, stream);
-  if (!beside) return std::nullopt;
-  return place_home(*beside, size, requested, stream, stack_id);
-}
-
-/// The end or the start of a tight hole where no alias in use lately has a page.
-std::optional<uint64_t> Engine::find_beside_aliases(uint64_t size, StreamIndex stream) {
-  return find_in_hole(size, stream, kMostHoles, [&](const Block& hole) -> std::optional<uint64_t> {
-    for (const uint64_t offset : {hole.end() - size, hole.offset}) {
-      if (!aliases_.used_lately(pages_under(offset, size))) return offset;
-    }
-    return std::nullopt;
-  });
 }
 
 /// Others have on the device what was given back to it: what is still held must do.
@@ -94,7 +50,7 @@ std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, Stream
 
 /// Where the smallest hole begins, or ends, with so much memory.
 std::optional<uint64_t> Engine::find_backed(uint64_t size, StreamIndex stream) const {
-  return find_in_hole(size, stream, kAllHoles, [&](const Block& hole) -> std::optional<uint64_t> {
+  return find_in_hole(size, stream, [&](const Block& hole) -> std::optional<uint64_t> {
     for (const uint64_t offset : {hole.offset, hole.end() - size}) {
       if (pages_.backed(pages_under(offset, size))) return offset;
     }
@@ -226,7 +182,6 @@ std::optional<Engine::Place> Engine::place_stitched(uint64_t requested, StreamIn
   const Place place = occupy_alias(id, requested, stream, stack_id);
   counters_.alias_hits += mapped_before;
   counters_.stitched_requests += !mapped_before;
-  has_stitched_ = has_stitched_ || !mapped_before;
   counters_.stitched_pages += mapped_before ? 0 : pages;
   return place;
 }

@@ -5,10 +5,6 @@
 // places of the last repetition are remembered by the layout that they were chosen in. A step that
 // begins with the layout of the last one then goes through the same layouts, and needs no mapping
 // that the last one did not need. Any other layout is new, and nothing is recalled in it.
-//
-// A step that keeps a block until the next one has made the same block again never begins with the
-// layout of the last one: the two change places. There the sizes of the live blocks still tell
-// which request of the step it is, and where it went last time (`Habits`).
 #pragma once
 
 #include <array>
@@ -46,16 +42,6 @@ class LayoutMark : public Mark {
   void toggle(uint64_t place, uint64_t size) { value_ ^= mix(mix(0, place), size); }
 };
 
-/// The sizes of the live blocks, wherever they are.
-class SizeMark : public Mark {
- public:
-  void add(uint64_t size) { value_ += mix(kSeed, size); }
-  void remove(uint64_t size) { value_ -= mix(kSeed, size); }
-
- private:
-  static constexpr uint64_t kSeed = 0x5851f42d4c957f2d;
-};
-
 /// A table that doubles rather than forget: a loop that has lost one place may wander. A short
 /// loop's part of it stays in the processor's cache.
 class Recall {
@@ -87,32 +73,6 @@ class Recall {
   size_t count_ = kFewestSets;
   bool used_ = false;
   LazyArray<Set> sets_;  // by the request's last bits
-};
-
-/// The last two places of each request, the latest first.
-class Habits {
- public:
-  explicit Habits(size_t most) : places_(most) {}
-
-  std::array<std::optional<uint64_t>, 2> find(uint64_t request) const {
-    return {places_.find(request), places_.find(before(request))};
-  }
-  void note(uint64_t request, uint64_t place) {
-    const std::optional<uint64_t> last = places_.find(request);
-    if (last == place) return;
-    if (last) places_.note(before(request), *last);
-    places_.note(request, place);
-  }
-
-  uint64_t metadata_bytes() const { return places_.metadata_bytes(); }
-
- private:
-  /// In the same set.
-  static uint64_t before(uint64_t request) {
-    return request ^ uint64_t { 1 } << 63;
-  }
-
-  Recall places_;
 };
 
 inline std::optional<uint64_t> Recall::find(uint64_t request) const {

@@ -85,10 +85,8 @@ void Engine::check_totals() const {
   uint64_t allocated = 0;
   uint64_t requested = 0;
   uint64_t blocks = 0;
-  SizeMark sizes;
   for (const BlockInfo& info : snapshot()) {
     if (info.state != BlockState::kLive) continue;
-    if (info.kind != BlockKind::kSmall) sizes.add(large_size(info.requested));
     allocated += info.size;
     requested += info.requested;
     ++blocks;
@@ -96,7 +94,6 @@ void Engine::check_totals() const {
   require(allocated == counters_.allocated_bytes, "allocated bytes add up", allocated);
   require(requested == counters_.live_bytes, "live bytes add up", requested);
   require(blocks == counters_.live_blocks, "live blocks are counted", blocks);
-  require(sizes == size_mark_, "the mark of the sizes is that of the live blocks", blocks);
   uint64_t pages = 0;
   for (BlockId id = range_.first(); id != 0; id = range_[id].next) {
     if (range_[id].state != BlockState::kRetired) pages += range_[id].size;

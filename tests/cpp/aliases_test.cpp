@@ -85,29 +85,6 @@ TEST_P(AliasesTest, AreFoundByTheirPages) {
   EXPECT_EQ(aliases_->at((*aliases_)[next].first + 3), 0U);
 }
 
-TEST_P(AliasesTest, KnowWhichPagesServedLately) {
-  const AliasId first = aliases_->create({{2, 1}, {5, 2}});
-  EXPECT_FALSE(aliases_->used_lately({0, 16})) << "it was never taken";
-  aliases_->occupy(first, 3);
-  EXPECT_TRUE(aliases_->used_lately({0, 3}));
-  EXPECT_TRUE(aliases_->used_lately({6, 4}));
-  EXPECT_FALSE(aliases_->used_lately({3, 2}));
-  EXPECT_FALSE(aliases_->used_lately({7, 9}));
-  release(first);
-  const AliasId second = aliases_->create({{8, 2}});
-  for (int i = 0; i < 7; ++i) {
-    aliases_->occupy(second, 2);
-    release(second);
-  }
-  EXPECT_TRUE(aliases_->used_lately({2, 1}));
-  aliases_->occupy(second, 2);
-  release(second);
-  EXPECT_FALSE(aliases_->used_lately({2, 1})) << "eight were taken since";
-  EXPECT_TRUE(aliases_->used_lately({9, 1}));
-  aliases_->drop_idle();
-  EXPECT_FALSE(aliases_->used_lately({0, 16}));
-}
-
 TEST_P(AliasesTest, TheLeastRecentlyUsedGivesWay) {
   const AliasId first = aliases_->create({{0, 5}});
   const AliasId second = aliases_->create({{5, 5}});

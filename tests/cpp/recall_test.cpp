@@ -114,43 +114,6 @@ TEST(LayoutMark, TellsPlacesSizesAndStreamsApart) {
   EXPECT_EQ(marks.size(), 16U * 16 * 4 * 4);
 }
 
-TEST(SizeMark, IsTheSameWhateverTheOrderAndCountsEachBlock) {
-  SizeMark one;
-  SizeMark other;
-  const uint64_t empty = one.with_request(512, 0);
-  one.add(512);
-  one.add(1024);
-  other.add(1024);
-  other.add(512);
-  EXPECT_EQ(one.with_request(512, 0), other.with_request(512, 0));
-  EXPECT_NE(one.with_request(512, 0), one.with_request(1024, 0));
-  EXPECT_NE(one.with_request(512, 0), one.with_request(512, 1));
-  other.add(512);
-  EXPECT_NE(one.with_request(512, 0), other.with_request(512, 0));
-  other.add(512);
-  EXPECT_NE(one.with_request(512, 0), other.with_request(512, 0)) << "two of a size count twice";
-  one.remove(512);
-  one.remove(1024);
-  EXPECT_EQ(one.with_request(512, 0), empty);
-}
-
-TEST(Habits, KnowTheLastTwoPlaces) {
-  Habits habits(1024);
-  using Places = std::array<std::optional<uint64_t>, 2>;
-  EXPECT_EQ(habits.find(kRequest), (Places{}));
-  habits.note(kRequest, 4096);
-  EXPECT_EQ(habits.find(kRequest), (Places{4096, std::nullopt}));
-  habits.note(kRequest, 4096);
-  EXPECT_EQ(habits.find(kRequest), (Places{4096, std::nullopt}));
-  habits.note(kRequest, 8192);
-  EXPECT_EQ(habits.find(kRequest), (Places{8192, 4096}));
-  habits.note(kRequest, 4096);
-  EXPECT_EQ(habits.find(kRequest), (Places{4096, 8192}));
-  habits.note(kRequest, 512);
-  EXPECT_EQ(habits.find(kRequest), (Places{512, 4096}));
-  EXPECT_EQ(habits.find(kOther), (Places{}));
-}
-
 /// Plays a loop on an engine as it is.
 struct PlainPool {
   Engine& engine;
