@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,83 @@ def test_under_torchrun_each_rank_has_its_own_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     assert command._device_of_this_rank() == device
+
+
+def test_the_scripts_words_arrive_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "s.py"
+    path.write_text("import sys; print(sys.argv[1:])")
+    for words in (["--", "--budget", "3"], ["a", "--", "b"], ["-m", "x"], ["--summary"]):
+        assert _in_pool(str(path), *words).stdout == f"{words}\n"
+    assert _in_pool("-m", "s", "--", "a", cwd=tmp_path).stdout == "['--', 'a']\n"
+    assert _in_pool("--", str(path), "a").stdout == "['a']\n"
+
+
+_ECHO = """
+import atexit, multiprocessing as mp, os, pickle, sys, threading, time, torch
+from vramkit._core import owner
+class Box: pass
+def make(_): return Box()
+def routed(): return bool(owner(torch.ones(1 << 12).data_ptr()))
+if __name__ == "__main__":
+    if not __file__.endswith("__main__.py"):  # there Python's own children find no __main__ either
+        with mp.get_context("spawn").Pool(1) as pool: assert type(pool.map(make, [0])[0]) is Box
+    os.chdir("/")
+    assert os.path.exists(__file__) and __loader__ is not None
+    atexit.register(lambda: (pickle.dumps(Box()), print("late", routed(), flush=True)))
+    def work(): time.sleep(0.3); print("thread", routed(), flush=True)
+    threading.Thread(target=work).start()
+"""
+
+
+def test_a_program_is_main_until_the_process_ends(tmp_path: Path) -> None:
+    """As a script, a module, a folder, and an archive without a telling name."""
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for path in (tmp_path / "s.py", package / "__main__.py"):
+        path.write_text(_ECHO)
+    archive = tmp_path / "archive"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("__main__.py", "import sys; print('zipped', sys.argv[1:])")
+    for words in (["s.py"], ["-m", "s"], ["-m", "pkg"], ["pkg"]):
+        done = _in_pool(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["thread True", "late True"]
+    assert _in_pool("archive", "x", cwd=tmp_path).stdout == "zipped ['x']\n"
+
+
+def test_what_a_package_does_when_it_is_imported_is_the_programs(tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("print('imported'); 1 / 0")
+    (package / "mod.py").write_text("")
+    done = _in_pool("-m", "pkg.mod", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "imported\n")
+    assert "ZeroDivisionError" in done.stderr
+    refused = _run("--budget", "64XiB", "-m", "pkg.mod", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("import os, sys\nif os.fork() == 0: sys.exit(5)\nsys.exit(os.wait()[1] >> 8)", 5),
+        ("import sys; sys.stderr.close(); sys.exit(7)", 7),
+        ("import os, sys; os.close(2); sys.exit(7)", 7),
+    ],
+)
+def test_the_summary_changes_no_status(text: str, status: int, tmp_path: Path) -> None:
+    path = tmp_path / "s.py"
+    path.write_text(text)
+    assert _in_pool("--summary", str(path)).returncode == status
+
+
+def test_a_program_from_standard_input() -> None:
+    done = subprocess.run(
+        _command("--budget", "8MiB", "--device", "cpu", "-", "a"),
+        input="import sys; print(sys.argv)",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "['-', 'a']\n"

@@ -164,36 +164,21 @@ TEST_P(EqualSteps, MapNothingFromTheThirdOnHoweverLongTheyAre) {
   EXPECT_GT(completed_, 50);
 }
 
-/// The last step that maps anything.
-size_t last_mapping_step(const PlainPool& pool) {
-  size_t step = pool.calls.size();
-  while (step > 1 && pool.calls[step - 1] == pool.calls[step - 2]) --step;
-  return step;
-}
-
-/// Carried blocks are at two places in turn, and what they leave to others differs from step to
-/// step. By layouts alone 24 of these loops settle by the second step, 39 after the sixth.
-TEST(CarryingSteps, SettleSoon) {
+/// Carried blocks are at two places in turn, so that hardly a step begins in the layout of the last
+/// one: such loops go on mapping, and have to find room all the same.
+TEST(CarryingSteps, CompleteAndStayValid) {
   int stitched = 0;
-  int by_second = 0;
-  int by_fourth = 0;
-  int after_sixth = 0;
+  int completed = 0;
   for (uint32_t seed = 0; seed < 400; ++seed) {
     Loop loop(seed, 1, Loop::kCarrying);
     Engine pool({"null", "test", align_down(loop.peak_bytes() * 108 / 100, 2 * kMiB), 2 * kMiB});
     PlainPool plain{pool};
-    if (loop.run(plain, 20) > 0 || pool.counters().stitched_requests == 0) continue;
-    ++stitched;
-    const size_t last = last_mapping_step(plain);
-    by_second += last <= 2 ? 1 : 0;
-    by_fourth += last <= 4 ? 1 : 0;
-    after_sixth += last > 6 ? 1 : 0;
+    completed += loop.run(plain, 20) == 0 ? 1 : 0;
+    stitched += pool.counters().stitched_requests > 0 ? 1 : 0;
     pool.check_valid();
   }
   EXPECT_GT(stitched, 120);
-  EXPECT_GT(by_second, stitched / 3);
-  EXPECT_GT(by_fourth, stitched * 4 / 5);
-  EXPECT_LT(after_sixth, stitched / 10);
+  EXPECT_GT(completed, 300);
 }
 
 /// Plays a loop on a judged engine, whose streams run late: with recorded uses, and with whatever

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from vramkit import __version__
 from vramkit.cli._arguments import Parser, join_values
 from vramkit.cli._output import note, settle_stderr, write_json
+from vramkit.cli._run import split
 from vramkit.cli._simulate import ROUNDS
 from vramkit.cli._status import CommandError, OutputError, Status, UsageError
 from vramkit.errors import VramkitError
@@ -54,9 +55,13 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
     prog = "vramkit"
     try:
         parser, commands = _parsers()
-        if not _has_program(given):
-            given = join_values(given, defaults={"--repeat-step": str(ROUNDS)})
-        parsed, unknown = parser.parse_known_args(given)
+        program: list[str] = []
+        if _has_program(given):
+            own, program = split(given[1:])
+            given = [given[0], *own]
+        words = join_values(given, defaults={"--repeat-step": str(ROUNDS)})
+        parsed, unknown = parser.parse_known_args(words)
+        parsed.program = program
         prog = commands[parsed.command].prog
         if unknown:
             commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -70,15 +75,14 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
     except (Exception, KeyboardInterrupt) as err:  # noqa: BLE001 - nothing may end with status 1
         failure = _failure_of(err)
         _tell(failure, prog)
-    own = given[: given.index("--") if "--" in given else None]
-    if "--json" in own and not _has_program(given):
+    if "--json" in given[: given.index("--") if "--" in given else None]:
         error = {"status": failure.status, "type": failure.kind, "message": str(failure)}
         write_json({"error": error})
     return failure.status
 
 
 def _has_program(given: list[str]) -> bool:
-    """Tell whether some words may belong to the user's program."""
+    """Tell whether some words belong to the user's program."""
     return given[:1] == ["run"]
 
 

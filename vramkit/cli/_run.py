@@ -5,21 +5,44 @@ work.
 """
 
 import argparse
-import functools
-import importlib.util
 import os
-import runpy
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from vramkit.errors import InvalidArgumentError
+from vramkit.cli import _program
+from vramkit.cli._output import note
+from vramkit.errors import ForkedPoolError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from vramkit.pool import MemoryPool
 
 _USAGE = (
     "%(prog)s [options] --budget SIZE SCRIPT [ARGUMENT ...]\n"
     "       %(prog)s [options] --budget SIZE -m MODULE [ARGUMENT ...]"
 )
+
+
+_WITH_VALUE = ("--budget", "--device", "--overflow")
+
+# The pool of the program: its scope is open until the process ends, for threads and exit handlers.
+_pools: "list[MemoryPool]" = []
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell vramkit's own words from the program's, which begin with ``-m`` or the script.
+
+    >>> split(["--budget", "8GiB", "train.py", "--", "--summary"])
+    (['--budget', '8GiB'], ['train.py', '--', '--summary'])
+    """
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--":
+            return list(words[:at]), list(words[at + 1 :])
+        if word in ("-m", "-") or not word.startswith("-"):
+            break
+        at += 2 if word in _WITH_VALUE else 1
+    return list(words[:at]), list(words[at:])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,22 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the pool's statistics to standard error when the script ends",
     )
-    parser.add_argument(
-        "-m",
-        dest="module",
-        nargs=argparse.REMAINDER,
-        metavar="MODULE",
-        help="run a module, as 'python -m' does; what follows are its arguments",
-    )
-    parser.add_argument("script", nargs="?", metavar="SCRIPT", help="a Python file")
-    parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="the script's arguments"
-    )
 
 
 def run(arguments: argparse.Namespace) -> Callable[[], int]:
-    """Check the command line; returns the function that runs the script inside the pool."""
-    program = _program(arguments)
+    """Check the command line; returns the function that runs the program inside the pool.
+
+    Args:
+        arguments: The options, and as ``program`` the program's words.
+    """
+    if not arguments.program:
+        raise InvalidArgumentError("nothing to run: give a script, or -m and a module")
+    program = _program.find(arguments.program)
     from vramkit.pool import MemoryPool
 
     pool = MemoryPool(
@@ -79,17 +97,27 @@ def run(arguments: argparse.Namespace) -> Callable[[], int]:
         overflow=arguments.overflow,
         record_stacks=arguments.record_stacks,
     )
+    _pools.append(pool)
 
     def run_inside() -> int:
+        pool.activate()
         try:
-            with pool:
-                program()
+            program()
         finally:
             if arguments.summary:
-                print(pool.memory_summary(), file=sys.stderr)
+                _summarize(pool)
         return 0
 
     return run_inside
+
+
+def _summarize(pool: "MemoryPool") -> None:
+    try:
+        note(pool.memory_summary())
+    except ForkedPoolError:
+        return  # a child that the program has forked; its parent prints the summary
+    except ValueError:
+        return  # the program has closed standard error
 
 
 def _capacity(text: str) -> str | float:
@@ -109,53 +137,3 @@ def _device_of_this_rank() -> str | None:
     if not rank.isdecimal() or not torch.cuda.is_available():
         return None
     return f"cuda:{rank}" if int(rank) < torch.cuda.device_count() else None
-
-
-def _program(arguments: argparse.Namespace) -> Callable[[], object]:
-    """Find what to run, and set ``sys.argv`` and ``sys.path`` as Python would."""
-    if arguments.module is not None:
-        return _module(arguments.module)
-    if arguments.script is None:
-        raise InvalidArgumentError("nothing to run: give a script, or -m and a module")
-    return _script(arguments.script, arguments.arguments)
-
-
-def _module(words: list[str]) -> Callable[[], object]:
-    if not words:
-        raise InvalidArgumentError("-m needs the name of a module")
-    name, *rest = words
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError) as err:
-        raise InvalidArgumentError(f"no module named {name!r}: {err}") from err
-    if found is None:
-        raise InvalidArgumentError(f"no module named {name!r}; it is looked for from {Path.cwd()}")
-    sys.argv = [name, *rest]
-    return functools.partial(runpy.run_module, name, run_name="__main__", alter_sys=True)
-
-
-def _script(script: str, rest: list[str]) -> Callable[[], object]:
-    path = Path(script)
-    if not path.exists():
-        raise InvalidArgumentError(f"there is no file {script!r} in {Path.cwd()}")
-    if not os.access(path, os.R_OK):
-        raise InvalidArgumentError(f"the file {script!r} cannot be read; check its permissions")
-    sys.argv = [script, *rest]
-    if path.is_dir() or path.suffix in (".zip", ".pyz"):
-        return functools.partial(runpy.run_path, script, run_name="__main__")
-    sys.path.insert(0, str(path.resolve().parent))
-    return functools.partial(_execute, script)
-
-
-def _execute(script: str) -> None:
-    """Run a file as ``__main__``; unlike runpy's, that module stays until the process ends.
-
-    So exit handlers, and what the script has pickled by reference, still find it.
-    """
-    code = compile(Path(script).read_bytes(), script, "exec")
-    main = ModuleType("__main__")
-    main.__file__ = script
-    main.__dict__["__builtins__"] = __builtins__
-    sys.modules["__main__"] = main
-    exec(code, main.__dict__)

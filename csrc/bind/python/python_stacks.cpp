@@ -22,6 +22,11 @@ constexpr size_t kFewestKept = 4096;
 // Captures after which an allocation has certainly got its block, or failed.
 constexpr uint64_t kSettled = 1024;
 constexpr const char* kNoFrames = "no Python frames (an autograd or worker thread)";
+// The stack of a thread that Python does not know. The thread that has the GIL may wait for such a
+// thread, which therefore never asks for the GIL.
+constexpr uint32_t kForeignThread = ~uint32_t{0};
+
+bool is_foreign_thread() { return api.PyGILState_GetThisThreadState() == nullptr; }
 
 /// As it costs least to note: the code object and the offset of its instruction.
 struct Frame {
@@ -139,7 +144,7 @@ class Stacks {
 
  private:
   uint32_t add(const Frames& frames, size_t hash) {
-    if (++last_number_ == 0) ++last_number_;  // 0 stands for none
+    if (++last_number_ == kForeignThread) last_number_ = 1;  // and 0 stands for none
     const uint32_t number = last_number_;
     by_number_.insert_or_assign(number, Stack{frames, hash, ++captures_});
     try {
@@ -204,6 +209,8 @@ std::string line_of(const Stack& stack) {
 }
 
 uint32_t capture() {
+  if (!is_running()) return 0;
+  if (is_foreign_thread()) return kForeignThread;
   try {
     const Visit visit;
     if (!visit) return 0;
@@ -220,6 +227,9 @@ const char* text(uint32_t number) {
   thread_local std::string line;
   try {
     line.clear();
+    if (number == kForeignThread) return kNoFrames;
+    if (!is_running()) return line.c_str();
+    if (is_foreign_thread()) return "not told to a thread that Python does not know";
     const Visit visit;
     if (!visit) return line.c_str();
     const SavedError saved;
@@ -247,6 +257,7 @@ vramkit_status vramkit_python_set_library_paths(const char* paths) {
 
 vramkit_object* vramkit_python_frames(uint32_t stack_id) {
   std::vector<std::string> texts;
+  if (stack_id == own::kForeignThread) texts.emplace_back(own::kNoFrames);
   if (const own::Stack* const stack = own::Stacks::instance().find(stack_id)) {
     for (const own::Frame& frame : stack->frames) texts.push_back(own::describe(frame));
     if (texts.empty()) texts.emplace_back(own::kNoFrames);
