@@ -94,30 +94,6 @@ def test_no_mapping_call_from_the_third_step_on(
     assert calls[2:] == [calls[1]] * 6, calls
 
 
-def _keeps_tensors() -> Callable[[], object]:
-    """As most scripts: the batch, the output and the loss live until the next step's are there."""
-    torch.manual_seed(0)
-    model = ConvNet(64).cuda()
-    optimizer = torch.optim.AdamW(model.parameters())
-    kept: dict[str, torch.Tensor] = {}
-
-    def step() -> None:
-        kept["x"] = torch.randn(96, 3, 64, 64, device="cuda")
-        optimizer.zero_grad()
-        kept["out"] = model(kept["x"])
-        kept["loss"] = kept["out"].square().mean()
-        torch.autograd.backward(kept["loss"])
-        optimizer.step()
-
-    return step
-
-
-@pytest.mark.parametrize("factor", [1.01, 1.03, 1.1])
-def test_a_loop_that_keeps_tensors_settles(factor: float) -> None:
-    calls = _mapping_calls(_keeps_tensors, factor=factor, steps=12)
-    assert calls[8:] == [calls[7]] * 4, calls
-
-
 @pytest.mark.parametrize("make", LOOPS)
 def test_the_pool_adds_no_synchronisation(make: Callable[[], Callable[[], object]]) -> None:
     def waits() -> Counter[str]:

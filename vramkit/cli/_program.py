@@ -8,19 +8,10 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Protocol, runtime_checkable
 
 from vramkit.errors import InvalidArgumentError
 
 Program = Callable[[], None]
-
-
-@runtime_checkable
-class _HasCode(Protocol):
-    """A loader of Python code; that of archives is no importlib.abc.InspectLoader."""
-
-    def get_code(self, fullname: str, /) -> CodeType | None:
-        """The module's code."""
 
 
 def find(words: list[str]) -> Program:
@@ -79,7 +70,8 @@ def _module(words: list[str]) -> Program:
 
 def _run_spec(spec: ModuleSpec | None, name: str, *, renames: bool = False) -> None:
     loader = spec.loader if spec is not None else None
-    code = loader.get_code(spec.name) if spec and isinstance(loader, _HasCode) else None
+    get_code = getattr(loader, "get_code", None)  # archives' loader is no InspectLoader
+    code: CodeType | None = get_code(spec.name) if spec is not None and get_code else None
     if spec is None or code is None:
         raise ImportError(f"no module named {name!r} that can be run")
     if renames and spec.origin is not None:
