@@ -22,24 +22,19 @@ inline uint64_t mix(uint64_t hash, uint64_t value) {
   return hash ^ (hash >> 29);
 }
 
-/// What the live blocks are like, in a number.
-class Mark {
+/// The live blocks and their places, in a number: hardly any other layout has the same.
+class LayoutMark {
  public:
+  /// Adds a block, or takes it away again.
+  void toggle(uint64_t place, uint64_t size) { value_ ^= mix(mix(0, place), size); }
   /// What a request that comes then is known by.
   uint64_t with_request(uint64_t size, uint64_t stream) const {
     return mix(mix(value_, size), stream);
   }
-  bool operator==(const Mark&) const = default;
+  bool operator==(const LayoutMark&) const = default;
 
- protected:
+ private:
   uint64_t value_ = 0;
-};
-
-/// The live blocks and their places: hardly any other layout has the same number.
-class LayoutMark : public Mark {
- public:
-  /// Adds a block, or takes it away again.
-  void toggle(uint64_t place, uint64_t size) { value_ ^= mix(mix(0, place), size); }
 };
 
 /// A table that doubles rather than forget: a loop that has lost one place may wander. A short
