@@ -233,13 +233,14 @@ def test_compilers_keep_their_temporary_files_in_the_cache(
     seen = tmp_path / "seen"
     compiler = tmp_path / "g++"
     real = _recipes.find_cxx()
-    compiler.write_text(f'#!/bin/sh\necho "$TMPDIR" >>{seen}\numask >>{seen}\nexec {real} "$@"\n')
+    compiler.write_text(f'#!/bin/sh\necho "$(umask) $TMPDIR" >>{seen}\nexec {real} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     folder = _first_use.adapter_path("cpu").parent
-    lines = seen.read_text().split()
-    assert set(lines[1::2]) == {"0077"}
-    assert {Path(line).parent for line in lines[0::2]} == {folder}
+    # A line each, written at once: compilers run side by side.
+    umasks, folders = zip(*(line.split() for line in seen.read_text().splitlines()), strict=True)
+    assert set(umasks) == {"0077"}
+    assert {Path(each).parent for each in folders} == {folder}
 
 
 def test_what_a_killed_build_left_is_removed(package: Path) -> None:
