@@ -18,6 +18,8 @@ STRUCTS = {
     "vramkit_stats": _structs.Stats,
     "vramkit_size_class": _structs.SizeClass,
     "vramkit_totals": _structs.Totals,
+    "vramkit_segment": _structs.Segment,
+    "vramkit_piece": _structs.Piece,
     "vramkit_core_api": _structs.CoreApi,
 }
 CONSTANTS = {

@@ -35,8 +35,11 @@ struct FakeGpu {
   std::set<uint64_t> capturing;        // streams
   std::set<uint64_t> destroyed;        // streams
   std::set<int> bad_peers;
-  std::set<int> peers_in_use;   // with a context
-  std::set<int> distant_peers;  // without access
+  std::set<int> peers_in_use;                 // with a context
+  std::set<int> distant_peers;                // without access
+  std::map<uint64_t, size_t> registered;      // host memory: bytes by address
+  cuda::Result registering = cuda::kSuccess;  // what the driver answers
+  int contexts = 0;                           // retained and not released
   bool context_gone = false;
   uint64_t device_waits = 0;
   uint64_t last = 0;
@@ -67,6 +70,7 @@ struct FakeGpu {
   static void add_memory(cuda::Driver& d);
   static void add_mapping(cuda::Driver& d);
   static void add_events(cuda::Driver& d);
+  static void add_host_memory(cuda::Driver& d);
 };
 
 inline uint64_t number_of(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
@@ -101,8 +105,14 @@ inline void FakeGpu::add_device(cuda::Driver& d) {
 }
 
 inline void FakeGpu::add_context(cuda::Driver& d) {
-  d.context_retain = [](cuda::Context*, cuda::Device) { return cuda::kSuccess; };
-  d.context_release = [](cuda::Device) { return cuda::kSuccess; };
+  d.context_retain = [](cuda::Context*, cuda::Device) {
+    ++instance().contexts;
+    return cuda::kSuccess;
+  };
+  d.context_release = [](cuda::Device) {
+    --instance().contexts;
+    return cuda::kSuccess;
+  };
   d.context_state = [](cuda::Device device, unsigned*, int* active) {
     *active = device == 0 || instance().peers_in_use.contains(device) ? 1 : 0;
     return cuda::kSuccess;
@@ -208,6 +218,20 @@ inline void FakeGpu::add_events(cuda::Driver& d) {
   };
 }
 
+inline void FakeGpu::add_host_memory(cuda::Driver& d) {
+  d.host_register = [](void* address, size_t bytes, unsigned flags) {
+    EXPECT_EQ(flags, cuda::kHostRegisterPortable);
+    FakeGpu& gpu = instance();
+    if (gpu.registering != cuda::kSuccess) return gpu.registering;
+    const bool fresh = gpu.registered.emplace(number_of(address), bytes).second;
+    return fresh ? cuda::kSuccess : cuda::kHostMemoryAlreadyRegistered;
+  };
+  d.host_unregister = [](void* address) {
+    const bool known = instance().registered.erase(number_of(address)) == 1;
+    return known ? cuda::kSuccess : cuda::kHostMemoryNotRegistered;
+  };
+}
+
 inline cuda::Driver FakeGpu::functions() {
   cuda::Driver d{};
   add_device(d);
@@ -215,6 +239,7 @@ inline cuda::Driver FakeGpu::functions() {
   add_memory(d);
   add_mapping(d);
   add_events(d);
+  add_host_memory(d);
   return d;
 }
 
