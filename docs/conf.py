@@ -27,6 +27,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|pathlib|collections|contextlib|cupy)\..*"),
     # RMM's, which is optional.
     (r"py:class", r"(Callback|Device)MemoryResource"),
+    # The type of a data set's samples.
+    (r"py:class", r"vramkit\.loader\._data_loader\.T_co"),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist"]

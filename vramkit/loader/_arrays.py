@@ -86,12 +86,22 @@ def find_arrays(dataset: Any) -> Any:
         return _stacked(dataset.datasets)
     if kind is ConcatDataset:
         return _concatenate([find_arrays(each) for each in dataset.datasets])
-    if hasattr(kind, METHOD):
+    if _speaks_for_its_samples(kind):
         return _declared(dataset)
     raise NotArraysError(
         f"{kind.__qualname__} is not known to be arrays; a method {METHOD}() that returns them "
         "makes it so"
     )
+
+
+def _speaks_for_its_samples(kind: type) -> bool:
+    """Whether the class has the method, and no subclass of where it stands makes other samples."""
+    order = [vars(each) for each in kind.__mro__]
+    declared = next((at for at, names in enumerate(order) if METHOD in names), None)
+    if declared is None or order[declared][METHOD] is None:
+        return False
+    makers = ("__getitem__", "__getitems__", "__len__")
+    return not any(name in names for names in order[:declared] for name in makers)
 
 
 def columns_of(structure: Any) -> list[Column]:

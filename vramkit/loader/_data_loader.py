@@ -246,7 +246,7 @@ class DataLoader(TorchDataLoader[T_co]):
             self._iterator = None
 
     def stats(self) -> LoaderStats:
-        """Return what the loader has done and how; see :class:`LoaderStats`."""
+        """Return what the loader has done and how; see :class:`vramkit.loader.LoaderStats`."""
         runtime = self._runtime_here()
         staging, pinned = runtime.staging_in_use()
         return LoaderStats(
