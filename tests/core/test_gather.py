@@ -1,6 +1,8 @@
 """The binding of the loader's copies: arrays gathered as NumPy does, integers checked."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -158,6 +160,25 @@ def test_threads_end_with_the_object() -> None:
     assert gather_threads() == before + 3
     del made
     assert gather_threads() == before
+
+
+def test_a_process_may_end_with_jobs_in_flight() -> None:
+    program = """
+import threading
+import numpy as np
+from vramkit._core import Gatherer, Piece, Segment
+
+array, rows = np.ones((512, 32768)), np.zeros((512, 32768))
+indices = np.arange(512)[::-1].copy()
+piece = Piece([Segment(array.ctypes.data, 0, 512)], 262144, 262144, rows.ctypes.data)
+gatherer = Gatherer(2)
+tickets = [gatherer.submit([piece], indices.ctypes.data, 512) for _ in range(20)]
+threading.excepthook = lambda _: None
+threading.Thread(target=gatherer.wait, args=(tickets[-1],), daemon=True).start()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
