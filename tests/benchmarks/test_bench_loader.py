@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.loader.__main__ import check_same_work, contestants, make_case, rate
+from benchmarks.loader.gather import check_same_work, contestants, make_case, rate
 
 
 def test_contestants_copy_the_same_rows() -> None:

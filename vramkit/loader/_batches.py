@@ -147,7 +147,7 @@ class BatchIterator:
         ready = getattr(self._source, "ready", None)
         return ready is not None and bool(ready())
 
-    def close(self, why: str) -> None:
+    def end(self, why: str) -> None:
         """End the iteration; asking for more raises a RuntimeError with this text."""
         self._closed = why
         self._flights.clear()

@@ -96,7 +96,7 @@ class Runtime:
         if os.getpid() != self.process:
             return
         for iterator in list(self._iterators):
-            iterator.close(why)
+            iterator.end(why)
         if isinstance(self._delivery, CudaDelivery):
             self._delivery.close()
         if self._arena is not None:
