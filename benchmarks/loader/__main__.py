@@ -20,7 +20,7 @@ def main() -> int:
     options = parser(__doc__ or "")
     options.add_argument("--peers-only", action="store_true", help="leave vramkit out of gather")
     options.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    options.add_argument("--cases", default="", help="begin of the names of the cases of epochs")
+    options.add_argument("--cases", default="", help="beginnings of the names of cases of epochs")
     options.add_argument("--commit", help="label of the commit, where there is no repository")
     chosen = options.parse_args()
     parts = chosen.only.split(",")
@@ -33,7 +33,7 @@ def main() -> int:
     if "gather" in parts:
         bench_gather(recorder, quick=chosen.quick, with_own=not chosen.peers_only)
     if "epochs" in parts:
-        bench_epochs(recorder, on_gpu=on_gpu, quick=chosen.quick, prefix=chosen.cases)
+        bench_epochs(recorder, on_gpu=on_gpu, quick=chosen.quick, prefixes=chosen.cases)
     return 0
 
 

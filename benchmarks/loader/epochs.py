@@ -96,8 +96,8 @@ def size_of(batch: Any) -> int:
 def torch_batches(dataset: Any, options: dict[str, Any], *, on_gpu: bool) -> tuple[Any, Any]:
     """PyTorch's loader; onto the GPU as its documentation says."""
     loader: Any = DataLoader(dataset, pin_memory=on_gpu, **options)
-    moved = (to_device(batch, "cuda") for batch in loader) if on_gpu else iter(loader)
-    return loader, moved
+    batches = epochs_of(loader)
+    return loader, (to_device(batch, "cuda") for batch in batches) if on_gpu else batches
 
 
 def own_batches(dataset: Any, options: dict[str, Any], *, on_gpu: bool) -> tuple[Any, Any]:
@@ -105,7 +105,13 @@ def own_batches(dataset: Any, options: dict[str, Any], *, on_gpu: bool) -> tuple
     import vramkit
 
     loader: Any = vramkit.DataLoader(dataset, device="cuda" if on_gpu else None, **options)
-    return loader, iter(loader)
+    return loader, epochs_of(loader)
+
+
+def epochs_of(loader: Any) -> Iterator[Any]:
+    """One epoch after another."""
+    while True:
+        yield from loader
 
 
 def cpu_seconds() -> float:
@@ -141,12 +147,12 @@ def wait(*, on_gpu: bool) -> None:
         torch.cuda.synchronize()
 
 
-def bench_epochs(recorder: Recorder, *, on_gpu: bool, quick: bool, prefix: str) -> None:
-    """Measure all cases whose names begin with ``prefix``."""
+def bench_epochs(recorder: Recorder, *, on_gpu: bool, quick: bool, prefixes: str) -> None:
+    """Measure all cases whose names begin with one of ``prefixes``."""
     if on_gpu:
         say(f"link: {link_rate():.1f} GB/s")
     for case in cases(on_gpu=on_gpu):
-        if case.name.startswith(prefix):
+        if case.name.startswith(tuple(prefixes.split(","))):
             bench_case(recorder, case, on_gpu=on_gpu, rounds=1 if quick else 3)
 
 

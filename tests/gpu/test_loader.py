@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -161,10 +162,13 @@ def test_the_device_gets_its_memory_back() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     loader = vramkit.DataLoader(Images(), 8, device="cuda", num_workers=1)
-    for _ in loader:
-        pass
+    deque(loader, maxlen=0)
+    last = next(iter(loader))
     loader.close()
     del loader
+    gc.collect()
+    assert torch.cuda.memory_allocated() > before
+    del last
     gc.collect()
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() == before

@@ -61,9 +61,14 @@ class Retired:
     def __init__(self) -> None:
         self._unmarked: deque[tuple[torch.Tensor, torch.cuda.Stream | None]] = deque()
         self._marked: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
+        self._closed = False
 
     def add(self, memory: torch.Tensor, consumer: torch.cuda.Stream | None) -> None:
         """Take memory over; called by destructors, in any thread."""
+        if self._closed:
+            if consumer is not None:
+                memory.record_stream(consumer)
+            return
         if consumer is None or torch.cuda.is_current_stream_capturing():
             # Recorded into a graph, the event would tell nothing: it is recorded later.
             self._unmarked.append((memory, consumer))
@@ -71,6 +76,11 @@ class Retired:
         event = torch.cuda.Event()
         event.record(consumer)
         self._marked.append((memory, event))
+
+    def close(self, stream: torch.cuda.Stream) -> None:
+        """Return everything; what is let go later is left to the allocator."""
+        self._closed = True
+        self.give_back(stream, keep=0)
 
     def give_back(self, stream: torch.cuda.Stream, keep: int) -> None:
         """Return to the allocator what is no longer used.
@@ -221,7 +231,8 @@ class CudaDelivery:
             self._slots.popleft()
 
     def close(self) -> None:
-        """Wait for the copies that are under way."""
+        """Wait for the copies that are under way, and return what nobody holds."""
         for _, event in self._slots:
             event.synchronize()
         self._slots.clear()
+        self._retired.close(self._stream)
