@@ -127,9 +127,14 @@ def test_tickets(gatherer: Gatherer) -> None:
 def test_a_wait_ends_in_time(gatherer: Gatherer) -> None:
     array, rows = np.ones((512, 32768)), np.zeros((512, 32768))
     indices = np.arange(512)[::-1].copy()
-    jobs = [gatherer.submit([piece(array, rows)], address(indices), 512) for _ in range(3)]
-    assert not gatherer.wait(jobs[-1], 0)
-    assert all(gatherer.wait(job, float("inf")) for job in jobs)
+    # On a busy machine the jobs may be over before this thread runs again.
+    for _ in range(100):
+        jobs = [gatherer.submit([piece(array, rows)], address(indices), 512) for _ in range(2)]
+        ended_early = not gatherer.wait(jobs[1], 0)
+        assert all(gatherer.wait(job, float("inf")) for job in jobs[: 1 + ended_early])
+        if ended_early:
+            return
+    pytest.fail("no wait has ended before its job was over")
 
 
 def test_a_closed_gatherer_says_so(gatherer: Gatherer) -> None:
