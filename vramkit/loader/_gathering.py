@@ -1,5 +1,6 @@
 """Gathers the rows of a data set's arrays into batches."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from vramkit._core import Gatherer, Piece, Plan, Segment
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import InvalidArgumentError, VramkitError
 from vramkit.loader._arena import Arena
 from vramkit.loader._arrays import Column, columns_of
 from vramkit.loader._staged import Staged, empty_batch
@@ -51,8 +52,11 @@ class Job:
         return self._batch
 
     def __del__(self) -> None:
-        while self._tickets:
-            self._gatherer.wait(self._tickets.pop())
+        # Not in a forked child, nor once the interpreter has ended the threads: nothing is copied
+        # then.
+        with contextlib.suppress(VramkitError):
+            while self._tickets:
+                self._gatherer.wait(self._tickets.pop())
 
 
 class Selected:
@@ -87,7 +91,8 @@ class Gathering:
             (order, positions, Plan([_piece(self._columns[each]) for each in positions]))
             for order, positions in _by_order(self._columns)
         ]
-        self._gatherer = _gatherer_of(os.getpid())
+        self._process = os.getpid()
+        self._gatherer = _gatherer_of(self._process)
         self._whole = all(column.tensor is not None for column in self._columns)
 
     def _select(self, indices: torch.Tensor) -> Selected | None:
@@ -112,6 +117,9 @@ class Gathering:
             SystemCallError: There is no memory for the batch.
         """
         count = len(indices)
+        if os.getpid() != self._process:
+            # A forked child has neither the threads nor slots of its own.
+            return self._select(indices) if self._whole else None
         if not stage and self._whole and count * self._row_bytes < _SLOT_FROM_BYTES:
             return self._select(indices)
         layout = [(column.dtype, (count, *column.shape)) for column in self._columns]
