@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import vramkit
 
@@ -17,9 +18,9 @@ MIB = 1 << 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 bunch = load_digits()
-images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1).to(DEVICE)
-digits = torch.from_numpy(bunch.target).to(DEVICE)
-is_test = torch.arange(len(digits), device=DEVICE) % 5 == 0
+images = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
+digits = torch.from_numpy(bunch.target)
+is_test = torch.arange(len(digits)) % 5 == 0
 
 
 def train(after_step=lambda: None):
@@ -35,18 +36,21 @@ def train(after_step=lambda: None):
         nn.Linear(64 * 2 * 2, 10),
     ).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
-    train_images, train_digits = images[~is_test], digits[~is_test]
+    # PyTorch's loader with one more argument: batches arrive where the model is.
+    dataset = TensorDataset(images[~is_test], digits[~is_test])
+    loader = vramkit.DataLoader(dataset, batch_size=BATCH, shuffle=True, device=DEVICE)
     losses = []
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(train_digits)).to(DEVICE).split(BATCH):
-            loss = nn.functional.cross_entropy(model(train_images[batch]), train_digits[batch])
+        for batch, expected in loader:
+            loss = nn.functional.cross_entropy(model(batch), expected)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
             after_step()
+    loader.close()
     with torch.no_grad():
-        right = model(images[is_test]).argmax(dim=1) == digits[is_test]
+        right = model(images[is_test].to(DEVICE)).argmax(dim=1).cpu() == digits[is_test]
     return torch.tensor(losses), right.float().mean().item()
 
 

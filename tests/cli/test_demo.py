@@ -199,7 +199,7 @@ def test_losses_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         return Training(torch.tensor([0.5, 0.25 + next(outside_then_inside), 0.125]), 1.0)
 
     monkeypatch.setattr(_run, "train", train_differently)
-    outcome = _run.run_demo(load_digits(), pool, plan)
+    outcome = _run.run_demo(load_digits(), torch.device("cpu"), pool, plan)
     assert outcome.equal_losses == 2
     [fault] = outcome.faults
     assert fault.startswith(

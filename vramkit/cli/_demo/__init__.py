@@ -72,13 +72,13 @@ def run(arguments: argparse.Namespace) -> Status:
 
     device = training_device()
     budget_bytes = check_budget(arguments.budget, device)
-    digits = load_digits().to(device)
+    digits = load_digits()
     note(
         f"vramkit demo: {len(digits.train_digits):,} images of handwritten digits to train on, "
         f"{len(digits.test_digits):,} to test on, on {device_note(device)}"
     )
     pool = MemoryPool(budget_bytes, device=device)
-    outcome = run_demo(digits, pool, Plan(arguments.epochs, arguments.seed, arguments.out))
+    outcome = run_demo(digits, device, pool, Plan(arguments.epochs, arguments.seed, arguments.out))
     if arguments.json:
         write_json(to_json(outcome))
     else:

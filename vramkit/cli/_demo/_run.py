@@ -49,21 +49,21 @@ def device_note(device: torch.device) -> str:
     return f"the CPU: there are no pools for devices of type {accelerator.type!r}"
 
 
-def run_demo(digits: Digits, pool: MemoryPool, plan: Plan) -> Outcome:
+def run_demo(digits: Digits, device: torch.device, pool: MemoryPool, plan: Plan) -> Outcome:
     """Train twice, compare, and draw what the pool held.
 
     Raises:
         CommandError: The pool's budget is too small, or the picture cannot be written.
     """
     with _one_thread(), _same_kernels():
-        outside = _train(digits, plan, "outside the pool", None)
+        outside = _train(digits, device, plan, "outside the pool", None)
         recorder = MemoryRecorder(pool)
         begin_s = time.perf_counter()
         try:
             with pool:
-                inside = _train(digits, plan, "inside the pool", recorder)
+                inside = _train(digits, device, plan, "inside the pool", recorder)
         except torch.OutOfMemoryError as err:
-            raise _too_small(pool, digits.device, err) from err
+            raise _too_small(pool, device, err) from err
         seconds = time.perf_counter() - begin_s
     stats = pool.stats()
     try:
@@ -121,10 +121,13 @@ def _same_kernels() -> Iterator[None]:
         torch.backends.cudnn.deterministic = before
 
 
-def _train(digits: Digits, plan: Plan, title: str, recorder: MemoryRecorder | None) -> Training:
+def _train(
+    digits: Digits, device: torch.device, plan: Plan, title: str, recorder: MemoryRecorder | None
+) -> Training:
     with Progress(title, line_every=2 * steps_an_epoch(digits)) as progress:
         return train(
             digits,
+            device,
             epochs=plan.epochs,
             seed=plan.seed,
             look=recorder.look if recorder else _look_away,

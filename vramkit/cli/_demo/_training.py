@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+from vramkit.loader import DataLoader
 
 BATCH = 128
 _MAX_LEARNING_RATE = 0.01
@@ -19,26 +22,12 @@ Tell = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Digits:
-    """Images of shape (N, 1, 8, 8) from 0 to 1, and their digits."""
+    """Images of shape (N, 1, 8, 8) from 0 to 1, and their digits, in host memory."""
 
     train_images: torch.Tensor
     train_digits: torch.Tensor
     test_images: torch.Tensor
     test_digits: torch.Tensor
-
-    @property
-    def device(self) -> torch.device:
-        """Where all of them are."""
-        return self.train_images.device
-
-    def to(self, device: torch.device) -> "Digits":
-        """The same on another device."""
-        return Digits(
-            self.train_images.to(device),
-            self.train_digits.to(device),
-            self.test_images.to(device),
-            self.test_digits.to(device),
-        )
 
 
 @dataclass(frozen=True)
@@ -81,36 +70,44 @@ def steps_an_epoch(digits: Digits) -> int:
     return -(-len(digits.train_digits) // BATCH)
 
 
-def train(digits: Digits, *, epochs: int, seed: int, look: Look, tell: Tell) -> Training:
+def train(
+    digits: Digits, device: torch.device, *, epochs: int, seed: int, look: Look, tell: Tell
+) -> Training:
     """Train from scratch; the same seed gives the same losses.
 
     Args:
         digits: The data.
+        device: Where to train.
         epochs: How often all training images are seen.
         seed: Of the weights and of the order of the images.
         look: Called after each layer's forward and backward and after the optimizer.
         tell: Called after each step.
     """
-    device = digits.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = make_model().to(device)
-        losses = _optimize(model, digits, epochs, look, tell)
-    return Training(losses=torch.tensor(losses), accuracy=_accuracy(model, digits))
+        losses = _optimize(model, digits, device, epochs, look, tell)
+    return Training(losses=torch.tensor(losses), accuracy=_accuracy(model, digits, device))
 
 
 def _optimize(
-    model: nn.Sequential, digits: Digits, epochs: int, look: Look, tell: Tell
+    model: nn.Sequential,
+    digits: Digits,
+    device: torch.device,
+    epochs: int,
+    look: Look,
+    tell: Tell,
 ) -> list[float]:
     steps = epochs * steps_an_epoch(digits)
+    dataset = TensorDataset(digits.train_images, digits.train_digits)
+    loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_MAX_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _MAX_LEARNING_RATE, total_steps=steps)
     losses: list[float] = []
     for _ in range(epochs):
-        order = torch.randperm(len(digits.train_digits)).to(digits.device)
-        for batch in order.split(BATCH):
-            scores = _forward(model, digits.train_images[batch], look)
-            loss = functional.cross_entropy(scores, digits.train_digits[batch])
+        for images, expected in loader:
+            scores = _forward(model, images, look)
+            loss = functional.cross_entropy(scores, expected)
             look("forward")
             loss.backward()
             look("backward")
@@ -119,9 +116,10 @@ def _optimize(
             schedule.step()
             losses.append(loss.item())
             # Nothing of this step may stand beside the next one's activations.
-            del scores, loss
+            del images, expected, scores, loss
             look("optimizer")
             tell(len(losses), steps, losses[-1])
+    loader.close()
     return losses
 
 
@@ -136,10 +134,10 @@ def _forward(model: nn.Sequential, images: torch.Tensor, look: Look) -> torch.Te
     return images
 
 
-def _accuracy(model: nn.Sequential, digits: Digits) -> float:
+def _accuracy(model: nn.Sequential, digits: Digits, device: torch.device) -> float:
     with torch.no_grad():
         right = sum(
-            int((model(images).argmax(dim=1) == expected).sum())
+            int((model(images.to(device)).argmax(dim=1).cpu() == expected).sum())
             for images, expected in zip(
                 digits.test_images.split(BATCH), digits.test_digits.split(BATCH), strict=True
             )
