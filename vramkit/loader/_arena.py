@@ -3,10 +3,10 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Self
 
 from vramkit.loader import _memory_map
+from vramkit.loader._pinning import Pinning
 
 # Distance of two slots in the file. The file is sparse: a slot takes memory only for its capacity.
 SLOT_STRIDE = 1 << 40
@@ -62,24 +62,16 @@ class Arena:
 
     Args:
         budget_bytes: The memory that all slots together may take.
-        pin: Called with the address and the capacity of each new mapping; returns whether the
-            memory is pinned now.
-        unpin: Called with the address before such a mapping ends.
+        pinning: Pins the memory of each slot, where it is to be copied to a GPU.
 
     Raises:
         SystemCallError: The system makes no memory file.
     """
 
-    def __init__(
-        self,
-        budget_bytes: int,
-        *,
-        pin: Callable[[int, int], bool] | None = None,
-        unpin: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, budget_bytes: int, pinning: Pinning | None = None) -> None:
         self.budget_bytes = budget_bytes
         self.fd = os.memfd_create("vramkit-loader", os.MFD_CLOEXEC)
-        self._pin, self._unpin = pin, unpin
+        self._pinning = pinning
         self._pid = os.getpid()
         self._slots: list[Slot] = []
         self._free: deque[Slot] = deque()
@@ -141,8 +133,8 @@ class Arena:
         address = _memory_map.map_file(self.fd, slot_offset(slot.index), capacity)
         self._unmap(slot)
         slot.address, slot.capacity = address, capacity
-        if self._pin is not None:
-            slot.pinned = self._pin(address, capacity)
+        if self._pinning is not None:
+            slot.pinned = self._pinning.pin(address, capacity)
 
     def take_back(self, slot: Slot) -> None:
         """End the lease of a slot; called by the lease."""
@@ -176,8 +168,8 @@ class Arena:
     def _unmap(self, slot: Slot) -> None:
         if not slot.address:
             return
-        if slot.pinned and self._unpin is not None:
-            self._unpin(slot.address)
+        if slot.pinned and self._pinning is not None:
+            self._pinning.unpin(slot.address)
         _memory_map.unmap(slot.address, slot.capacity)
         slot.address, slot.capacity, slot.pinned = 0, 0, False
 

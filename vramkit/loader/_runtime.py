@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from vramkit._core import host_register, host_unregister
-from vramkit.errors import VramkitError
 from vramkit.loader._arena import Arena
 from vramkit.loader._batches import BatchIterator, Delivery, HostDelivery
 from vramkit.loader._channels import Tally
 from vramkit.loader._device import CudaDelivery
+from vramkit.loader._pinning import Pinning
 from vramkit.loader._resume import Epoch
 
 
@@ -39,6 +38,7 @@ class Runtime:
         self._depth = loader._depth
         self._staging_bytes = loader._staging_bytes
         self._warned: set[str] = set()
+        self._told_refusal = False
 
     @property
     def on_gpu(self) -> bool:
@@ -52,11 +52,10 @@ class Runtime:
             SystemCallError: The system makes no memory file.
         """
         if self._arena is None:
-            if self.on_gpu or self._pins:
-                torch.cuda.init()
-                self._arena = Arena(self._staging_bytes, pin=self._pin, unpin=_unpin)
-            else:
-                self._arena = Arena(self._staging_bytes)
+            pinning = None
+            if self.on_gpu or (self._pins and torch.cuda.is_available()):
+                pinning = Pinning(self._device)
+            self._arena = Arena(self._staging_bytes, pinning)
         return self._arena
 
     def delivery(self) -> Delivery:
@@ -84,6 +83,13 @@ class Runtime:
         """Count a batch and the time for which the training loop waited."""
         self.batches += 1
         self.wait_s += seconds
+        if self.tally.last_refusal and not self._told_refusal:
+            self._told_refusal = True
+            self.warn_once(
+                "a batch found no room in staging memory and came PyTorch's way, which is slower: "
+                f"{self.tally.last_refusal}. Raise staging_bytes or make batches smaller; "
+                "stats().refused_batches counts them"
+            )
 
     def warn_once(self, text: str, stacklevel: int = 4) -> None:
         """Warn of a detour, once for each text."""
@@ -102,21 +108,6 @@ class Runtime:
         if self._arena is not None:
             self._arena.close()
 
-    def _pin(self, address: int, size_bytes: int) -> bool:
-        device = self._device.index if self.on_gpu else None
-        try:
-            host_register(
-                address, size_bytes, torch.cuda.current_device() if device is None else device
-            )
-        except VramkitError as err:
-            self.warn_once(f"staging memory is not pinned, so copies to the GPU are slower: {err}")
-            return False
-        return True
-
     def __del__(self) -> None:
         if hasattr(self, "_iterators"):
             self.close("the loader is gone")
-
-
-def _unpin(address: int) -> None:
-    host_unregister(address)
