@@ -82,6 +82,8 @@ class BatchIterator:
         self._progress = progress
         self._on_batch = on_batch
         self._flights: deque[Any] = deque()
+        # For each batch in flight, the state of the data set after it.
+        self._states: deque[tuple[int, bytes] | None] = deque()
         self._ended = False
         self._closed = ""
 
@@ -103,9 +105,10 @@ class BatchIterator:
             self._take()
         flight = self._flights.popleft()
         if isinstance(flight, _Raises):
+            self._states.popleft()
             raise flight.error
         batch = self._delivery.finish(flight)
-        self._progress.yielded += 1
+        self._progress.count(self._states.popleft())
         self._prefetch()
         self._on_batch(time.perf_counter() - begin)
         return batch
@@ -118,7 +121,7 @@ class BatchIterator:
             self._progress.finished = True
             raise
         batch = self._delivery.finish(self._delivery.start(item))
-        self._progress.yielded += 1
+        self._progress.count(getattr(item, "state", None))
         return batch
 
     def _take(self) -> None:
@@ -131,17 +134,24 @@ class BatchIterator:
             self._ended = True
             self._progress.finished = True
             raise
+        self._start(item)
+
+    def _start(self, item: Any) -> None:
         self._flights.append(self._delivery.start(item))
+        self._states.append(getattr(item, "state", None))
 
     def _prefetch(self) -> None:
         # An exception belongs to its own batch: it is raised when that batch is asked for.
-        while len(self._flights) < self._delivery.depth and not self._ended and self._ready():
+        while len(self._flights) < self._delivery.depth and not self._ended:
             try:
-                self._flights.append(self._delivery.start(next(self._source)))
+                if not self._ready():
+                    return
+                self._start(next(self._source))
             except StopIteration:
                 self._ended = True
             except Exception as err:  # noqa: BLE001 - raised by _Raises
                 self._flights.append(_Raises(err))
+                self._states.append(None)
 
     def _ready(self) -> bool:
         ready = getattr(self._source, "ready", None)

@@ -162,12 +162,20 @@ class ResultChannel:
                 continue
             return self._read(self._workers[fd], message)
 
+    def pending(self) -> bool:
+        """Whether a result or the end of a worker waits to be read."""
+        if not self._ready:
+            self._ready.extend(fd for fd, _ in self._poll.poll(0))
+        return bool(self._ready)
+
     def _forget(self, fd: int) -> None:
         self._poll.unregister(fd)
         self._readers.pop(fd).close()
 
     def _read(self, worker: int, message: bytes) -> tuple[Any, Any]:
-        number, slot, capacity, used_bytes, content, kind, seconds, refusal = pickle.loads(message)
+        number, slot, capacity, used_bytes, content, kind, seconds, refusal, state = pickle.loads(
+            message
+        )
         exchange = self._exchange
         lease = exchange.assigned.pop(slot, None)
         if lease is not None and capacity:
@@ -186,13 +194,18 @@ class ResultChannel:
         exchange.tally.staged_bytes += used_bytes
         if lease is None:
             raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
+        batch: Packed | Staged
         if kind == PICKLED:
-            return number, Packed(lease, content, used_bytes)
-        layouts = self._layouts[worker]
-        if kind == NEW_LAYOUT:
-            layouts.append(pickle.loads(content))
-            return number, Staged(lease, layouts[-1], used_bytes)
-        return number, Staged(lease, layouts[content], used_bytes)
+            batch = Packed(lease, content, used_bytes)
+        else:
+            layouts = self._layouts[worker]
+            if kind == NEW_LAYOUT:
+                layouts.append(pickle.loads(content))
+                content = -1
+            batch = Staged(lease, layouts[content], used_bytes)
+        if state is not None:
+            batch.state = (worker, state)
+        return number, batch
 
     def cancel_join_thread(self) -> None:
         """There is no thread to join."""

@@ -163,6 +163,7 @@ class DataLoader(TorchDataLoader[T_co]):
                 skipped=0,
             )
             source = super().__iter__()
+        epoch.take_state = getattr(source, "take_state", None)
         runtime.epoch = epoch
         iterator = BatchIterator(source, runtime.delivery(), epoch, runtime.count)
         runtime.watch(iterator)
@@ -189,10 +190,12 @@ class DataLoader(TorchDataLoader[T_co]):
         if not state["seeded"]:
             # That epoch drew no seed for workers.
             instead["generator"] = torch.Generator()
+        states, first_worker = _resume.states_of(state, self.num_workers)
         with _resume.random_as(self, state["random"]):
-            source = make_source(View(self, **instead), self._runtime_here())
+            view = View(self, **instead)
+            source = make_source(view, self._runtime_here(), states, first_worker)
             _draw_first(source)
-            if iterable:
+            if iterable and not states:
                 # What the data set draws in this process belongs to the past epoch, too.
                 for _ in itertools.islice(source, skip):
                     pass
@@ -202,6 +205,7 @@ class DataLoader(TorchDataLoader[T_co]):
         epoch = Epoch(
             state["random"], seeded=state["seeded"], sampler=state["sampler"], skipped=skip
         )
+        epoch.states, epoch.last_worker = states, (first_worker or self.num_workers) - 1
         return source, epoch
 
     def _runtime_here(self) -> Runtime:
@@ -223,7 +227,8 @@ class DataLoader(TorchDataLoader[T_co]):
         """Let the next iteration go on where the state says.
 
         For map-style data sets the number of workers may differ from before. An iterable data set
-        is iterated anew from its beginning up to that place, with as many workers as before.
+        needs as many as before; it goes on from its own state if it has one by the convention of
+        torchdata, and is else iterated anew from its beginning up to that place.
 
         Raises:
             InvalidArgumentError: The state is of another kind, or of another number of workers

@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import _DatasetKind
 from torch.utils.data import dataloader as _torch
 
+from vramkit.loader import _dataset_state
 from vramkit.loader._arena import Arena
 from vramkit.loader._quick_next import QuickNext
 from vramkit.loader._slot_writer import StreamCopy
@@ -35,13 +36,28 @@ def make_fetch(loader: Any, arena: Arena | None, copy: StreamCopy) -> Callable[[
 
 
 class InlineIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
-    """PyTorch's single-process iterator, with its batches put into staging memory."""
+    """PyTorch's single-process iterator, with its batches put into staging memory.
 
-    def __init__(self, loader: Any, arena: Arena | None, copy: StreamCopy) -> None:
+    Args:
+        loader: The loader, or a view of it.
+        arena: Staging memory for the batches, or None to leave them where they are.
+        copy: How tensors are copied to it.
+        state: What an iterable data set goes on from.
+    """
+
+    def __init__(
+        self, loader: Any, arena: Arena | None, copy: StreamCopy, state: bytes | None = None
+    ) -> None:
         super().__init__(loader)
+        if state is not None:
+            _dataset_state.give_back(state, self._dataset_fetcher)
         self._pin_memory = False
         self._stage = None if arena is None else (arena, copy)
         self._profile_name = "enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__"
+
+    def take_state(self) -> bytes | None:
+        """Return the state of an iterable data set after the last batch, or None without one."""
+        return _dataset_state.take(self._dataset_fetcher)
 
     def _next_data(self) -> Any:
         data = super()._next_data()

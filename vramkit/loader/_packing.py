@@ -129,12 +129,14 @@ class Packed:
         used_bytes: How much of the slot the tensors take.
     """
 
-    __slots__ = ("lease", "pickled", "used_bytes")
+    __slots__ = ("lease", "pickled", "state", "used_bytes")
 
     def __init__(self, lease: Lease, pickled: bytes, used_bytes: int) -> None:
         self.lease = lease
         self.pickled = pickled
         self.used_bytes = used_bytes
+        # The worker, and the state of its data set after this batch.
+        self.state: tuple[int, bytes] | None = None
 
     def unpack(self, place: Place | None = None) -> Any:
         """Return the batch, its tensors at a place: in the slot itself unless told otherwise."""

@@ -6,7 +6,7 @@ the first of them skipped. So the number of workers may differ, and prefetched b
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,28 @@ class Epoch:
         self.sampler = sampler
         self.yielded = skipped
         self.finished = False
+        # States of an iterable data set that has some: of each worker, after what it has yielded.
+        self.states: dict[int, bytes] = {}
+        self.last_worker = -1
+        # Takes the state where the data set is iterated in this process.
+        self.take_state: Callable[[], bytes | None] | None = None
+
+    def count(self, state: tuple[int, bytes] | None) -> None:
+        """Count a batch, and keep the state of the worker's data set after it."""
+        self.yielded += 1
+        if state is not None:
+            self.last_worker = state[0]
+            self.states[state[0]] = state[1]
+
+    def dataset_states(self) -> dict[str, Any] | None:
+        """Return the states of the data set, or None if it has none."""
+        if self.take_state is not None:
+            state = self.take_state()
+            return None if state is None else {"last_worker": -1, "states": {"0": state}}
+        if not self.states:
+            return None
+        states = {str(worker): state for worker, state in self.states.items()}
+        return {"last_worker": self.last_worker, "states": states}
 
 
 def random_states(loader: Any) -> dict[str, torch.Tensor]:
@@ -111,11 +133,21 @@ def to_dict(epoch: Epoch | None, loader: Any) -> dict[str, Any]:
         }
     return state | {
         "batches_yielded": epoch.yielded,
+        "dataset": epoch.dataset_states(),
         "in_epoch": True,
         "seeded": epoch.seeded,
         "random": dict(epoch.random),
         "sampler": epoch.sampler,
     }
+
+
+def states_of(state: dict[str, Any], workers: int) -> tuple[dict[int, bytes], int]:
+    """Return the states of the data set by worker, and the worker whose turn it is."""
+    saved = state.get("dataset")
+    if saved is None:
+        return {}, 0
+    states = {int(worker): each for worker, each in saved["states"].items()}
+    return states, (saved["last_worker"] + 1) % max(1, workers)
 
 
 def check(state: Any) -> None:

@@ -20,12 +20,16 @@ from vramkit.loader._worker_iterator import StagedWorkers
 _collate: Any = _utils.collate
 
 
-def make_source(loader: Any, runtime: Runtime) -> Any:
+def make_source(
+    loader: Any, runtime: Runtime, states: dict[int, bytes] | None = None, first_worker: int = 0
+) -> Any:
     """Return the iterator that makes the batches, and note in ``runtime`` which it is.
 
     Args:
         loader: The loader, or a view of it.
         runtime: What it holds.
+        states: What an iterable data set goes on from, by worker.
+        first_worker: The worker that makes the first batch.
     """
     structure, reason = _arrays_of(loader)
     runtime.reason = reason
@@ -37,11 +41,11 @@ def make_source(loader: Any, runtime: Runtime) -> Any:
     if loader.num_workers == 0:
         runtime.path = "inline"
         arena = runtime.arena() if runtime.on_gpu else None
-        return InlineIterator(loader, arena, stream_copy)
+        return InlineIterator(loader, arena, stream_copy, (states or {}).get(0))
     loader.check_worker_number_rationality()
     if loader.workers == "thread":
         return _threads(loader, runtime)
-    return _processes(loader, runtime)
+    return _processes(loader, runtime, states, first_worker)
 
 
 def _threads(loader: Any, runtime: Runtime) -> Any:
@@ -56,7 +60,9 @@ def _threads(loader: Any, runtime: Runtime) -> Any:
     return ThreadIterator(loader, lambda: make_fetch(loader, arena, stream_copy))
 
 
-def _processes(loader: Any, runtime: Runtime) -> Any:
+def _processes(
+    loader: Any, runtime: Runtime, states: dict[int, bytes] | None, first_worker: int
+) -> Any:
     try:
         arena = runtime.arena()
     except SystemCallError as err:
@@ -66,7 +72,7 @@ def _processes(loader: Any, runtime: Runtime) -> Any:
         )
         return _torch._MultiProcessingDataLoaderIter(loader)
     runtime.path = "workers"
-    return StagedWorkers(loader, arena, runtime.tally)
+    return StagedWorkers(loader, arena, runtime.tally, states, first_worker)
 
 
 def _arrays_of(loader: TorchDataLoader[Any]) -> tuple[Any, str]:

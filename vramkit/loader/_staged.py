@@ -30,10 +30,12 @@ class Staged:
         used_bytes: How much of the slot the tensors take.
     """
 
-    __slots__ = ("lease", "structure", "used_bytes")
+    __slots__ = ("lease", "state", "structure", "used_bytes")
 
     def __init__(self, lease: Lease, structure: Any, used_bytes: int) -> None:
         self.lease, self.structure, self.used_bytes = lease, structure, used_bytes
+        # The worker, and the state of its data set after this batch.
+        self.state: tuple[int, bytes] | None = None
 
     def unpack(self, place: Place | None = None) -> Any:
         """Return the batch, its tensors at a place: in the slot itself unless told otherwise."""

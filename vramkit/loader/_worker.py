@@ -15,6 +15,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import Subset, _DatasetKind, _utils, default_collate
 
 from vramkit._core import stream_copy
+from vramkit.loader import _dataset_state
 from vramkit.loader._channels import (
     CONTROL,
     LAYOUT,
@@ -45,12 +46,20 @@ class WorkerEnd:
         fd: The memory file of the slots.
         limit_bytes: The most memory that one slot may take.
         inline_bytes: The largest content that may travel in a message itself.
+        dataset_state: Where the worker's copy of the data set is to go on.
     """
 
     def __init__(
-        self, tasks: Connection, results: Connection, fd: int, limit_bytes: int, inline_bytes: int
+        self,
+        tasks: Connection,
+        results: Connection,
+        fd: int,
+        limit_bytes: int,
+        inline_bytes: int,
+        dataset_state: bytes | None = None,
     ) -> None:
         self.tasks, self.results = tasks, results
+        self.dataset_state = dataset_state
         self.fd: int | Any = fd
         self.limit_bytes, self.inline_bytes = limit_bytes, inline_bytes
         self._pid = os.getpid()
@@ -143,7 +152,8 @@ class _Results:
             offset = writer.write(content)
             where = content if offset is None else (offset, len(content))
         slot, capacity = writer.current
-        message = (number, slot, capacity, used_bytes, where, kind, seconds, writer.refusal)
+        state = self._fetches.dataset_state() if kind != CONTROL else None
+        message = (number, slot, capacity, used_bytes, where, kind, seconds, writer.refusal, state)
         # A parent that has ended reads no more; the loop finds out.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
@@ -162,11 +172,27 @@ def _worker_id() -> int:
 
 
 class _Fetches:
-    """Measures the fetches of a worker and keeps the exception of the last one."""
+    """Measures the fetches of a worker and keeps the exception of the last one.
 
-    def __init__(self) -> None:
+    Args:
+        state: What an iterable data set goes on from, in the first epoch.
+    """
+
+    def __init__(self, state: bytes | None) -> None:
+        self._state = state
         self._seconds = 0.0
         self._error: BaseException | None = None
+        # PyTorch's fetcher of an iterable data set.
+        self.fetcher: Any = None
+
+    def resume(self, fetcher: Any) -> None:
+        self.fetcher = fetcher
+        if self._state is not None:
+            _dataset_state.give_back(self._state, fetcher)
+            self._state = None
+
+    def dataset_state(self) -> bytes | None:
+        return _dataset_state.take(self.fetcher)
 
     def run(self, fetch: Callable[[Any], Any], index: Any) -> Any:
         begin = time.perf_counter()
@@ -234,6 +260,7 @@ def _install_fetchers(writer: SlotWriter, fetches: _Fetches) -> None:
         else:
             torchs: Any = create(kind, dataset, auto_collation, collate_fn, drop_last)  # type: ignore[no-untyped-call]
             fetch = torchs.fetch
+            fetches.resume(torchs)
         return _MeasuredFetcher(fetch, fetches)
 
     _DatasetKind.create_fetcher = staticmethod(create_fetcher)  # type: ignore[method-assign]
@@ -258,7 +285,7 @@ def run(end: WorkerEnd, arguments: list[Any]) -> None:
         arguments: Those of PyTorch's loop, without the two queues.
     """
     writer = end.open()
-    fetches = _Fetches()
+    fetches = _Fetches(end.dataset_state)
     _install_fetchers(writer, fetches)
     tasks, results = _Tasks(end.tasks, writer), _Results(end, writer, fetches)
     kind, dataset, *rest = arguments

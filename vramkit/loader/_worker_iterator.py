@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import _utils
 from torch.utils.data import dataloader as _torch
 
 from vramkit.loader import _worker
@@ -26,8 +27,11 @@ _TorchIterator: Any = _torch._MultiProcessingDataLoaderIter
 class _Context:
     """A multiprocessing context whose queues are channels and whose processes use them."""
 
-    def __init__(self, real: Any, exchange: Exchange, limit_bytes: int) -> None:
+    def __init__(
+        self, real: Any, exchange: Exchange, limit_bytes: int, states: dict[int, bytes]
+    ) -> None:
         self._real = real
+        self._states = states
         self._exchange = exchange
         self._limit_bytes = limit_bytes
         self.results: ResultChannel | None = None
@@ -49,6 +53,7 @@ class _Context:
             self._exchange.arena.fd,
             self._limit_bytes,
             self._exchange.inline_bytes,
+            self._states.get(len(self._worker_ends)),
         )
         self._worker_ends.append(end)
         self.results.add(len(self._worker_ends) - 1, result_reader)
@@ -72,9 +77,23 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
 
     Order, seeds, prefetching, persistent workers, timeouts and all errors are PyTorch's: this
     class replaces what carries the tasks and the batches.
+
+    Args:
+        loader: The loader, or a view of it.
+        arena: The slots.
+        tally: Counts what workers tell.
+        states: What the workers' copies of an iterable data set go on from, by worker.
+        first_worker: The worker that gets the first task.
     """
 
-    def __init__(self, loader: TorchDataLoader[Any], arena: Arena, tally: Tally) -> None:
+    def __init__(
+        self,
+        loader: TorchDataLoader[Any],
+        arena: Arena,
+        tally: Tally,
+        states: dict[int, bytes] | None = None,
+        first_worker: int = 0,
+    ) -> None:
         self._shutdown = True
         prefetch = loader.prefetch_factor or 0
         tasks = prefetch * loader.num_workers
@@ -82,7 +101,8 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._exchange = Exchange(arena, inline_limit(tasks), tally)
         limit = arena.budget_bytes // (tasks + 1)
         real = loader.multiprocessing_context or torch.multiprocessing
-        self._context = _Context(real, self._exchange, limit)
+        self._context = _Context(real, self._exchange, limit, states or {})
+        self._first_worker = first_worker
         arena.trim(tasks)
         pins = loader.pin_memory and not torch.accelerator.is_available()
         super().__init__(View(loader, multiprocessing_context=self._context, pin_memory=pins))
@@ -93,6 +113,36 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
             self._context.close_worker_ends()
             self._worker_result_queue.on_end = self._ended_early
         super()._reset(loader, first_iter)
+
+    def _try_put_index(self) -> None:
+        while self._first_worker:
+            self._first_worker -= 1
+            next(self._worker_queue_idx_cycle)
+        super()._try_put_index()
+
+    def ready(self) -> bool:
+        """Whether the next batch is there; reads what has arrived and never waits."""
+        if not self._in_order:
+            return bool(self._rcvd_idx < self._send_idx and self._worker_result_queue.pending())
+        while len(self._task_info.get(self._rcvd_idx, ())) < 2:
+            if not self._worker_result_queue.pending():
+                return False
+            arrived, result = self._try_get_data(0)
+            if arrived:
+                self._note(*result)
+        return True
+
+    def _note(self, number: int, data: Any) -> None:
+        """Do what PyTorch's iterator does with a result that is not asked for yet."""
+        self._tasks_outstanding -= 1
+        if isinstance(data, _utils.worker._IterableDatasetStopIteration):
+            if self._persistent_workers:
+                self._workers_status[data.worker_id] = False
+            else:
+                self._mark_worker_as_unavailable(data.worker_id)
+            self._try_put_index()
+            return
+        self._task_info[number] += (data,)
 
     def _ended_early(self, worker: int) -> bool:
         if not self._workers_status[worker]:
