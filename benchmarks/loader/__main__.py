@@ -11,8 +11,10 @@ from benchmarks._shared.harness import Recorder, parser
 from benchmarks._shared.provenance import gpu_provenance, measure_this_tree
 from benchmarks.loader.epochs import bench_epochs
 from benchmarks.loader.gather import bench_gather
+from benchmarks.loader.overlap import bench_overlap
+from benchmarks.loader.startup import bench_startup
 
-PARTS = ("gather", "epochs")
+PARTS = ("gather", "epochs", "startup", "overlap")
 
 
 def main() -> int:
@@ -34,6 +36,10 @@ def main() -> int:
         bench_gather(recorder, quick=chosen.quick, with_own=not chosen.peers_only)
     if "epochs" in parts:
         bench_epochs(recorder, on_gpu=on_gpu, quick=chosen.quick, prefixes=chosen.cases)
+    if "startup" in parts:
+        bench_startup(recorder, on_gpu=on_gpu, quick=chosen.quick)
+    if "overlap" in parts and on_gpu:
+        bench_overlap(recorder, quick=chosen.quick)
     return 0
 
 
