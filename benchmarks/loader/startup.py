@@ -2,6 +2,7 @@
 
 import gc
 import time
+from functools import partial
 from typing import Any
 
 from benchmarks._shared.harness import Recorder, Row, interleave, summarize
@@ -58,10 +59,11 @@ def bench_startup(recorder: Recorder, *, on_gpu: bool, quick: bool) -> None:
         }
         turns = interleave(
             {
-                kind: lambda kind=kind: times(kind, dataset, options, on_gpu=on_gpu)
+                kind: partial(times, kind, dataset, options, on_gpu=on_gpu)
                 for kind in ("vramkit", "torch")
             },
             rounds=2 if quick else 5,
+            warm_up=1,
         )
         for position, metric in enumerate(("first_batch", "epoch_turn")):
             own = summarize([taken[position] for taken in turns["vramkit"]])
