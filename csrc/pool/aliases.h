@@ -24,7 +24,7 @@ using AliasId = uint32_t;  // 0 is none
 struct Alias {
   uint64_t first = 0;  // alias page
   uint64_t pages = 0;
-  std::vector<PageRun> runs;  // home pages in the order of the alias addresses
+  std::vector<PageRun> runs;  // primary pages in the order of the alias addresses
   uint64_t last_use = 0;
   // Of the live block, when there is one:
   uint64_t live_pages = 0;
@@ -32,7 +32,7 @@ struct Alias {
   uint32_t stack_id = 0;
   uint32_t uses = 0;
   StreamIndex stream = kAnyStream;
-  std::vector<BlockId> lent;  // the home blocks that it occupies
+  std::vector<BlockId> primary_blocks;  // the primary blocks that it occupies
 
   bool live() const { return live_pages > 0; }
 };
@@ -60,7 +60,7 @@ class Aliases {
   /// the next ones need not wait. Work on them must be done. False if that is not enough.
   bool make_room(uint64_t pages);
 
-  /// Occupies the home pages under the first `pages` pages.
+  /// Occupies the primary pages under the first `pages` pages.
   void occupy(AliasId id, uint64_t pages);
   /// Frees them with the tag, whose uses each freed block holds.
   void release(AliasId id, const Tag& tag, Streams& streams);

@@ -12,7 +12,7 @@ namespace vramkit {
 template <typename Wanted>
 std::vector<PageRun> Engine::whole_pages(Wanted wanted) const {
   std::vector<PageRun> runs;
-  range_.each_free_stretch(wanted, [&](uint64_t offset, uint64_t size) {
+  range_.each_free_extent(wanted, [&](uint64_t offset, uint64_t size) {
     const uint64_t first = ceil_div(offset, page_bytes());
     const uint64_t end = (offset + size) / page_bytes();
     if (end > first) runs.push_back({first, end - first});
@@ -41,7 +41,7 @@ uint64_t Engine::free_page_bytes() const {
 void Engine::resize(uint64_t capacity_bytes) {
   const uint64_t pages = capacity_bytes / page_bytes();
   check_capacity(label_, capacity_bytes, page_bytes(), *backend_);
-  settle_ahead();
+  finish_background_mapping();
   if (pages > capacity_pages_) grow(pages - capacity_pages_);
   if (pages < capacity_pages_) shrink(capacity_pages_ - pages);
 }
@@ -49,7 +49,7 @@ void Engine::resize(uint64_t capacity_bytes) {
 /// Pages that the pool can grow by: those with addresses that are not used up.
 uint64_t Engine::spare_pages() const {
   const uint64_t retired = backend_->rebindable() ? pages_.count() - capacity_pages_ : 0;
-  return layout_.home_pages - pages_.count() + retired;
+  return layout_.primary_pages - pages_.count() + retired;
 }
 
 uint64_t Engine::most_capacity_bytes() const {
@@ -61,12 +61,13 @@ void Engine::refuse_growth(uint64_t pages) const {
   const char* const why = address_allowance() != ~uint64_t{0} && backend_->takes_address_space()
                               ? " within the limit of this process (`ulimit -v`)"
                               : "";
-  fail(Status::kInvalidArgument,
-       "%s: cannot grow by %s to %s: the pool reserved its addresses when it was made%s and has "
-       "addresses for %s more, up to a capacity of %s; make a new pool of the size that you need",
-       label_.c_str(), mib(pages * page_bytes()).c_str(),
-       mib((capacity_pages_ + pages) * page_bytes()).c_str(), why, mib(bytes).c_str(),
-       mib(most_capacity_bytes()).c_str());
+  throw_error(
+      Status::kInvalidArgument,
+      "%s: cannot grow by %s to %s: the pool reserved its addresses when it was made%s and has "
+      "addresses for %s more, up to a capacity of %s; make a new pool of the size that you need",
+      label_.c_str(), mib(pages * page_bytes()).c_str(),
+      mib((capacity_pages_ + pages) * page_bytes()).c_str(), why, mib(bytes).c_str(),
+      mib(most_capacity_bytes()).c_str());
 }
 
 void Engine::grow(uint64_t pages) {
@@ -75,14 +76,14 @@ void Engine::grow(uint64_t pages) {
   const uint64_t fresh = pages > retired ? pages - retired : 0;
   pages_.prepare(fresh);
   range_.prepare(2);  // what is revived ends in one piece more, and the range in another
-  backend_->commit({pages_.count(), fresh});
+  backend_->create_physical({pages_.count(), fresh});
   const uint64_t revived = revive(std::min(pages, retired));
   if (pages > revived) {
     pages_.extend(pages - revived);
     range_.extend((pages - revived) * page_bytes());
   }
   capacity_pages_ += pages;
-  if (!backend_->has_own_addresses()) pages_.need_home({0, pages_.count()});  // it is all there
+  if (!backend_->has_own_addresses()) pages_.need_primary({0, pages_.count()});  // it is all there
 }
 
 /// Takes retired pages into use again, at most `pages`; returns how many.
@@ -112,12 +113,13 @@ void Engine::shrink(uint64_t pages) {
   uint64_t found = 0;
   for (const PageRun& run : runs) found += run.count;
   if (found < pages) {
-    fail(Status::kBusy,
-         "%s: cannot shrink by %s: only %s of whole pages are free, the rest holds live blocks; "
-         "free "
-         "tensors first or shrink less",
-         label_.c_str(), mib_apart(pages * page_bytes(), found * page_bytes()).c_str(),
-         mib_apart(found * page_bytes(), pages * page_bytes()).c_str());
+    throw_error(
+        Status::kBusy,
+        "%s: cannot shrink by %s: only %s of whole pages are free, the rest holds live blocks; "
+        "free "
+        "tensors first or shrink less",
+        label_.c_str(), mib_apart(pages * page_bytes(), found * page_bytes()).c_str(),
+        mib_apart(found * page_bytes(), pages * page_bytes()).c_str());
   }
   // From the end, where memory was used least.
   for (auto run = runs.rbegin(); pages > 0; ++run) {
@@ -142,26 +144,26 @@ void Engine::retire(PageRun run) {
 }
 
 /// In the order of their addresses; only pages that were never mapped.
-std::shared_ptr<Ahead> Engine::next_ahead(uint64_t pages) {
-  settle_ahead();
-  if (!backs_ahead_) return nullptr;
-  while (ahead_ < pages_.count()) {
-    const Block& block = range_[range_.block_at(ahead_ * page_bytes())];
+std::shared_ptr<BackgroundMapping> Engine::next_background_mapping(uint64_t pages) {
+  finish_background_mapping();
+  if (!maps_in_background_) return nullptr;
+  while (next_unmapped_ < pages_.count()) {
+    const Block& block = range_[range_.block_at(next_unmapped_ * page_bytes())];
     const uint64_t end = std::min(block.end() / page_bytes(), pages_.count());
-    if (block.state == BlockState::kRetired || pages_.backed(ahead_)) {
-      ahead_ = block.state == BlockState::kRetired ? end : ahead_ + 1;
+    if (block.state == BlockState::kRetired || pages_.backed(next_unmapped_)) {
+      next_unmapped_ = block.state == BlockState::kRetired ? end : next_unmapped_ + 1;
       continue;
     }
-    const uint64_t first = ahead_++;
+    const uint64_t first = next_unmapped_++;
     const uint64_t most = std::min(first + pages, end);
-    while (ahead_ < most && !pages_.backed(ahead_)) ++ahead_;
-    return pages_.begin_ahead({first, ahead_ - first});
+    while (next_unmapped_ < most && !pages_.backed(next_unmapped_)) ++next_unmapped_;
+    return pages_.begin_background_mapping({first, next_unmapped_ - first});
   }
   return nullptr;
 }
 
 void Engine::add_peer(int device) {
-  settle_ahead();
+  finish_background_mapping();
   backend_->add_peer(device);
   try {
     for (uint64_t page = 0; page < pages_.count(); ++page) {
@@ -179,7 +181,7 @@ void Engine::add_peer(int device) {
 void Engine::add_peers_in_use() {
   for (const int peer : backend_->peers_in_use()) {
     try {
-      pages_.need_home({0, 1});  // or it would show only later that one cannot
+      pages_.need_primary({0, 1});  // or it would show only later that one cannot
       add_peer(peer);
     } catch (const Error& error) {
       report("%s: cuda:%d cannot access the pool's memory directly: %s", label_.c_str(), peer,
@@ -191,7 +193,7 @@ void Engine::add_peers_in_use() {
 uint64_t Engine::trim() {
   if (!backend_->has_own_addresses()) return 0;  // its owner holds the memory
   drain();
-  stop_backing_ahead();  // or what is given back would be taken again
+  stop_background_mapping();  // or what is given back would be taken again
   aliases_.drop_idle();
   Returned returned;
   for (const PageRun& run : free_pages()) give_back(run, returned);
@@ -239,11 +241,11 @@ uint64_t Engine::give_back(PageRun run) {
     while (end < run.first + run.count && pages_.backed(end)) ++end;
     if (end == page) {
       // Never mapped: nothing can know the address, which stays in use.
-      dropped += backend_->uncommit({page++, 1});
+      dropped += backend_->release_physical({page++, 1});
       continue;
     }
     const uint64_t count = end - page;
-    if (count > layout_.home_pages - pages_.count()) return dropped;  // no fresh addresses left
+    if (count > layout_.primary_pages - pages_.count()) return dropped;  // no fresh addresses left
     pages_.prepare(count);
     range_.prepare(3);
     retire({page, count});

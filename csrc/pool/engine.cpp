@@ -26,9 +26,9 @@ void check_page_size(const EngineConfig& config) {
       config.page_bytes <= kGiB) {
     return;
   }
-  fail(Status::kInvalidArgument,
-       "%s: a page of %s is not possible; take a power of two from 64KiB to 1GiB",
-       config.label.c_str(), counted(config.page_bytes, "byte").c_str());
+  throw_error(Status::kInvalidArgument,
+              "%s: a page of %s is not possible; take a power of two from 64KiB to 1GiB",
+              config.label.c_str(), counted(config.page_bytes, "byte").c_str());
 }
 
 /// Where the process may reserve less (`ulimit -v`): first the aliases get no more than home, then
@@ -41,10 +41,10 @@ Layout within_allowance(const Layout& full, uint64_t capacity_pages, const Backe
   const uint64_t bytes = allowance > kMetadataBytes ? allowance - kMetadataBytes : 0;
   const uint64_t pages = bytes / full.page_bytes * kMetadataShare / (kMetadataShare + 1);
   if (!backend.takes_address_space()) {
-    const uint64_t home = std::min(full.home_pages, pages * kMetadataShare);
+    const uint64_t home = std::min(full.primary_pages, pages * kMetadataShare);
     return {full.page_bytes, std::max(home, capacity_pages), full.alias_pages};
   }
-  const uint64_t home = std::clamp(pages / 2, capacity_pages, full.home_pages);
+  const uint64_t home = std::clamp(pages / 2, capacity_pages, full.primary_pages);
   return {full.page_bytes, home, std::min(pages > home ? pages - home : 0, full.alias_pages)};
 }
 
@@ -73,15 +73,15 @@ std::unique_ptr<Backend> reserve(const Layout& layout, std::unique_ptr<Backend> 
 void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t page_bytes,
                     const Backend& backend) {
   if (capacity_bytes < page_bytes) {
-    fail(Status::kInvalidArgument, "%s: a capacity of %s is less than one page of %s",
-         label.c_str(), mib_apart(capacity_bytes, page_bytes).c_str(),
-         mib_apart(page_bytes, capacity_bytes).c_str());
+    throw_error(Status::kInvalidArgument, "%s: a capacity of %s is less than one page of %s",
+                label.c_str(), mib_apart(capacity_bytes, page_bytes).c_str(),
+                mib_apart(page_bytes, capacity_bytes).c_str());
   }
   if (capacity_bytes > backend.memory_limit()) {
-    fail(Status::kInvalidArgument,
-         "%s: a capacity of %s is more than the %s that the machine has; ask for less",
-         label.c_str(), mib_apart(capacity_bytes, backend.memory_limit()).c_str(),
-         mib_apart(backend.memory_limit(), capacity_bytes).c_str());
+    throw_error(Status::kInvalidArgument,
+                "%s: a capacity of %s is more than the %s that the machine has; ask for less",
+                label.c_str(), mib_apart(capacity_bytes, backend.memory_limit()).c_str(),
+                mib_apart(backend.memory_limit(), capacity_bytes).c_str());
   }
 }
 
@@ -95,19 +95,19 @@ Engine::Engine(const EngineConfig& config, std::unique_ptr<Backend> backend)
       page_shift_(std::countr_zero(config.page_bytes)),
       backend_(reserve(layout_, std::move(backend))),
       streams_(*backend_),
-      range_(layout_.home_pages * layout_.page_bytes, streams_),
-      spans_(range_, streams_, layout_mark_, config.capacity_bytes,
-             layout_.home_pages * layout_.page_bytes),
+      range_(layout_.primary_pages * layout_.page_bytes, streams_),
+      spans_(range_, streams_, live_set_, config.capacity_bytes,
+             layout_.primary_pages * layout_.page_bytes),
       pages_(*backend_, layout_),
       aliases_(*backend_, pages_, range_, layout_),
-      recall_(requests_to_remember(config.capacity_bytes)) {
-  backs_ahead_ = backend_->maps_slowly();
+      placement_cache_(requests_to_remember(config.capacity_bytes)) {
+  maps_in_background_ = backend_->maps_slowly();
   grow(config.capacity_bytes / config.page_bytes);
 }
 
 uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
   if (size == 0)
-    fail(Status::kInvalidArgument, "%s: a block needs at least one byte", label_.c_str());
+    throw_error(Status::kInvalidArgument, "%s: a block needs at least one byte", label_.c_str());
   const StreamIndex stream = enter(handle);
   std::optional<Place> place;
   if (size <= capacity_bytes()) {
@@ -116,12 +116,12 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
         if (size <= kMaxSmall) place = place_small(size, stream, stack_id);
         if (!place) place = place_large(large_size(size), size, stream, stack_id);
         // Looking which work is done may have emptied chunks.
-      } while (!place && (spans_.has_empty_chunk() || wait_for_short_lived()));
+      } while (!place && (spans_.has_empty_chunk() || wait_for_external_streams()));
     } catch (const Error& error) {
       if (error.status() != Status::kOutOfMemory) throw;
       do {
         place = place_in_what_is_held(size, stream, stack_id);
-      } while (!place && wait_for_short_lived());
+      } while (!place && wait_for_external_streams());
       if (!place) throw;
     }
   }
@@ -136,7 +136,7 @@ uint64_t Engine::allocate(uint64_t size, uint64_t handle, uint32_t stack_id) {
 
 /// The last resort: streams that may be gone have freed memory, and no event tells when it is safe.
 /// False where there is none, as after such a wait.
-bool Engine::wait_for_short_lived() {
+bool Engine::wait_for_external_streams() {
   if (!streams_.lack_events() || !streams_.events_allowed()) return false;
   drain_streams();
   return true;
@@ -144,7 +144,7 @@ bool Engine::wait_for_short_lived() {
 
 std::optional<Engine::Place> Engine::place_small(uint64_t size, StreamIndex stream,
                                                  uint32_t stack_id) {
-  if (spans_.has_pending()) settle();
+  if (spans_.has_pending()) poll_events();
   uint64_t offset = spans_.allocate(size, stream, stack_id, Spans::In::kChunksInUse);
   if (offset == Spans::kNoOffset && open_chunk(stream)) {
     offset = spans_.allocate(size, stream, stack_id, Spans::In::kAnyChunk);
@@ -156,17 +156,17 @@ std::optional<Engine::Place> Engine::place_small(uint64_t size, StreamIndex stre
 /// Sees to a chunk of the stream without a live slot: where one was opened in this layout before,
 /// else one that is there, else a new one. False where there is no room, or was none before.
 bool Engine::open_chunk(StreamIndex stream) {
-  const uint64_t request = layout_mark_.with_request(spans_.chunk_mark(), stream);
-  const std::optional<uint64_t> place = recall_.find(request);
+  const uint64_t request = live_set_.with_request(spans_.chunk_key(), stream);
+  const std::optional<uint64_t> place = placement_cache_.find(request);
   if (place == Spans::kNoOffset) return false;
   uint64_t chunk = spans_.empty_chunk(stream);
   if (chunk == Spans::kNoOffset) spans_.give_back_chunks();
   if (chunk == Spans::kNoOffset || place != chunk) {
     const uint64_t bytes = spans_.chunk_bytes();
-    const bool free = place && *place % bytes == 0 && can_take_settled(*place, bytes, stream);
+    const bool free = place && *place % bytes == 0 && can_take_after_poll(*place, bytes, stream);
     if (free || chunk == Spans::kNoOffset) chunk = add_chunk(free ? place : std::nullopt, stream);
   }
-  recall_.note(request, chunk);
+  placement_cache_.note(request, chunk);
   return chunk != Spans::kNoOffset;
 }
 
@@ -184,7 +184,7 @@ uint64_t Engine::add_chunk(std::optional<uint64_t> place, StreamIndex stream) {
   spans_.prepare_chunk(stream);
   const BlockId block = take_stretch(*place, bytes, BlockState::kChunk, stream);
   try {
-    pages_.need_home(pages_under(*place, bytes));
+    pages_.need_primary(pages_under(*place, bytes));
   } catch (...) {
     range_.release(block, streams_.tag_freed(stream, 0));
     throw;
@@ -216,9 +216,9 @@ bool Engine::can_take(uint64_t offset, uint64_t size, StreamIndex stream) const 
 
 /// The same, after a look at which work is done where a wait would be needed. Judged again after
 /// that: what has merged is to be had no earlier than the last of its parts.
-bool Engine::can_take_settled(uint64_t offset, uint64_t size, StreamIndex stream) {
+bool Engine::can_take_after_poll(uint64_t offset, uint64_t size, StreamIndex stream) {
   if (!can_take(offset, size, stream)) return false;
-  return needs_no_wait(offset, size, stream) || !settle() || can_take(offset, size, stream);
+  return needs_no_wait(offset, size, stream) || !poll_events() || can_take(offset, size, stream);
 }
 
 /// No wait is needed to take it, which is free. Where waits are possible, judged by the order of
@@ -247,8 +247,8 @@ bool Engine::room_for_alias(uint64_t pages) {
   return aliases_.make_room(pages);
 }
 
-/// Learns which events are done, and lets holes whose recorded uses are over merge again.
-bool Engine::settle() {
+/// Learns which events are done, and lets free blocks whose recorded uses are over merge again.
+bool Engine::poll_events() {
   uses_ended_ |= streams_.poll();
   if (!uses_ended_) return false;
   forget_done_uses();
@@ -262,7 +262,7 @@ void Engine::forget_done_uses() {
     return true;
   });
   for (const BlockId id : done) range_.forget_uses(id);
-  spans_.settle();
+  spans_.reclaim_pending();
   uses_ended_ = false;
 }
 

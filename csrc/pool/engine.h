@@ -6,7 +6,7 @@
 // stitch, it takes one of the last two places that it had while blocks of the same sizes were live.
 // Otherwise it takes the tightest hole: with memory to spare one that its stream can have at once,
 // else one that another stream freed, after an event; in a tight pool with several streams the
-// tightest stretch, whoever freed it. Where no hole is large enough it takes a stitched address
+// tightest extent, whoever freed it. Where no hole is large enough it takes a stitched address
 // that is still mapped, then a new one. What streams that may be gone have freed comes last, after
 // a wait for the device. Then it has failed.
 #pragma once
@@ -21,8 +21,8 @@
 #include "pool/aliases.h"
 #include "pool/counters.h"
 #include "pool/pages.h"
+#include "pool/placement_cache.h"
 #include "pool/range.h"
-#include "pool/recall.h"
 #include "pool/spans.h"
 #include "pool/streams.h"
 
@@ -68,7 +68,7 @@ class Engine {
   /// The same, where `stream` comes after all work on the block, but for the recorded uses.
   uint64_t release_on(uint64_t address, uint64_t stream);
   void record_stream(uint64_t address, uint64_t stream);
-  void declare_short_lived(uint64_t stream) { streams_.declare_short_lived(stream); }
+  void declare_external(uint64_t stream) { streams_.declare_external(stream); }
   /// The live block that contains the address.
   std::optional<BlockInfo> find(uint64_t address) const;
 
@@ -80,15 +80,15 @@ class Engine {
   void reset_peaks();
   /// False while a graph capture forbids to wait for the device.
   bool may_wait() const { return streams_.events_allowed(); }
-  bool backs_ahead() const { return backs_ahead_; }
+  bool maps_in_background() const { return maps_in_background_; }
   /// Takes note of what was mapped ahead, and chooses up to `pages` pages to be mapped next,
   /// without the pool's lock; none when there are no more.
-  std::shared_ptr<Ahead> next_ahead(uint64_t pages);
+  std::shared_ptr<BackgroundMapping> next_background_mapping(uint64_t pages);
   /// Afterwards nobody maps anything while somebody else has the pool's lock.
-  void settle_ahead() { pages_.settle_ahead(); }
-  void stop_backing_ahead() {
-    settle_ahead();
-    backs_ahead_ = false;
+  void finish_background_mapping() { pages_.finish_background_mapping(); }
+  void stop_background_mapping() {
+    finish_background_mapping();
+    maps_in_background_ = false;
   }
   int device() const { return backend_->device(); }
   /// Lets another device access the memory, as it can access this device's other memory.
@@ -98,7 +98,7 @@ class Engine {
 
   uint64_t base() const { return backend_->base(); }
   uint64_t address_bytes() const {
-    return (layout_.home_pages + layout_.alias_pages) * page_bytes();
+    return (layout_.primary_pages + layout_.alias_pages) * page_bytes();
   }
   uint64_t page_bytes() const { return layout_.page_bytes; }
   uint64_t capacity_bytes() const { return capacity_pages_ * page_bytes(); }
@@ -114,7 +114,7 @@ class Engine {
   std::string alias_limit(uint64_t bytes) const;
   uint64_t cross_stream_waits() const { return streams_.waits(); }
   uint64_t pending_bytes() const;
-  uint64_t largest_hole() const { return range_.largest_hole(); }
+  uint64_t largest_free_extent() const { return range_.largest_free_extent(); }
   /// Wholly free pages together.
   uint64_t free_page_bytes() const;
   /// Memory taken from the device, mapped or not.
@@ -162,7 +162,7 @@ class Engine {
   template <typename PlaceIn>
   std::optional<uint64_t> find_in_hole(uint64_t size, StreamIndex stream, PlaceIn place_in) const;
   std::optional<uint64_t> find_backed(uint64_t size, StreamIndex stream) const;
-  bool wait_for_short_lived();
+  bool wait_for_external_streams();
   std::optional<Place> place_small(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool open_chunk(StreamIndex stream);
   uint64_t add_chunk(std::optional<uint64_t> place, StreamIndex stream);
@@ -173,8 +173,8 @@ class Engine {
                                    StreamIndex stream, uint32_t stack_id);
   Place place_home(uint64_t offset, uint64_t size, uint64_t requested, StreamIndex stream,
                    uint32_t stack_id);
-  void note_live(uint64_t place, uint64_t size) { layout_mark_.toggle(place, size); }
-  void note_freed(uint64_t place, uint64_t size) { layout_mark_.toggle(place, size); }
+  void note_live(uint64_t place, uint64_t size) { live_set_.toggle(place, size); }
+  void note_freed(uint64_t place, uint64_t size) { live_set_.toggle(place, size); }
   bool is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream);
   BlockId find_hole(uint64_t size, StreamIndex stream);
   BlockId find_foreign_hole(uint64_t size, StreamIndex stream);
@@ -190,10 +190,10 @@ class Engine {
   bool pages_free(PageRun run, StreamIndex stream) const;
   bool needs_no_wait(uint64_t offset, uint64_t size, StreamIndex stream) const;
   bool can_take(uint64_t offset, uint64_t size, StreamIndex stream) const;
-  bool can_take_settled(uint64_t offset, uint64_t size, StreamIndex stream);
+  bool can_take_after_poll(uint64_t offset, uint64_t size, StreamIndex stream);
   void wait_for_stretch(uint64_t offset, uint64_t size, StreamIndex stream);
   bool room_for_alias(uint64_t pages);
-  bool settle();
+  bool poll_events();
   void drain_streams();
   void forget_done_uses();
   template <typename After>
@@ -232,17 +232,17 @@ class Engine {
   const Layout layout_;
   const int page_shift_;
   uint64_t capacity_pages_ = 0;
-  uint64_t ahead_ = 0;  // pages below were mapped, or are not to be mapped ahead
-  bool backs_ahead_ = false;
+  uint64_t next_unmapped_ = 0;  // pages below were mapped, or are not to be mapped ahead
+  bool maps_in_background_ = false;
   bool uses_ended_ = false;  // events are done, and blocks that wait for them not yet released
   std::unique_ptr<Backend> backend_;
   Streams streams_;
   Range range_;
-  LayoutMark layout_mark_;  // of live blocks; the small ones stand for their chunks
+  LiveSetHash live_set_;  // of live blocks; the small ones stand for their chunks
   Spans spans_;
   Pages pages_;
   Aliases aliases_;
-  Recall recall_;
+  PlacementCache placement_cache_;
   // What steers placement, apart from the counters, which a user may reset.
   uint64_t most_allocated_ = 0;  // at once, since the pool was made
   Counters counters_;

@@ -18,7 +18,7 @@ struct Shortage {
   uint64_t live = 0;
   uint64_t live_blocks = 0;
   uint64_t free = 0;
-  uint64_t largest_hole = 0;
+  uint64_t largest_free_extent = 0;
   uint64_t free_pages = 0;  // bytes in wholly free pages
   uint64_t pending = 0;
   uint64_t most_capacity = 0;             // that resize() can give this pool

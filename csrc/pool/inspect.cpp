@@ -46,9 +46,9 @@ BlockInfo Engine::describe(const Alias& alias) const {
 std::optional<BlockInfo> Engine::find(uint64_t address) const {
   if (address < base() || address >= base() + address_bytes()) return std::nullopt;
   const uint64_t offset = address - base();
-  const uint64_t home_bytes = layout_.home_pages * page_bytes();
-  if (offset >= home_bytes) {
-    const uint64_t page = (offset - home_bytes) / page_bytes();
+  const uint64_t primary_bytes = layout_.primary_pages * page_bytes();
+  if (offset >= primary_bytes) {
+    const uint64_t page = (offset - primary_bytes) / page_bytes();
     const AliasId id = aliases_.at(page);
     if (id == 0 || page >= aliases_[id].first + aliases_[id].live_pages) return std::nullopt;
     return describe(aliases_[id]);
@@ -99,7 +99,7 @@ uint64_t Engine::pending_bytes() const {
 
 uint64_t Engine::metadata_bytes() const {
   return sizeof(Engine) + range_.metadata_bytes() + spans_.metadata_bytes() +
-         pages_.metadata_bytes() + aliases_.metadata_bytes() + recall_.metadata_bytes();
+         pages_.metadata_bytes() + aliases_.metadata_bytes() + placement_cache_.metadata_bytes();
 }
 
 void Engine::reset_peaks() {
@@ -109,7 +109,7 @@ void Engine::reset_peaks() {
 
 void Engine::discard_free_in_child() {
   constexpr uint64_t kOsPage = 4 * kKiB;
-  range_.each_free_stretch([&](uint64_t offset, uint64_t size) {
+  range_.each_free_extent([&](uint64_t offset, uint64_t size) {
     const uint64_t start = align_up(offset, kOsPage);
     const uint64_t end = align_down(offset + size, kOsPage);
     if (end > start) backend_->discard_in_child(base() + start, end - start);

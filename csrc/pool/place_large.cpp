@@ -21,16 +21,16 @@ std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t request
                                                  StreamIndex stream, uint32_t stack_id) {
   // Chunks that stay where a hole could be would make every repetition of a step look different.
   if (spans_.has_empty_chunk()) spans_.give_back_chunks();
-  const uint64_t request = layout_mark_.with_request(size, stream);
+  const uint64_t request = live_set_.with_request(size, stream);
   std::optional<Place> place =
-      place_again(recall_.find(request), size, requested, stream, stack_id);
+      place_again(placement_cache_.find(request), size, requested, stream, stack_id);
   if (!place) {
     const BlockId id = must_pack() ? take_tightest_stretch(size, stream) : take_hole(size, stream);
     place = id != 0 ? finish_large(id, requested, stream, stack_id)
                     : place_stitched(requested, stream, stack_id, Pick::kAny);
   }
   if (place) {
-    recall_.note(request, place->address);
+    placement_cache_.note(request, place->address);
     note_live(place->address, size);
   }
   return place;
@@ -39,7 +39,7 @@ std::optional<Engine::Place> Engine::place_large(uint64_t size, uint64_t request
 /// Others have on the device what was given back to it: what is still held must do.
 std::optional<Engine::Place> Engine::place_in_what_is_held(uint64_t size, StreamIndex stream,
                                                            uint32_t stack_id) {
-  settle_ahead();
+  finish_background_mapping();
   const uint64_t bytes = large_size(size);
   const std::optional<uint64_t> hole = find_backed(bytes, stream);
   const std::optional<Place> place = hole ? place_home(*hole, bytes, size, stream, stack_id)
@@ -63,9 +63,9 @@ std::optional<Engine::Place> Engine::place_again(std::optional<uint64_t> place, 
                                                  uint64_t requested, StreamIndex stream,
                                                  uint32_t stack_id) {
   if (!place || !is_as_before(*place, size, requested, stream)) return std::nullopt;
-  const uint64_t home_bytes = layout_.home_pages * page_bytes();
-  if (*place >= home_bytes) {
-    const AliasId alias = aliases_.at((*place - home_bytes) / page_bytes());
+  const uint64_t primary_bytes = layout_.primary_pages * page_bytes();
+  if (*place >= primary_bytes) {
+    const AliasId alias = aliases_.at((*place - primary_bytes) / page_bytes());
     const Place taken = occupy_alias(alias, requested, stream, stack_id);
     ++counters_.alias_hits;
     return taken;
@@ -80,9 +80,9 @@ Engine::Place Engine::place_home(uint64_t offset, uint64_t size, uint64_t reques
 }
 
 bool Engine::is_as_before(uint64_t place, uint64_t size, uint64_t requested, StreamIndex stream) {
-  const uint64_t home_bytes = layout_.home_pages * page_bytes();
-  if (place < home_bytes) return can_take_settled(place, size, stream);
-  const uint64_t page = (place - home_bytes) / page_bytes();
+  const uint64_t primary_bytes = layout_.primary_pages * page_bytes();
+  if (place < primary_bytes) return can_take_after_poll(place, size, stream);
+  const uint64_t page = (place - primary_bytes) / page_bytes();
   const uint64_t pages = ceil_div(requested, page_bytes());
   const AliasId id = aliases_.at(page);
   if (id == 0 || aliases_[id].first != page || aliases_[id].live() || aliases_[id].pages < pages) {
@@ -113,7 +113,7 @@ BlockId Engine::take_found(BlockId id, uint64_t size, StreamIndex stream) {
 BlockId Engine::find_hole(uint64_t size, StreamIndex stream) {
   BlockId id = range_.find(size, stream);
   if (id != 0 || !range_.streams_apart()) return id;
-  if (settle()) id = range_.find(size, stream);
+  if (poll_events()) id = range_.find(size, stream);
   return id != 0 ? id : find_foreign_hole(size, stream);
 }
 
@@ -124,27 +124,27 @@ BlockId Engine::find_foreign_hole(uint64_t size, StreamIndex stream) {
 }
 
 /// Best fit whoever freed the memory: then the layout does not depend on how streams happened to
-/// run, and a repeated step finds the one of its last repetition. Among stretches up to twice the
+/// run, and a repeated step finds the one of its last repetition. Among extents up to twice the
 /// tightest, one that needs no waiting is preferred, at its start or at its end.
 BlockId Engine::take_tightest_stretch(uint64_t size, StreamIndex stream) {
-  settle();
+  poll_events();
   const bool may_wait = streams_.events_allowed();
   uint64_t tightest = 0;
   std::optional<uint64_t> chosen;
-  range_.each_stretch_from(size, [&](const Stretch& stretch) {
-    if (chosen && stretch.size > 2 * tightest) return false;
-    for (const uint64_t offset : {stretch.offset, stretch.offset + stretch.size - size}) {
+  range_.each_extent_from(size, [&](const FreeExtent& extent) {
+    if (chosen && extent.size > 2 * tightest) return false;
+    for (const uint64_t offset : {extent.offset, extent.offset + extent.size - size}) {
       if (needs_no_wait(offset, size, stream)) {
         chosen = offset;
         return false;
       }
       if (chosen || !may_wait || !can_take(offset, size, stream)) continue;
       chosen = offset;
-      tightest = stretch.size;
+      tightest = extent.size;
     }
     return true;
   });
-  if (!chosen) {  // then only what lies in the middle of a stretch, between memory not obtainable
+  if (!chosen) {  // then only what lies in the middle of an extent, between memory not obtainable
     const BlockId hole = find_foreign_hole(size, stream);
     return hole != 0 ? take_found(hole, size, stream) : 0;
   }
@@ -156,7 +156,7 @@ Engine::Place Engine::finish_large(BlockId id, uint64_t requested, StreamIndex s
   Block& block = range_[id];
   block.stream = stream;
   try {
-    pages_.need_home(pages_under(block.offset, block.size));
+    pages_.need_primary(pages_under(block.offset, block.size));
   } catch (...) {
     range_.release(id, streams_.tag_freed(stream, 0));
     throw;
@@ -201,8 +201,8 @@ Engine::Place Engine::occupy_alias(AliasId id, uint64_t requested, StreamIndex s
   return Place{pages_.alias_address(alias.first) - base(), pages * page_bytes()};
 }
 
-/// Wholly free pages from the smallest stretches first, so that large holes stay; empty if there
-/// are too few.
+/// Wholly free pages from the smallest extents first, so that large free blocks stay; empty if
+/// there are too few.
 std::vector<PageRun> Engine::choose_pages(uint64_t pages, StreamIndex stream, Pick pick) const {
   std::vector<PageRun> runs = obtainable_pages(stream);
   if (pick == Pick::kBacked) runs = pages_.backed_parts(runs);

@@ -42,13 +42,13 @@ class Pool {
   /// The same, where `stream` comes after all work on the block, but for the recorded uses.
   uint64_t release_block_on(uint64_t address, uint64_t stream);
   void record_stream(uint64_t address, uint64_t stream);
-  void declare_short_lived(uint64_t stream);
+  void declare_external(uint64_t stream);
   std::optional<BlockInfo> find(uint64_t address);
 
   void close();
-  void release();
+  void orphan();
   /// Closes a released pool that had to wait for a graph capture.
-  void close_if_abandoned();
+  void close_if_orphaned();
   void resize(uint64_t capacity_bytes);
   uint64_t trim();
   void check_valid();
@@ -84,10 +84,10 @@ class Pool {
   bool closed() const { return closed_.load(std::memory_order_acquire); }
 
   /// Starts to map the capacity in the background, where mapping is slow. Called once.
-  void start_backing();
+  void start_background_mapping();
 
   /// Nothing is mapped ahead any more when this returns.
-  void stop_backing();
+  void stop_background_mapping();
 
   /// Around fork, in this order.
   void before_fork();
@@ -106,9 +106,9 @@ class Pool {
   template <typename Release>
   uint64_t release_with(Release release);
   void close_locked();
-  bool abandoned() const;
-  void back_ahead();
-  void report_not_ahead(const char* why);
+  bool should_close() const;
+  void map_in_background();
+  void report_no_background_mapping(const char* why);
   void close_or_report();
 
   const std::string label_;
@@ -121,7 +121,7 @@ class Pool {
   uint64_t address_bytes_ = 0;
   Totals totals_at_close_;
   std::string refusal_;  // what the backend said to the last request, when it had no memory
-  bool released_ = false;
+  bool orphaned_ = false;
   bool in_child_ = false;
   std::atomic<bool> closed_ = false;  // engine_ is gone
   std::atomic<int64_t> next_collection_ns_ = 0;

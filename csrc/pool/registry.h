@@ -40,9 +40,9 @@ class Registry {
   /// The memory of the device's pools, and of those still to be made, becomes accessible from
   /// `peer`. Throws after it has tried all pools; none is left half granted.
   void add_peer(int device, int peer);
-  void stop_backing();
+  void stop_background_mapping();
   /// Closes what was abandoned during a graph capture.
-  void close_abandoned();
+  void close_orphaned();
 
   /// Calls visit(pool) for the pools of a device.
   template <typename Visit>

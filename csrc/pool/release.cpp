@@ -61,10 +61,10 @@ void Engine::record_stream(uint64_t address, uint64_t handle) {
 Engine::Target Engine::locate(uint64_t address) const {
   if (address < base() || address >= base() + address_bytes()) refuse_address(address);
   const uint64_t offset = address - base();
-  const uint64_t home_bytes = layout_.home_pages * page_bytes();
+  const uint64_t primary_bytes = layout_.primary_pages * page_bytes();
   Target target;
-  if (offset >= home_bytes) {
-    const uint64_t page = (offset - home_bytes) / page_bytes();
+  if (offset >= primary_bytes) {
+    const uint64_t page = (offset - primary_bytes) / page_bytes();
     target.alias = aliases_.at(page);
     if (target.alias == 0 || !aliases_[target.alias].live() ||
         pages_.alias_address(aliases_[target.alias].first) != address) {
@@ -90,21 +90,23 @@ Engine::Target Engine::locate(uint64_t address) const {
 void Engine::refuse_address(uint64_t address) const {
   const auto* pointer = reinterpret_cast<const void*>(address);
   if (address < base() || address >= base() + address_bytes()) {
-    fail(Status::kForeignPointer,
-         "%s: %p was not allocated by this pool (its addresses are %p to %p); free it where it was "
-         "allocated",
-         label_.c_str(), pointer, reinterpret_cast<const void*>(base()),
-         reinterpret_cast<const void*>(base() + address_bytes()));
+    throw_error(
+        Status::kForeignPointer,
+        "%s: %p was not allocated by this pool (its addresses are %p to %p); free it where it was "
+        "allocated",
+        label_.c_str(), pointer, reinterpret_cast<const void*>(base()),
+        reinterpret_cast<const void*>(base() + address_bytes()));
   }
   const std::optional<BlockInfo> inside = find(address);
   if (inside) {
-    fail(Status::kDoubleFree,
-         "%s: %p lies inside the live block of %s that starts at %p; free that", label_.c_str(),
-         pointer, mib(inside->size).c_str(), reinterpret_cast<const void*>(inside->address));
+    throw_error(Status::kDoubleFree,
+                "%s: %p lies inside the live block of %s that starts at %p; free that",
+                label_.c_str(), pointer, mib(inside->size).c_str(),
+                reinterpret_cast<const void*>(inside->address));
   }
-  fail(Status::kDoubleFree,
-       "%s: no live block starts at %p: it was freed before, or never allocated", label_.c_str(),
-       pointer);
+  throw_error(Status::kDoubleFree,
+              "%s: no live block starts at %p: it was freed before, or never allocated",
+              label_.c_str(), pointer);
 }
 
 }  // namespace vramkit

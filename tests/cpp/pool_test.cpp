@@ -73,18 +73,18 @@ TEST(Pool, RefusesAllUseAfterItsClose) {
   expect_error(Status::kClosed, text, [&] { pool.release_block(address); });
   expect_error(Status::kClosed, text, [&] { pool.release_block_on(address, 0); });
   expect_error(Status::kClosed, text, [&] { pool.record_stream(address, 0); });
-  expect_error(Status::kClosed, text, [&] { pool.declare_short_lived(0); });
+  expect_error(Status::kClosed, text, [&] { pool.declare_external(0); });
   expect_error(Status::kClosed, text, [&] { pool.resize(kMiB); });
   expect_error(Status::kClosed, text, [&] { pool.trim(); });
   expect_error(Status::kClosed, text, [&] { pool.check_valid(); });
   expect_error(Status::kClosed, text, [&] { pool.explain(1); });
-  pool.release();
+  pool.orphan();
 }
 
 TEST(Pool, AReleasedPoolClosesWithItsLastBlock) {
   Pool& pool = make_pool("host", kMiB);
   const uint64_t address = allocate(pool, 100);
-  pool.release();
+  pool.orphan();
   EXPECT_EQ(Registry::instance().owner(address), &pool);
   std::thread([&] { EXPECT_EQ(pool.release_block(address), 100U); }).join();
   EXPECT_EQ(Registry::instance().owner(address), nullptr);
@@ -94,18 +94,18 @@ TEST(Pool, AReleasedPoolClosesWithItsLastBlock) {
 TEST(Pool, AFreeSucceedsThoughThePoolCannotBeClosed) {
   Pool& pool = make_pool("null+faults", kMiB);
   const uint64_t address = allocate(pool, 100);
-  pool.release();
+  pool.orphan();
   pool.inspect([](Engine& engine) { engine.inject_fault("record_event", 1); });
   testing::internal::CaptureStderr();
   EXPECT_EQ(pool.release_block(address), 100U);
   EXPECT_NE(testing::internal::GetCapturedStderr().find("stays open"), std::string::npos);
-  pool.release();
+  pool.orphan();
   expect_error(Status::kClosed, "closed", [&] { pool.check_valid(); });
 }
 
 TEST(Pool, AReleasedPoolWithoutBlocksClosesAtOnce) {
   Pool& pool = make_pool("null", kMiB);
-  pool.release();
+  pool.orphan();
   expect_error(Status::kClosed, "closed", [&] { pool.check_valid(); });
 }
 
@@ -326,7 +326,7 @@ TEST(Background, MapsWhileOthersUseThePool) {
 
 TEST(Background, FailureIsReportedAndHarmsNothing) {
   Pool& pool = make_pool("memfd+limit=1000000+slow_maps", 64 * 64 * kKiB, 64 * kKiB, false);
-  while (pool.inspect([](Engine& engine) { return engine.backs_ahead(); })) {
+  while (pool.inspect([](Engine& engine) { return engine.maps_in_background(); })) {
     std::this_thread::yield();
   }
   EXPECT_LE(pages_mapped(pool), 15U);
@@ -347,7 +347,7 @@ TEST(Background, EndsWithThePool) {
 
 TEST(Background, EndsBeforeTheProcess) {
   Pool& pool = make_pool("null+slow_maps", 20000 * 64 * kKiB, 64 * kKiB, false);
-  Registry::instance().stop_backing();
+  Registry::instance().stop_background_mapping();
   const uint64_t mapped = pages_mapped(pool);
   pool.release_block(allocate(pool, 100 * kKiB));
   std::this_thread::sleep_for(std::chrono::milliseconds(5));

@@ -49,7 +49,8 @@ inline EngineConfig config_of(const std::string& backend, uint64_t capacity_byte
 }
 
 inline constexpr std::array<const char*, 7> kBackendCalls = {
-    "back", "unback", "map_alias", "unmap_alias", "record_event", "wait_event", "wait_device"};
+    "map_primary",  "unmap_and_release", "map_alias",      "unmap_alias",
+    "record_event", "stream_wait",       "synchronize_all"};
 
 /// An engine on a device whose streams run late, judged; its backend can be told to fail.
 class JudgedEngine {

@@ -12,11 +12,11 @@ namespace vramkit {
 
 /// Owned by the pool and by the thread that maps: the pool may be closed once the pages are mapped,
 /// before that thread has come to know it.
-class Ahead {
+class BackgroundMapping {
  public:
-  Ahead(Backend& backend, PageRun run) : backend_(backend), run_(run) {}
-  Ahead(const Ahead&) = delete;
-  Ahead& operator=(const Ahead&) = delete;
+  BackgroundMapping(Backend& backend, PageRun run) : backend_(backend), run_(run) {}
+  BackgroundMapping(const BackgroundMapping&) = delete;
+  BackgroundMapping& operator=(const BackgroundMapping&) = delete;
 
   PageRun run() const { return run_; }
   bool touches(PageRun other) const {
@@ -26,7 +26,7 @@ class Ahead {
   /// Once, and without the pool's lock.
   void map() noexcept {
     try {
-      backend_.back(run_);
+      backend_.map_primary(run_);
     } catch (Error& error) {
       failure_ = std::move(error);
     } catch (const std::exception&) {

@@ -1,11 +1,11 @@
-#include "pool/recall.h"
+#include "pool/placement_cache.h"
 
 #include <algorithm>
 
 namespace vramkit {
 
 /// Doubles the table. Sets behind its end are empty.
-void Recall::grow() {
+void PlacementCache::grow() {
   for (size_t i = 0; i < count_; ++i) {
     auto& low = sets_[i].entries;
     auto& high = sets_[i + count_].entries;

@@ -1,4 +1,4 @@
-#include "pool/recall.h"
+#include "pool/placement_cache.h"
 
 #include <gtest/gtest.h>
 
@@ -19,8 +19,8 @@ namespace {
 constexpr uint64_t kRequest = 0x1234567890abcdef;
 constexpr uint64_t kOther = 0x1234567891abcdef;
 
-TEST(Recall, KnowsWhatWasNoted) {
-  Recall recall(1024);
+TEST(PlacementCache, KnowsWhatWasNoted) {
+  PlacementCache recall(1024);
   EXPECT_EQ(recall.find(kRequest), std::nullopt);
   recall.note(kRequest, 4096);
   EXPECT_EQ(recall.find(kRequest), 4096U);
@@ -29,8 +29,8 @@ TEST(Recall, KnowsWhatWasNoted) {
   EXPECT_EQ(recall.find(kOther), std::nullopt);
 }
 
-TEST(Recall, KeepsTheLatestFourOfThoseThatShareASet) {
-  Recall recall(1024);
+TEST(PlacementCache, KeepsTheLatestFourOfThoseThatShareASet) {
+  PlacementCache recall(1024);
   const auto request = [](uint64_t i) { return 5 + 256 * (i + 1); };
   for (uint64_t i = 0; i < 6; ++i) recall.note(request(i), 512 * i);
   EXPECT_EQ(recall.find(request(0)), std::nullopt);
@@ -43,14 +43,14 @@ TEST(Recall, KeepsTheLatestFourOfThoseThatShareASet) {
   EXPECT_LE(recall.metadata_bytes(), 1024 * 16U);
 }
 
-TEST(Recall, KnowsThatThereWasNoPlace) {
-  Recall recall(1024);
+TEST(PlacementCache, KnowsThatThereWasNoPlace) {
+  PlacementCache recall(1024);
   recall.note(kRequest, ~uint64_t{0});
   EXPECT_EQ(recall.find(kRequest), ~uint64_t{0});
 }
 
-TEST(Recall, GrowsRatherThanForget) {
-  Recall recall(65536);
+TEST(PlacementCache, GrowsRatherThanForget) {
+  PlacementCache recall(65536);
   std::mt19937_64 random(5);
   std::vector<uint64_t> requests(500);
   for (uint64_t& request : requests) {
@@ -61,8 +61,8 @@ TEST(Recall, GrowsRatherThanForget) {
   EXPECT_LE(recall.metadata_bytes(), 65536U);
 }
 
-TEST(Recall, GrowsAndForgetsNothingByThat) {
-  Recall recall(65536);
+TEST(PlacementCache, GrowsAndForgetsNothingByThat) {
+  PlacementCache recall(65536);
   std::mt19937_64 random(11);
   std::vector<uint64_t> requests(12000);
   uint64_t smallest = 0;
@@ -84,9 +84,9 @@ TEST(Recall, GrowsAndForgetsNothingByThat) {
   EXPECT_LE(grown, 65536 * 16U);
 }
 
-TEST(LayoutMark, IsTheSameWhateverTheOrder) {
-  LayoutMark one;
-  LayoutMark other;
+TEST(LiveSetHash, IsTheSameWhateverTheOrder) {
+  LiveSetHash one;
+  LiveSetHash other;
   const uint64_t empty = one.with_request(512, 0);
   one.toggle(0, 512);
   one.toggle(512, 1024);
@@ -98,11 +98,11 @@ TEST(LayoutMark, IsTheSameWhateverTheOrder) {
   EXPECT_EQ(one.with_request(512, 0), empty);
 }
 
-TEST(LayoutMark, TellsPlacesSizesAndStreamsApart) {
+TEST(LiveSetHash, TellsPlacesSizesAndStreamsApart) {
   std::set<uint64_t> marks;
   for (uint64_t place = 0; place < 16; ++place) {
     for (uint64_t size = 1; size <= 16; ++size) {
-      LayoutMark layout;
+      LiveSetHash layout;
       layout.toggle(place * 512, size * 512);
       for (uint64_t stream = 0; stream < 4; ++stream) {
         for (uint64_t asked = 1; asked <= 4; ++asked) {

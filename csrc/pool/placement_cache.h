@@ -1,6 +1,6 @@
 // Where a request was placed when the same blocks were live at the same addresses before.
 //
-// A training repeats its step. What a hole or a stretch is worth depends on more than the live
+// A training repeats its step. What a hole or an extent is worth depends on more than the live
 // blocks, though: on who freed what lately, and on which stitched addresses are mapped. So the
 // places of the last repetition are remembered by the layout that they were chosen in. A step that
 // begins with the layout of the last one then goes through the same layouts, and needs no mapping
@@ -23,7 +23,7 @@ inline uint64_t mix(uint64_t hash, uint64_t value) {
 }
 
 /// The live blocks and their places, in a number: hardly any other layout has the same.
-class LayoutMark {
+class LiveSetHash {
  public:
   /// Adds a block, or takes it away again.
   void toggle(uint64_t place, uint64_t size) { value_ ^= mix(mix(0, place), size); }
@@ -31,7 +31,7 @@ class LayoutMark {
   uint64_t with_request(uint64_t size, uint64_t stream) const {
     return mix(mix(value_, size), stream);
   }
-  bool operator==(const LayoutMark&) const = default;
+  bool operator==(const LiveSetHash&) const = default;
 
  private:
   uint64_t value_ = 0;
@@ -39,10 +39,10 @@ class LayoutMark {
 
 /// A table that doubles rather than forget: a loop that has lost one place may wander. A short
 /// loop's part of it stays in the processor's cache.
-class Recall {
+class PlacementCache {
  public:
   /// `most`: how many requests are remembered, a power of two of at least 1024.
-  explicit Recall(size_t most) : most_sets_(most / kWays), sets_(most_sets_) {}
+  explicit PlacementCache(size_t most) : most_sets_(most / kWays), sets_(most_sets_) {}
 
   /// The place of the request that was known by this number.
   std::optional<uint64_t> find(uint64_t request) const;
@@ -70,14 +70,14 @@ class Recall {
   LazyArray<Set> sets_;  // by the request's last bits
 };
 
-inline std::optional<uint64_t> Recall::find(uint64_t request) const {
+inline std::optional<uint64_t> PlacementCache::find(uint64_t request) const {
   for (const Entry& entry : sets_[request & (count_ - 1)].entries) {
     if (entry.request == request) return entry.place;
   }
   return std::nullopt;
 }
 
-inline void Recall::note(uint64_t request, uint64_t place) {
+inline void PlacementCache::note(uint64_t request, uint64_t place) {
   auto& entries = sets_[request & (count_ - 1)].entries;
   size_t at = 0;
   while (at < kWays - 1 && entries[at].request != request) ++at;
