@@ -30,6 +30,11 @@ struct Layout {
   uint64_t page_bytes;
   uint64_t primary_pages;  // addresses for this many pages are reserved at the primary address
   uint64_t alias_pages;    // and for this many aliases behind them
+
+  uint64_t primary_bytes() const { return primary_pages * page_bytes; }
+  uint64_t address_bytes() const { return (primary_pages + alias_pages) * page_bytes; }
+  /// The alias page that contains an offset behind the primary addresses.
+  uint64_t alias_page(uint64_t offset) const { return (offset - primary_bytes()) / page_bytes; }
 };
 
 class Backend {

@@ -222,6 +222,11 @@ AliasId Aliases::at(uint64_t alias_page) const {
   return alias_page < it->first + aliases_[it->second].pages ? it->second : 0;
 }
 
+AliasId Aliases::starting_at(uint64_t alias_page) const {
+  const auto found = by_address_.find(alias_page);
+  return found != by_address_.end() ? found->second : 0;
+}
+
 uint64_t Aliases::metadata_bytes() const {
   constexpr uint64_t kNode = 64;
   uint64_t bytes = aliases_.capacity() * sizeof(Alias);

@@ -73,6 +73,8 @@ class Aliases {
   const Alias& operator[](AliasId id) const { return aliases_[id]; }
   /// The alias, mapped, that contains the alias page; or 0.
   AliasId at(uint64_t alias_page) const;
+  /// The mapped alias whose first page that is; or 0.
+  AliasId starting_at(uint64_t alias_page) const;
   uint64_t mapped_pages() const { return mapped_pages_; }
 
   template <typename Visit>

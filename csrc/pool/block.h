@@ -44,6 +44,7 @@ struct alignas(64) Block {
   BlockState state;
 
   uint64_t end() const { return offset + size; }
+  bool contains(uint64_t place) const { return place - offset < size; }
   bool is_free() const { return state == BlockState::kFree; }
   Tag tag() const { return {stream, uses, epoch}; }
 };

@@ -1,6 +1,7 @@
 // Which primary pages have memory, and at which address it stands.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -15,7 +16,10 @@ namespace vramkit {
 class Pages {
  public:
   Pages(Backend& backend, const Layout& layout)
-      : backend_(backend), layout_(layout), moves_(!backend.aliasing()) {}
+      : backend_(backend),
+        layout_(layout),
+        page_shift_(std::countr_zero(layout.page_bytes)),
+        moves_(!backend.aliasing()) {}
   Pages(const Pages&) = delete;
   Pages& operator=(const Pages&) = delete;
   ~Pages();
@@ -44,6 +48,11 @@ class Pages {
   /// Afterwards no pages are being mapped ahead.
   void finish_background_mapping();
 
+  /// The pages that hold the bytes from an offset on.
+  PageRun under(uint64_t offset, uint64_t size) const {
+    const uint64_t first = offset >> page_shift_;
+    return {first, ((offset + size - 1) >> page_shift_) + 1 - first};
+  }
   bool backed(uint64_t page) const { return backed_[page]; }
   /// All of them are.
   bool backed(PageRun run) const;
@@ -73,6 +82,7 @@ class Pages {
 
   Backend& backend_;
   const Layout layout_;
+  const int page_shift_;
   const bool moves_;
   std::vector<bool> backed_;
   std::vector<uint64_t> place_;  // where pages move: 0 at the primary address, else alias page + 1

@@ -14,11 +14,11 @@ constexpr uint64_t kFineLimit = 8 * kKiB;
 
 }  // namespace
 
-Spans::Spans(Range& range, Streams& streams, LiveSetHash& layout, uint64_t capacity_bytes,
+Spans::Spans(Range& range, Streams& streams, LiveSetHash& live_set, uint64_t capacity_bytes,
              uint64_t limit_bytes)
     : range_(range),
       streams_(streams),
-      layout_(layout),
+      live_set_(live_set),
       // Small pools must not spend much of themselves on one small tensor.
       chunk_bytes_(std::clamp(std::bit_floor(capacity_bytes / 256), kMinChunk, 2 * kMiB)),
       spans_(std::min<uint64_t>(limit_bytes / kUnit + 1, kIdMask)) {}
@@ -139,14 +139,14 @@ void Spans::becomes_busy(const Span& span) {
   Chunk& chunk = chunks_[span.chunk];
   if (chunk.busy_spans++ > 0) return;
   --empty_chunks_;
-  layout_.toggle(range_[chunk.block].offset, chunk_key());
+  live_set_.toggle(range_[chunk.block].offset, chunk_key());
 }
 
 void Spans::becomes_idle(const Span& span) {
   Chunk& chunk = chunks_[span.chunk];
   if (--chunk.busy_spans > 0) return;
   ++empty_chunks_;
-  layout_.toggle(range_[chunk.block].offset, chunk_key());
+  live_set_.toggle(range_[chunk.block].offset, chunk_key());
   if (!chunk.fell_idle) idle_chunks_.push_back(span.chunk);
   chunk.fell_idle = true;
 }

@@ -11,7 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "pool/placement_cache.h"
+#include "pool/live_set_hash.h"
 #include "pool/range.h"
 #include "pool/streams.h"
 
@@ -33,8 +33,8 @@ class Spans {
   /// Where a slot may be taken: an empty chunk is as good as given back until somebody opens it.
   enum class In : uint8_t { kChunksInUse, kAnyChunk };
 
-  /// Chunks with a live slot are kept in `layout`. `limit_bytes`: the range's largest end.
-  Spans(Range& range, Streams& streams, LiveSetHash& layout, uint64_t capacity_bytes,
+  /// Chunks with a live slot are added to `live_set`. `limit_bytes`: the range's largest end.
+  Spans(Range& range, Streams& streams, LiveSetHash& live_set, uint64_t capacity_bytes,
         uint64_t limit_bytes);
 
   /// Sizes from 1 to kMaxSmall. Returns the offset, or kNoOffset when another chunk is needed.
@@ -48,7 +48,8 @@ class Spans {
   void prepare_chunk(StreamIndex stream);
   /// Follows `prepare_chunk`.
   void add_chunk(BlockId block, StreamIndex stream);
-  /// What a chunk is known by in a layout: the size of no block.
+  /// The size of a chunk in the hash of the live set and in the key of a request for one: no block
+  /// has it.
   uint64_t chunk_key() const { return chunk_bytes_ + 1; }
   /// The offset of the stream's chunk without a live slot, or kNoOffset unless there is just one.
   uint64_t empty_chunk(StreamIndex stream) const;
@@ -159,7 +160,7 @@ class Spans {
 
   Range& range_;
   Streams& streams_;
-  LiveSetHash& layout_;
+  LiveSetHash& live_set_;
   uint64_t chunk_bytes_;
   Slots<Span> spans_;
   std::vector<Chunk> chunks_;

@@ -102,7 +102,7 @@ void Engine::check_totals() const {
     if (range_[id].state != BlockState::kRetired) pages += range_[id].size;
   }
   require(pages == capacity_bytes(), "the range holds the capacity", pages);
-  require(pages_.backed_count() <= capacity_pages_, "no more memory than the capacity",
+  require(pages_.backed_count() <= capacity_.pages(), "no more memory than the capacity",
           pages_.backed_count());
 }
 

@@ -384,7 +384,8 @@ def test_the_explanation_says_what_scattered_pages_lack() -> None:
     assert (
         "free 16.0 MiB, largest free block 1.0 MiB. Stitching did not help: "
         "it joins wholly free pages of 2.0 MiB, and of these there are 0 B, while "
-        "the request needs 8.0 MiB; the other 16.0 MiB of free memory lie in pages that are partly in use."
+        "the request needs 8.0 MiB; the other 16.0 MiB of free memory "
+        "lie in pages that are partly in use."
     ) in str(caught.value)
     assert len(kept) == 16
 
