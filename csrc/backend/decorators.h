@@ -12,7 +12,7 @@
 
 namespace vramkit {
 
-/// Forwards everything.
+/// Forwards everything, under the contract of `Backend`, and owns what it decorates.
 class Decorator : public Backend {
  public:
   explicit Decorator(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
@@ -81,7 +81,8 @@ class LimitBackend : public Decorator {
   std::atomic<uint64_t> backed_bytes_ = 0;
 };
 
-/// Makes a chosen call fail.
+/// Makes a chosen call fail before it reaches what is decorated. A fault has the name of the method
+/// that it breaks. `map_primary` may run in another thread, so the countdown has a lock of its own.
 class FaultBackend : public Decorator {
  public:
   using Decorator::Decorator;

@@ -36,8 +36,8 @@ void HostBackend::reserve(const Layout& layout) {
                      std::max(page_bytes_, kHugePage), lead);
   make_accessible(range.base() - lead, lead);
   // The kernel ties an area to its address at its first fault: only then do pages that went away
-  // and came back merge with their neighbours again. This page stands in front of home, where no
-  // huge page has room: a byte of home would take one.
+  // and came back merge with their neighbours again. This page stands in front of the primary
+  // addresses, where no huge page has room: a byte behind them would take one.
   *static_cast<volatile char*>(pointer(range.base() - lead)) = 0;
   range_ = std::move(range);
 }
@@ -79,12 +79,12 @@ void HostBackend::unmap_alias(uint64_t address, PageRun run) {
   // One inaccessible area again, so that what the moves split merges.
   void* got = ::mmap(pointer(address), bytes, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  if (got == MAP_FAILED) report("cannot close %p after its pages went home", pointer(address));
+  if (got == MAP_FAILED) report("cannot close %p after its pages went back", pointer(address));
 }
 
 bool HostBackend::move(uint64_t from, uint64_t to, PageRun run) {
   // Moved before, these pages may be areas of their own. Kernels before 6.17 refuse to move several
-  // at once, after they have unmapped the destination: a hole for whoever maps next.
+  // at once, after they have unmapped the destination: a gap for whoever maps next.
   for (uint64_t offset = 0; offset < run.count * page_bytes_; offset += page_bytes_) {
     if (!can_move_ || !move_page(from + offset, to + offset)) return false;
   }

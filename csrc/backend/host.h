@@ -6,8 +6,8 @@
 namespace vramkit {
 
 /// A page stands at one address at a time: `map_alias` moves it with mremap, and `unmap_alias`
-/// moves it home. The address that it leaves stays mapped (MREMAP_DONTUNMAP); otherwise the next
-/// malloc of the program could be placed in the hole and would be lost when the page comes home.
+/// moves it back. The address that it leaves stays mapped (MREMAP_DONTUNMAP); otherwise the next
+/// malloc of the program could be placed in the gap and would be lost when the page returns.
 /// Where the kernel has no such call, and beyond `max_alias_pages`, memory is dropped at one
 /// address and faulted in at the other, which serves as well because pages that move hold no data.
 class HostBackend : public SynchronousBackend {

@@ -10,7 +10,7 @@
 namespace vramkit {
 
 /// An owned piece of address space without memory behind it, aligned to `alignment`. `lead_bytes`
-/// in front of it are owned too.
+/// in front of it are owned too. The destructor unmaps all of it, whatever was mapped there since.
 class AddressRange {
  public:
   AddressRange() = default;

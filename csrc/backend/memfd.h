@@ -5,6 +5,7 @@
 
 namespace vramkit {
 
+/// Owns the file and the address range; both are closed with it.
 /// Addresses are bound for ever, as on CUDA, so that the pool takes the same paths there and here.
 class MemfdBackend : public SynchronousBackend {
  public:

@@ -10,11 +10,14 @@ namespace vramkit {
 
 /// One handle is one page: a handle is mapped whole or not at all. The handles of the whole
 /// capacity are made at once (the device keeps its promise, or the pool is not made); mapping them,
-/// which costs three times as much, follows ahead of their use.
+/// which costs three times as much, follows in the background.
 ///
 /// Stream order makes an alias safe: nothing is copied from one address to another, and two blocks
 /// that share a page follow each other by stream order or by an event (CUDA Programming Guide,
 /// "Virtual Aliasing Support").
+///
+/// The destructor unmaps nothing: `Pages` and `Aliases` have done so before. It releases handles
+/// that are left, then the address range.
 class CudaVmmBackend : public CudaDevice {
  public:
   explicit CudaVmmBackend(int device);

@@ -37,6 +37,10 @@ struct Alias {
   bool live() const { return live_pages > 0; }
 };
 
+/// Called under the pool's lock. Calls that create, occupy or drop aliases map or unmap pages, and
+/// may block in the driver. The id of a live alias stays valid; `create` invalidates references,
+/// and `make_room` and `drop_idle` the ids of idle aliases. The destructor unmaps all aliases, and
+/// reports what fails.
 class Aliases {
  public:
   Aliases(Backend& backend, Pages& pages, Range& range, const Layout& layout);

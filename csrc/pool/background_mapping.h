@@ -1,4 +1,4 @@
-// Pages that a thread maps while others use the pool.
+// One run of pages that a thread maps while others use the pool.
 #pragma once
 
 #include <atomic>
@@ -10,8 +10,9 @@
 
 namespace vramkit {
 
-/// Owned by the pool and by the thread that maps: the pool may be closed once the pages are mapped,
-/// before that thread has come to know it.
+/// The pool and the thread that maps own it together: the pool may be closed once the pages are
+/// mapped, before that thread has learnt of it. The backend outlives the mapping, because closing
+/// waits for it first (`Pages::finish_background_mapping`).
 class BackgroundMapping {
  public:
   BackgroundMapping(Backend& backend, PageRun run) : backend_(backend), run_(run) {}
@@ -23,7 +24,7 @@ class BackgroundMapping {
     return run_.first < other.first + other.count && other.first < run_.first + run_.count;
   }
 
-  /// Once, and without the pool's lock.
+  /// The background thread calls it once, without the pool's lock. Blocks in the driver.
   void map() noexcept {
     try {
       backend_.map_primary(run_);
@@ -36,9 +37,10 @@ class BackgroundMapping {
     done_.notify_all();
   }
 
-  /// Blocks until the pages are mapped, or cannot be.
+  /// Blocks until the pages are mapped, or cannot be. Called under the pool's lock: `map` needs
+  /// none.
   void wait() const { done_.wait(false, std::memory_order_acquire); }
-  /// After `wait`.
+  /// What went wrong, after `wait`; none of the pages is then mapped.
   const std::optional<Error>& failure() const { return failure_; }
 
  private:

@@ -50,6 +50,7 @@ struct alignas(64) Block {
 };
 static_assert(sizeof(Block) == 64);
 
+/// Ids are reused after a block has merged into its neighbour: keep none across a free.
 using Blocks = Slots<Block>;
 
 }  // namespace vramkit

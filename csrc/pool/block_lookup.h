@@ -28,7 +28,12 @@ class BlockLookup {
  public:
   BlockLookup(const Layout& layout, uint64_t base, const Range& range, const Spans& spans,
               const Aliases& aliases)
-      : layout_(layout), base_(base), range_(range), spans_(spans), aliases_(aliases) {}
+      : layout_(layout),
+        primary_bytes_(layout.primary_bytes()),
+        base_(base),
+        range_(range),
+        spans_(spans),
+        aliases_(aliases) {}
   BlockLookup(const BlockLookup&) = delete;
   BlockLookup& operator=(const BlockLookup&) = delete;
 
@@ -37,10 +42,11 @@ class BlockLookup {
   FoundBlock at(uint64_t address) const;
 
  private:
-  FoundBlock stitched_at(uint64_t offset) const;
-  FoundBlock small_at(uint64_t offset, uint32_t entry) const;
+  BlockId containing(uint64_t offset) const;
+  void find_stitched(uint64_t offset, FoundBlock& found) const;
 
   const Layout layout_;
+  const uint64_t primary_bytes_;
   const uint64_t base_;
   const Range& range_;
   const Spans& spans_;

@@ -11,7 +11,7 @@
 namespace vramkit {
 namespace {
 
-// How many requests are remembered.
+// How many requests the cache of placements holds.
 constexpr uint64_t kCapacityARequest = 128 * kKiB;
 constexpr uint64_t kFewestRequests = 16384;
 constexpr uint64_t kMostRequests = 65536;
@@ -31,21 +31,23 @@ void check_page_size(const EngineConfig& config) {
               config.label.c_str(), counted(config.page_bytes, "byte").c_str());
 }
 
-/// Where the process may reserve less (`ulimit -v`): first the aliases get no more than home, then
-/// both shrink, home down to the capacity and the aliases to none.
+/// Where the process may reserve less (`ulimit -v`): first the aliases get no more than the primary
+/// pages, then both shrink, the primary pages down to the capacity and the aliases to none.
 Layout within_allowance(const Layout& full, uint64_t capacity_pages, const Backend& backend) {
-  constexpr uint64_t kMetadataShare = 64;  // metadata takes less than this part of home's addresses
+  constexpr uint64_t kMetadataShare =
+      64;  // metadata takes less than this part of the primary addresses
   constexpr uint64_t kMetadataBytes = 64 * kMiB;  // and this
   const uint64_t allowance = address_allowance();
   if (allowance == ~uint64_t{0}) return full;
   const uint64_t bytes = allowance > kMetadataBytes ? allowance - kMetadataBytes : 0;
   const uint64_t pages = bytes / full.page_bytes * kMetadataShare / (kMetadataShare + 1);
   if (!backend.takes_address_space()) {
-    const uint64_t home = std::min(full.primary_pages, pages * kMetadataShare);
-    return {full.page_bytes, std::max(home, capacity_pages), full.alias_pages};
+    const uint64_t primary = std::min(full.primary_pages, pages * kMetadataShare);
+    return {full.page_bytes, std::max(primary, capacity_pages), full.alias_pages};
   }
-  const uint64_t home = std::clamp(pages / 2, capacity_pages, full.primary_pages);
-  return {full.page_bytes, home, std::min(pages > home ? pages - home : 0, full.alias_pages)};
+  const uint64_t primary = std::clamp(pages / 2, capacity_pages, full.primary_pages);
+  return {full.page_bytes, primary,
+          std::min(pages > primary ? pages - primary : 0, full.alias_pages)};
 }
 
 /// Room to grow, and for many stitched blocks; where addresses are retired, for many trims too.
@@ -58,9 +60,9 @@ Layout layout_for(const EngineConfig& config, const Backend& backend) {
   const bool again = backend.rebindable();
   const uint64_t spare = again ? std::clamp(16 * capacity, 4 * kGiB, 32 * kGiB) : 32 * kGiB;
   const uint64_t more = again ? 1 : 4;
-  const uint64_t home = align_down(4 * more * capacity + spare, page);
+  const uint64_t primary = align_down(4 * more * capacity + spare, page);
   const uint64_t aliases = align_down(16 * more * capacity + spare, page);
-  return within_allowance({page, home / page, aliases / page}, capacity / page, backend);
+  return within_allowance({page, primary / page, aliases / page}, capacity / page, backend);
 }
 
 std::unique_ptr<Backend> reserve(const Layout& layout, std::unique_ptr<Backend> backend) {

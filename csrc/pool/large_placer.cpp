@@ -7,7 +7,7 @@ namespace vramkit {
 std::optional<Place> LargePlacer::place(const LargeRequest& request, uint64_t capacity_bytes) {
   // Chunks that stay where a block could go would make every repetition of a step look different.
   if (parts_.spans.has_empty_chunk()) parts_.spans.give_back_chunks();
-  const uint64_t key = parts_.live_set.request_key(request.size(), request.stream);
+  const uint64_t key = parts_.live_set.request_key(request.size, request.stream);
   const bool several_streams = parts_.range.streams_apart();
   const bool packs = must_pack(capacity_bytes);
 
@@ -20,7 +20,7 @@ std::optional<Place> LargePlacer::place(const LargeRequest& request, uint64_t ca
 
   if (place) {
     parts_.cache.remember(key, place->offset);
-    parts_.live_set.toggle(place->offset, request.size());
+    parts_.live_set.toggle(place->offset, request.size);
   }
   return place;
 }
@@ -29,7 +29,7 @@ std::optional<Place> LargePlacer::place_in_backed(const LargeRequest& request) {
   std::optional<Place> place = try_backed_block(request);
   if (!place) place = try_mapped_alias(request, Pick::kBacked);
   if (!place) place = try_new_alias(request, Pick::kBacked);
-  if (place) parts_.live_set.toggle(place->offset, request.size());
+  if (place) parts_.live_set.toggle(place->offset, request.size);
   return place;
 }
 
@@ -44,7 +44,7 @@ std::optional<Place> LargePlacer::try_reuse(std::optional<uint64_t> place,
                                             const LargeRequest& request) {
   if (!place) return std::nullopt;
   if (*place < layout_.primary_bytes()) {
-    if (!parts_.memory.can_take_after_poll(*place, request.size(), request.stream)) {
+    if (!parts_.memory.can_take_after_poll(*place, request.size, request.stream)) {
       return std::nullopt;
     }
     return take_offset(*place, request);
@@ -67,9 +67,9 @@ bool LargePlacer::can_reuse(AliasId id, const LargeRequest& request) const {
 /// The tightest free block that the stream can have at once, so that streams do not wait for each
 /// other.
 std::optional<Place> LargePlacer::try_own_block(const LargeRequest& request) {
-  BlockId id = parts_.range.find(request.size(), request.stream);
+  BlockId id = parts_.range.find(request.size, request.stream);
   if (id == 0 && parts_.range.streams_apart() && parts_.memory.poll_events()) {
-    id = parts_.range.find(request.size(), request.stream);
+    id = parts_.range.find(request.size, request.stream);
   }
   if (id == 0) return std::nullopt;
   return take_block(id, request);
@@ -77,7 +77,7 @@ std::optional<Place> LargePlacer::try_own_block(const LargeRequest& request) {
 
 /// The tightest free block, whoever freed it.
 std::optional<Place> LargePlacer::try_any_block(const LargeRequest& request) {
-  const BlockId id = parts_.memory.find_obtainable(request.size(), request.stream);
+  const BlockId id = parts_.memory.find_obtainable(request.size, request.stream);
   if (id == 0) return std::nullopt;
   return take_block(id, request);
 }
@@ -86,7 +86,7 @@ std::optional<Place> LargePlacer::try_any_block(const LargeRequest& request) {
 /// run, and a repeated step finds the one of its last repetition.
 std::optional<Place> LargePlacer::try_tightest_extent(const LargeRequest& request) {
   parts_.memory.poll_events();
-  const std::optional<uint64_t> offset = tightest_extent(request.size(), request.stream);
+  const std::optional<uint64_t> offset = tightest_extent(request.size, request.stream);
   if (offset) return take_offset(*offset, request);
   // Then there is only what lies in the middle of an extent, between memory that is not obtainable.
   return try_any_block(request);
@@ -116,7 +116,7 @@ std::optional<uint64_t> LargePlacer::tightest_extent(uint64_t size, StreamIndex 
 
 /// The start, or the end, of the smallest free block of which that much has memory.
 std::optional<Place> LargePlacer::try_backed_block(const LargeRequest& request) {
-  const uint64_t size = request.size();
+  const uint64_t size = request.size;
   const bool may_wait = parts_.streams.events_allowed();
   const BlockId id = parts_.range.find_any(size, [&](BlockId candidate) {
     const Block& block = parts_.range[candidate];
@@ -185,12 +185,12 @@ bool LargePlacer::make_room_for_alias(uint64_t pages) {
 }
 
 Place LargePlacer::take_offset(uint64_t offset, const LargeRequest& request) {
-  return fill_block(parts_.memory.take(offset, request.size(), BlockState::kLive, request.stream),
+  return fill_block(parts_.memory.take(offset, request.size, BlockState::kLive, request.stream),
                     request);
 }
 
 Place LargePlacer::take_block(BlockId id, const LargeRequest& request) {
-  return fill_block(parts_.memory.take_start(id, request.size(), BlockState::kLive, request.stream),
+  return fill_block(parts_.memory.take_start(id, request.size, BlockState::kLive, request.stream),
                     request);
 }
 

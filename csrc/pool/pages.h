@@ -11,8 +11,10 @@
 
 namespace vramkit {
 
-/// Pages are named by their primary index. Calls that fail leave a state that a later call
-/// continues.
+/// Pages are named by their primary index. All calls are made under the pool's lock, and may block
+/// in the system or the driver; none waits for work of the device, which must be done before pages
+/// lose their address or their memory. Calls that fail leave a state that a later call continues.
+/// The destructor moves pages to their primary addresses and gives their memory back.
 class Pages {
  public:
   Pages(Backend& backend, const Layout& layout)
@@ -30,7 +32,8 @@ class Pages {
   void extend(uint64_t count);
   uint64_t count() const { return backed_.size(); }
 
-  /// Afterwards the pages have memory and stand at the primary address.
+  /// Afterwards the pages have memory and are mapped at their primary addresses. Before that, no
+  /// live block may use them at another address.
   void need_primary(PageRun run) {
     if (backed_count_ < backed_.size() || away_count_ > 0) need_primary_slowly(run);
   }
@@ -43,9 +46,9 @@ class Pages {
   uint64_t drop(PageRun run);
 
   /// The pages have no memory, and the caller is about to map them without the pool's lock. Until
-  /// they are `settled`, whoever needs one waits for all of them. One such run at a time.
+  /// the mapping is finished, a call that needs one of them waits for all. One such run at a time.
   std::shared_ptr<BackgroundMapping> begin_background_mapping(PageRun run);
-  /// Afterwards no pages are being mapped ahead.
+  /// Waits for that run and records it. Afterwards no pages are being mapped in the background.
   void finish_background_mapping();
 
   /// The pages that hold the bytes from an offset on.

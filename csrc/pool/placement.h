@@ -16,17 +16,20 @@ struct Place {
   uint64_t size;    // what the block occupies
 };
 
+/// What a block that is in no span takes of a free block.
+inline uint64_t large_size(uint64_t requested) {
+  return align_up(std::max(requested, kGranule), kAlignment);
+}
+
 /// A request that no span serves.
 struct LargeRequest {
-  uint64_t requested;  // bytes asked for
-  StreamIndex stream;
-  uint32_t stack_id;
+  LargeRequest(uint64_t bytes, StreamIndex taker, uint32_t stack)
+      : size(large_size(bytes)), requested(bytes), stack_id(stack), stream(taker) {}
 
-  /// What it takes of a free block.
-  uint64_t size() const { return size_of(requested); }
-  static uint64_t size_of(uint64_t requested) {
-    return align_up(std::max(requested, kGranule), kAlignment);
-  }
+  uint64_t size;
+  uint64_t requested;  // bytes asked for
+  uint32_t stack_id;
+  StreamIndex stream;
 };
 
 }  // namespace vramkit

@@ -5,14 +5,14 @@
 
 #include "base/bytes.h"
 #include "pool/explain.h"
-#include "pool/registry.h"
 
 namespace vramkit {
 
-Pool::Pool(const PoolConfig& config)
+Pool::Pool(const PoolConfig& config, OnClosing on_closing)
     : label_(config.engine.label),
       overflow_native_(config.overflow_native),
       debug_checks_(config.debug_checks),
+      on_closing_(on_closing),
       engine_(std::make_unique<Engine>(config.engine)),
       device_(engine_->device()),
       base_(engine_->base()),
@@ -170,8 +170,7 @@ bool Pool::should_close() const {
 
 void Pool::close_locked() {
   engine_->drain();
-  // Out of the registry first: afterwards the addresses may belong to somebody else.
-  Registry::instance().remove(this);
+  on_closing_(*this);
   totals_at_close_ = engine_->counters().totals();
   engine_.reset();
   closed_.store(true, std::memory_order_release);

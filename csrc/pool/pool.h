@@ -14,6 +14,8 @@
 
 namespace vramkit {
 
+class Pool;
+
 struct PoolConfig {
   EngineConfig engine;
   bool overflow_native = false;
@@ -26,12 +28,18 @@ struct StackHooks {
   const char* (*text)(uint32_t) = nullptr;
 };
 
+/// Takes a pool out of what finds pools by their address. Called once, under the pool's lock, just
+/// before the pool gives its addresses up: afterwards they may belong to somebody else. It must
+/// neither throw nor take a lock.
+using OnClosing = void (*)(const Pool& pool);
+
 /// A Pool object is never deleted (a thread may hold its address while it is closed); what it owns
-/// is given back by `close`, or when it was released and its last block is freed. Methods throw
-/// `Error` unless they return a Status.
+/// is given back by `close`, or when it was orphaned and its last block is freed. Methods throw
+/// `Error` unless they return a Status. Each takes the pool's lock unless it says otherwise; a
+/// caller may hold the registry's lock, and must hold no other pool's.
 class Pool {
  public:
-  explicit Pool(const PoolConfig& config);
+  Pool(const PoolConfig& config, OnClosing on_closing);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
@@ -45,9 +53,12 @@ class Pool {
   void declare_external(uint64_t stream);
   std::optional<BlockInfo> find(uint64_t address);
 
+  /// Waits for the device, and gives everything back. Throws kBusy while blocks are live; does
+  /// nothing in a closed pool.
   void close();
+  /// The owner is gone: the pool closes now, or when its last block is freed.
   void orphan();
-  /// Closes a released pool that had to wait for a graph capture.
+  /// Closes an orphaned pool that had to wait for a graph capture.
   void close_if_orphaned();
   void resize(uint64_t capacity_bytes);
   uint64_t trim();
@@ -86,7 +97,7 @@ class Pool {
   /// Starts to map the capacity in the background, where mapping is slow. Called once.
   void start_background_mapping();
 
-  /// Nothing is mapped ahead any more when this returns.
+  /// Blocks until no page is being mapped in the background, and none will be.
   void stop_background_mapping();
 
   /// Around fork, in this order.
@@ -114,6 +125,7 @@ class Pool {
   const std::string label_;
   const bool overflow_native_;
   const bool debug_checks_;
+  const OnClosing on_closing_;
   std::mutex mutex_;
   std::unique_ptr<Engine> engine_;
   const int device_;

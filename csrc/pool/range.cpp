@@ -48,12 +48,12 @@ BlockId Range::find_aligned(uint64_t size, uint64_t alignment, StreamIndex strea
   return own != 0 ? own : any_->find_aligned(size, alignment);
 }
 
-BlockId Range::carve(BlockId hole, uint64_t size, BlockState state) {
+BlockId Range::carve(BlockId free_block, uint64_t size, BlockState state) {
   prepare(1);
-  unlist_extent(hole);
-  remove_free(hole);
-  if (blocks_[hole].size > size) insert_free(split(hole, size));
-  return occupy(hole, state);
+  unlist_extent(free_block);
+  remove_free(free_block);
+  if (blocks_[free_block].size > size) insert_free(split(free_block, size));
+  return occupy(free_block, state);
 }
 
 BlockId Range::take(uint64_t offset, uint64_t size, BlockState state) {
@@ -141,7 +141,8 @@ void Range::keep_streams_apart() {
   });
 }
 
-/// Cuts the last hole where the range was never used: no stream's work can touch what is behind.
+/// Cuts the last free block where the range was never used: no stream's work can touch what is
+/// behind.
 void Range::free_what_was_never_used() {
   if (last_ == 0 || !blocks_[last_].is_free() || blocks_[last_].stream == kAnyStream) return;
   const BlockId tail = last_;

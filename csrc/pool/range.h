@@ -27,13 +27,16 @@ inline constexpr uint64_t kMinChunk = 256 * kKiB;
 /// Set in the entry of a granule that belongs to a span; the other bits are the spans'.
 inline constexpr uint32_t kSpanEntry = uint32_t{1} << 31;
 
-/// A maximal piece of free memory, whoever freed its parts.
+/// Neighbouring free blocks, as many as there are, whoever freed them.
 struct FreeExtent {
   uint64_t offset;
   uint64_t size;
 };
 
-/// Offsets are bytes from the start of the range. Not thread-safe.
+/// Knows which bytes are taken, and by what; it neither maps pages nor waits for streams, which the
+/// callers do first. Offsets are bytes from the start of the range. Called under the pool's lock.
+/// Taking, releasing and extending merge and split free blocks and invalidate their ids; the id of
+/// a block that is not free is valid until its release. After `prepare` nothing fails.
 class Range {
  public:
   /// `limit_bytes`: the largest end the range can ever have.
@@ -42,7 +45,7 @@ class Range {
   /// Takes the host memory that the next `takes` calls of `carve`, `take` or `extend` need, and the
   /// release of what they take: only this call can fail, and it changes nothing.
   void prepare(uint64_t takes) {
-    blocks_.reserve(2 * takes);  // a hole is cut at its start and at its end
+    blocks_.reserve(2 * takes);  // a free block is cut at its start and at its end
     if (streams_apart_) extent_nodes_.reserve(taken_ + takes + 1);
   }
   /// The same for memory that a stream frees.
@@ -66,7 +69,7 @@ class Range {
   BlockId find_aligned(uint64_t size, uint64_t alignment, StreamIndex stream) const;
 
   /// Makes the start of a free block a block of its own.
-  BlockId carve(BlockId hole, uint64_t size, BlockState state);
+  BlockId carve(BlockId free_block, uint64_t size, BlockState state);
   /// Makes [offset, offset + size), all of it free, one block. Free blocks are cut where they stick
   /// out.
   BlockId take(uint64_t offset, uint64_t size, BlockState state);

@@ -37,7 +37,8 @@ Pool* Registry::create(const PoolConfig& config) {
         "start the process again with more memory");
   }
   close_orphaned();
-  auto pool = std::make_unique<Pool>(config);
+  auto pool =
+      std::make_unique<Pool>(config, [](const Pool& closing) { instance().remove(closing); });
   pool->inspect([](Engine& engine) { engine.add_peers_in_use(); });
   const std::lock_guard guard(mutex_);
   size_t slot = 0;
@@ -95,9 +96,9 @@ void Registry::forget_closed() {
   std::erase_if(unclosed_, [](const Pool* pool) { return pool->closed(); });
 }
 
-void Registry::remove(const Pool* pool) {
+void Registry::remove(const Pool& pool) {
   for (auto& slot : pools_) {
-    if (slot.load(std::memory_order_relaxed) == pool) {
+    if (slot.load(std::memory_order_relaxed) == &pool) {
       slot.store(nullptr, std::memory_order_release);
       return;
     }

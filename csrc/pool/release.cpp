@@ -26,7 +26,7 @@ uint64_t Engine::release_after(uint64_t address, After after) {
     const Alias& alias = aliases_[found.alias];
     requested = alias.requested;
     size = alias.live_pages * page_bytes();
-    live_set_.toggle(address - base(), LargeRequest::size_of(requested));
+    live_set_.toggle(address - base(), large_size(requested));
     aliases_.release(found.alias, streams_.tag_freed(after(alias.stream), alias.uses), streams_);
   }
   counters_.on_free(requested, size);

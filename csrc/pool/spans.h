@@ -19,6 +19,9 @@ namespace vramkit {
 
 inline constexpr uint64_t kMaxSmall = kGranule;
 
+/// Called under the pool's lock; nothing blocks. Callers give it a chunk's block (`add_chunk`),
+/// which it releases to the range in `give_back_chunks`. A `Slot` is a copy, valid until the next
+/// call that changes anything.
 class Spans {
  public:
   struct Slot {

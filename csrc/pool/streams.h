@@ -21,6 +21,9 @@
 
 namespace vramkit {
 
+/// Called under the pool's lock. Only `drain` blocks. While a graph is captured no event is
+/// recorded, queried or waited for. It owns the events that it recorded; the destructor releases
+/// them. Indices are given out once and stay valid.
 class Streams {
  public:
   explicit Streams(Backend& backend) : backend_(backend) {}
@@ -88,7 +91,7 @@ class Streams {
   struct Stream {
     uint64_t handle = 0;
     bool external = false;
-    bool event_deferred = false;      // one could not be recorded when it was due
+    bool event_deferred = false;      // it could not be recorded when it was due
     uint64_t epoch = 0;               // frees so far
     uint64_t completed = 0;           // frees up to here are safe for everybody
     std::deque<Recorded> recorded{};  // not known to be done, oldest first

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <mutex>
 #include <random>
+#include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -156,13 +158,27 @@ TEST(Pool, ClosesWhileOthersAllocate) {
   }
 }
 
-// ---- stress: a pattern in every block, whoever frees it; VRAMKIT_TEST_STRESS=20 is longer
+// ---- stress: a pattern in every block, whoever frees it; VRAMKIT_TEST_STRESS=20 is longer,
+// VRAMKIT_STRESS_SEED repeats a run's sizes and choices (not how its threads interleave)
 
 struct Held {
   uint64_t address;
   uint64_t size;
   uint64_t pattern;
 };
+
+TEST(StressSeed, IsTheGivenOneAndElseAFreshOne) {
+  const char* const set = std::getenv("VRAMKIT_STRESS_SEED");
+  const std::string given = set != nullptr ? set : "";
+  ::setenv("VRAMKIT_STRESS_SEED", "17", 1);
+  EXPECT_EQ(stress_seed(), 17U);
+  EXPECT_EQ(replay_with(17), "replay with VRAMKIT_STRESS_SEED=17");
+  ::unsetenv("VRAMKIT_STRESS_SEED");
+  std::set<uint64_t> seeds;
+  for (int i = 0; i < 8; ++i) seeds.insert(stress_seed());
+  EXPECT_GT(seeds.size(), 1U);
+  if (set != nullptr) ::setenv("VRAMKIT_STRESS_SEED", given.c_str(), 1);
+}
 
 class Stress : public testing::TestWithParam<const char*> {
  protected:
@@ -242,8 +258,8 @@ class Stress : public testing::TestWithParam<const char*> {
 
 TEST_P(Stress, NoBlockLosesWhatWasWritten) {
   pool_ = &make_pool(GetParam(), 4 * kMiB, 64 * kKiB, false);
-  const uint64_t seed = std::random_device{}();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  const uint64_t seed = stress_seed();
+  SCOPED_TRACE(replay_with(seed));
   std::atomic<bool> stop = false;
   std::vector<std::thread> threads;
   for (uint64_t i = 0; i < 4; ++i) threads.emplace_back([this, i, seed] { work(seed + i); });

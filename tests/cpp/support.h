@@ -5,7 +5,9 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <random>
 #include <set>
 #include <string>
 #include <utility>
@@ -42,6 +44,17 @@ class QuietStderr {
   QuietStderr() { testing::internal::CaptureStderr(); }
   ~QuietStderr() { testing::internal::GetCapturedStderr(); }
 };
+
+/// A fresh seed, or the one in VRAMKIT_STRESS_SEED. Failure messages should show
+/// `replay_with(seed)`.
+inline uint64_t stress_seed() {
+  const char* const given = std::getenv("VRAMKIT_STRESS_SEED");
+  if (given != nullptr && *given != '\0') return std::strtoull(given, nullptr, 10);
+  return std::random_device{}();
+}
+inline std::string replay_with(uint64_t seed) {
+  return "replay with VRAMKIT_STRESS_SEED=" + std::to_string(seed);
+}
 
 inline EngineConfig config_of(const std::string& backend, uint64_t capacity_bytes,
                               uint64_t page_bytes = 64 * kKiB) {

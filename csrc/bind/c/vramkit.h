@@ -149,7 +149,7 @@ typedef struct vramkit_stats {
   uint64_t peak_mapped_bytes;
   uint64_t held_bytes;            // taken from the device, mapped or not
   uint64_t free_bytes;            // capacity not in live blocks
-  uint64_t largest_free_bytes;    // largest contiguous hole
+  uint64_t largest_free_bytes;    // largest contiguous free block
   uint64_t largest_stitch_bytes;  // wholly free pages together: what stitching could serve
   uint64_t pending_bytes;         // freed, waiting for work of another stream
   uint64_t live_blocks;
