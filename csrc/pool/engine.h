@@ -53,7 +53,7 @@ struct BlockInfo {
 
 /// Owns the pool's parts and connects them: counts, names streams, records uses, describes blocks.
 /// The pool holds its lock during every call, and nobody else has an engine. Addresses are the
-/// pool's. A call that throws `Error` leaves a valid pool, and `check_valid` proves it.
+/// pool's. A call that throws `Error` leaves a valid pool (`check_valid`).
 class Engine {
  public:
   explicit Engine(const EngineConfig& config) : Engine(config, make_backend(config.backend)) {}
@@ -139,7 +139,6 @@ class Engine {
     streams_.note_alive(stream);
     return stream;
   }
-  std::optional<Place> place(uint64_t size, StreamIndex stream, uint32_t stack_id);
   bool wait_for_external_streams();
   template <typename After>
   uint64_t release_after(uint64_t address, After after);
