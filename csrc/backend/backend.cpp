@@ -17,7 +17,7 @@ uint64_t number_in(const std::string& text) {
   uint64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc() || end != text.data() + text.size()) {
-    fail(Status::kInvalidArgument, "'%s' is no number", text.c_str());
+    throw_error(Status::kInvalidArgument, "'%s' is no number", text.c_str());
   }
   return number;
 }
@@ -35,8 +35,8 @@ std::unique_ptr<Backend> make_base(const std::string& name) {
   if (name == "memfd") return std::make_unique<MemfdBackend>();
   if (name == "null") return std::make_unique<NullBackend>();
   if (name.starts_with("cuda:")) return make_cuda(name.substr(5));
-  fail(Status::kInvalidArgument, "unknown backend '%s'; known are host, memfd, null, cuda:N",
-       name.c_str());
+  throw_error(Status::kInvalidArgument, "unknown backend '%s'; known are host, memfd, null, cuda:N",
+              name.c_str());
 }
 
 std::unique_ptr<Backend> decorate(std::unique_ptr<Backend> inner, const std::string& name) {
@@ -46,20 +46,21 @@ std::unique_ptr<Backend> decorate(std::unique_ptr<Backend> inner, const std::str
   if (name.starts_with("limit=")) {
     return std::make_unique<LimitBackend>(std::move(inner), number_in(name.substr(6)));
   }
-  fail(Status::kInvalidArgument,
-       "unknown backend decorator '%s'; known are faults, late_events, slow_maps, limit=BYTES",
-       name.c_str());
+  throw_error(
+      Status::kInvalidArgument,
+      "unknown backend decorator '%s'; known are faults, late_events, slow_maps, limit=BYTES",
+      name.c_str());
 }
 
 }  // namespace
 
 void Backend::inject_fault(const std::string& call, uint64_t) {
-  fail(Status::kInvalidArgument, "no '+faults' in the backend: cannot make '%s' fail",
-       call.c_str());
+  throw_error(Status::kInvalidArgument, "no '+faults' in the backend: cannot make '%s' fail",
+              call.c_str());
 }
 
 void Backend::complete_events(uint64_t) {
-  fail(Status::kInvalidArgument, "no '+late_events' in the backend: no event is late");
+  throw_error(Status::kInvalidArgument, "no '+late_events' in the backend: no event is late");
 }
 
 std::unique_ptr<Backend> make_backend(const std::string& spec) {

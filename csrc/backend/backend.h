@@ -1,12 +1,14 @@
 // What the pool asks of memory: address space, pages behind it, a second address for pages, events.
 //
-// A backend owns one address range. Its lower part is *home*: page i lives at base + i *
-// page_bytes. The upper part is for *aliases*: contiguous addresses for pages that are scattered at
-// home.
+// A backend owns one address range. Its lower part holds the *primary* addresses: page i is mapped
+// at base + i * page_bytes. The upper part is for *aliases*: contiguous addresses for pages whose
+// primary addresses are scattered.
 //
 // Rules for callers:
-//  - one thread at a time (the pool holds its lock), but for `back` of committed pages;
-//  - no page is taken from data: `unback`, `map` and `unmap` only touch pages without live data;
+//  - one thread at a time (the pool holds its lock), but for `map_primary` of pages whose
+//    physical memory was created;
+//  - no page is taken from data: `unmap_and_release`, `map_alias` and `unmap_alias` only touch
+//  pages without live data;
 //  - a call that throws has changed nothing.
 #pragma once
 
@@ -18,7 +20,7 @@
 namespace vramkit {
 
 struct PageRun {
-  uint64_t first;  // home index
+  uint64_t first;  // index among the primary pages
   uint64_t count;
 };
 
@@ -27,10 +29,19 @@ using Event = uint64_t;
 
 struct Layout {
   uint64_t page_bytes;
-  uint64_t home_pages;   // addresses for this many pages are reserved at home
-  uint64_t alias_pages;  // and for this many aliases behind them
+  uint64_t primary_pages;  // primary addresses are reserved for this many pages
+  uint64_t alias_pages;    // and for this many aliases behind them
+
+  uint64_t primary_bytes() const { return primary_pages * page_bytes; }
+  uint64_t address_bytes() const { return (primary_pages + alias_pages) * page_bytes; }
+  /// The alias page that contains an offset behind the primary addresses.
+  uint64_t alias_page(uint64_t offset) const { return (offset - primary_bytes()) / page_bytes; }
 };
 
+/// One engine owns it, and destroys it last: its destructor frees the address range and the memory
+/// that is left, throws nothing, and reports what fails. Calls may block in the system or the
+/// driver; only `synchronize` and `synchronize_all` wait for work of the device. Failures are
+/// thrown as `Error`.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -46,33 +57,33 @@ class Backend {
   /// No pool can have more than this: the memory of the machine, or what its limits leave of it.
   virtual uint64_t memory_limit() const = 0;
 
-  /// Reserves the address range. Called once, first. Memory comes with `back`.
+  /// Reserves the address range. Called once, first. Memory comes with `map_primary`.
   virtual void reserve(const Layout& layout) = 0;
   /// First address of the range, a multiple of the page size.
   virtual uint64_t base() const = 0;
 
   /// The pool is about to promise these pages: takes their memory from the device where that can be
   /// known, or throws.
-  virtual void commit(PageRun) {}
-  /// Gives the memory of committed pages that are not backed back to the device. Returns how many
+  virtual void create_physical(PageRun) {}
+  /// Gives memory that was created, but not mapped, back to the device. Returns how many
   /// had any.
-  virtual uint64_t uncommit(PageRun) { return 0; }
+  virtual uint64_t release_physical(PageRun) { return 0; }
   /// Pages that have memory, backed or not; `backed` of them are.
   virtual uint64_t held_pages(uint64_t backed) const { return backed; }
-  /// True where `back` takes so long that it is better done ahead, in the background.
+  /// True where `map_primary` takes so long that it is better done in the background.
   virtual bool maps_slowly() const { return false; }
-  /// Puts physical memory behind home pages that have none. Where the backend maps slowly and the
-  /// pages are committed, this may run beside any call for other pages but `reserve`, `commit`,
-  /// `uncommit` and those about peers.
-  virtual void back(PageRun run) = 0;
+  /// Puts physical memory behind primary pages that have none. Where the backend maps slowly and
+  /// the memory was created, this may run beside any call for other pages but `reserve`,
+  /// `create_physical`, `release_physical` and those about peers.
+  virtual void map_primary(PageRun run) = 0;
   /// Gives physical memory back. Afterwards the pages have none.
-  virtual void unback(PageRun run) = 0;
+  virtual void unmap_and_release(PageRun run) = 0;
 
   /// True where an unbacked page can be backed again at its old address, and an alias address used
   /// for other pages. Where false, both are retired for ever: on CUDA, what registered an address
   /// (NCCL's graphs) must never find other memory there.
   virtual bool rebindable() const = 0;
-  /// True where a page can stand at two addresses at once; where false, `map` moves it.
+  /// True where a page can stand at two addresses at once; where false, `map_alias` moves it.
   virtual bool aliasing() const = 0;
   /// How many pages may be mapped at alias addresses now. Falls when other pools map more.
   virtual uint64_t max_alias_pages() const = 0;
@@ -84,9 +95,9 @@ class Backend {
   virtual std::string describe_mappings() const { return {}; }
 
   /// Makes the backed pages of `run` readable and writable at `address` too (moves them there).
-  virtual void map(uint64_t address, PageRun run) = 0;
-  /// Undoes `map` (moves them home).
-  virtual void unmap(uint64_t address, PageRun run) = 0;
+  virtual void map_alias(uint64_t address, PageRun run) = 0;
+  /// Undoes `map_alias` (moves them to their primary addresses).
+  virtual void unmap_alias(uint64_t address, PageRun run) = 0;
 
   /// From now on what is mapped is mapped for that device too, until it is taken back;
   /// `grant_peers` does so for what was.

@@ -12,7 +12,7 @@
 
 namespace vramkit {
 
-/// Forwards everything.
+/// Forwards everything, under the contract of `Backend`, and owns what it decorates.
 class Decorator : public Backend {
  public:
   explicit Decorator(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
@@ -26,20 +26,20 @@ class Decorator : public Backend {
     inner_->reserve(layout);
   }
   uint64_t base() const override { return inner_->base(); }
-  void commit(PageRun run) override { inner_->commit(run); }
-  uint64_t uncommit(PageRun run) override { return inner_->uncommit(run); }
+  void create_physical(PageRun run) override { inner_->create_physical(run); }
+  uint64_t release_physical(PageRun run) override { return inner_->release_physical(run); }
   uint64_t held_pages(uint64_t backed) const override { return inner_->held_pages(backed); }
   bool maps_slowly() const override { return inner_->maps_slowly(); }
-  void back(PageRun run) override { inner_->back(run); }
-  void unback(PageRun run) override { inner_->unback(run); }
+  void map_primary(PageRun run) override { inner_->map_primary(run); }
+  void unmap_and_release(PageRun run) override { inner_->unmap_and_release(run); }
   bool rebindable() const override { return inner_->rebindable(); }
   bool aliasing() const override { return inner_->aliasing(); }
   uint64_t max_alias_pages() const override { return inner_->max_alias_pages(); }
   bool take_mappings(uint64_t pages) override { return inner_->take_mappings(pages); }
   void give_back_mappings(uint64_t pages) noexcept override { inner_->give_back_mappings(pages); }
   std::string describe_mappings() const override { return inner_->describe_mappings(); }
-  void map(uint64_t address, PageRun run) override { inner_->map(address, run); }
-  void unmap(uint64_t address, PageRun run) override { inner_->unmap(address, run); }
+  void map_alias(uint64_t address, PageRun run) override { inner_->map_alias(address, run); }
+  void unmap_alias(uint64_t address, PageRun run) override { inner_->unmap_alias(address, run); }
   std::vector<int> peers_in_use() const override { return inner_->peers_in_use(); }
   void add_peer(int device) override { inner_->add_peer(device); }
   void remove_peer(int device) override { inner_->remove_peer(device); }
@@ -73,23 +73,24 @@ class LimitBackend : public Decorator {
  public:
   LimitBackend(std::unique_ptr<Backend> inner, uint64_t limit_bytes)
       : Decorator(std::move(inner)), limit_bytes_(limit_bytes) {}
-  void back(PageRun run) override;
-  void unback(PageRun run) override;
+  void map_primary(PageRun run) override;
+  void unmap_and_release(PageRun run) override;
 
  private:
   const uint64_t limit_bytes_;
   std::atomic<uint64_t> backed_bytes_ = 0;
 };
 
-/// Makes a chosen call fail.
+/// Makes a chosen call fail before it reaches what is decorated. A fault has the name of the method
+/// that it breaks. `map_primary` may run in another thread, so the countdown has a lock of its own.
 class FaultBackend : public Decorator {
  public:
   using Decorator::Decorator;
   void reserve(const Layout& layout) override;
-  void back(PageRun run) override;
-  void unback(PageRun run) override;
-  void map(uint64_t address, PageRun run) override;
-  void unmap(uint64_t address, PageRun run) override;
+  void map_primary(PageRun run) override;
+  void unmap_and_release(PageRun run) override;
+  void map_alias(uint64_t address, PageRun run) override;
+  void unmap_alias(uint64_t address, PageRun run) override;
   Event record_event(uint64_t stream) override;
   void stream_wait(uint64_t stream, Event event) override;
   void synchronize_all() override;
@@ -106,7 +107,7 @@ class SlowMapsBackend : public Decorator {
  public:
   using Decorator::Decorator;
   bool maps_slowly() const override { return true; }
-  void back(PageRun run) override;
+  void map_primary(PageRun run) override;
 };
 
 /// Events stay open until `complete_events` or a host wait, as on a busy device.

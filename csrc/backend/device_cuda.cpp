@@ -12,9 +12,9 @@ namespace vramkit {
 namespace {
 
 using cuda::check;
-using cuda::complain;
 using cuda::driver;
 using cuda::Entered;
+using cuda::warn_on_failure;
 
 constexpr int kMaxDevices = 64;
 
@@ -28,8 +28,8 @@ std::mutex captures_mutex;  // of the streams of all devices
 
 Captures& captures_on(int device) {
   if (device < 0 || device >= kMaxDevices) {
-    fail(Status::kInvalidArgument, "CUDA device %d is not between 0 and %d", device,
-         kMaxDevices - 1);
+    throw_error(Status::kInvalidArgument, "CUDA device %d is not between 0 and %d", device,
+                kMaxDevices - 1);
   }
   return captures[static_cast<size_t>(device)];
 }
@@ -43,10 +43,11 @@ bool is_capturing(uint64_t stream) {
 }
 
 [[noreturn]] void refuse_capturing(uint64_t stream) {
-  fail(Status::kBusy,
-       "a CUDA graph is being captured on stream %p, and memory that was used on another stream "
-       "cannot be waited for during a capture",
-       reinterpret_cast<const void*>(stream));
+  throw_error(
+      Status::kBusy,
+      "a CUDA graph is being captured on stream %p, and memory that was used on another stream "
+      "cannot be waited for during a capture",
+      reinterpret_cast<const void*>(stream));
 }
 
 cuda::EventHandle handle_of(Event event) { return reinterpret_cast<cuda::EventHandle>(event); }
@@ -90,8 +91,8 @@ CudaDevice::CudaDevice(int device) : device_(device) {
   int count = 0;
   check(driver().device_count(&count), "cuDeviceGetCount");
   if (device < 0 || device >= count || device >= kMaxDevices) {
-    fail(Status::kInvalidArgument, "there is no CUDA device %d: this machine has %d", device,
-         count);
+    throw_error(Status::kInvalidArgument, "there is no CUDA device %d: this machine has %d", device,
+                count);
   }
   check(driver().device_get(&handle_, device), "cuDeviceGet");
   size_t total = 0;
@@ -104,9 +105,10 @@ CudaDevice::~CudaDevice() {
   const Entered entered(context_, std::nothrow);
   if (!entered) return;
   for (const cuda::EventHandle event : idle_events_) {
-    complain(driver().event_destroy(event), "cuEventDestroy", reinterpret_cast<uint64_t>(event));
+    warn_on_failure(driver().event_destroy(event), "cuEventDestroy",
+                    reinterpret_cast<uint64_t>(event));
   }
-  complain(driver().context_release(handle_), "cuDevicePrimaryCtxRelease", 0);
+  warn_on_failure(driver().context_release(handle_), "cuDevicePrimaryCtxRelease", 0);
 }
 
 int CudaDevice::attribute(int which) const {
@@ -170,8 +172,8 @@ void CudaDevice::synchronize_all() {
   const Entered entered(context_);
   const cuda::Result result = driver().context_synchronize();
   if (result == cuda::kCaptureUnsupported) {
-    fail(Status::kBusy, "cuda:%d cannot be waited for while a CUDA graph is being captured on it",
-         device_);
+    throw_error(Status::kBusy,
+                "cuda:%d cannot be waited for while a CUDA graph is being captured on it", device_);
   }
   check(result, "cuCtxSynchronize");
 }

@@ -9,6 +9,10 @@
 
 namespace vramkit {
 
+/// Holds a reference to the device's primary context for its whole life, and owns the events that
+/// it hands out until `release_event`; the destructor destroys the idle ones. Every call enters the
+/// context and leaves it again, so any thread may call. Throws kInvalidArgument where the device is
+/// missing.
 class CudaDevice : public Backend {
  public:
   explicit CudaDevice(int device);
@@ -42,8 +46,9 @@ class CudaDevice : public Backend {
   size_t events_made_ = 0;  // idle_events_ has room for all of them
 };
 
-/// A graph may be captured on that stream from now on, and no longer. Told by the allocator
-/// adapter; whether it is, is then asked of the driver: a capture that failed ends without a word.
+/// Any thread may call these. A graph may be captured on that stream from now on, and no longer.
+/// Told by the allocator adapter; whether it is, is then asked of the driver: a capture that failed
+/// ends without a word.
 void begin_capture(int device, uint64_t stream);
 void end_capture(int device, uint64_t stream);
 /// Around fork, so that the child does not find the lock of the above taken.

@@ -14,15 +14,15 @@ template <typename Function>
 void look_up(void* library, const char* name, Function*& function) {
   function = reinterpret_cast<Function*>(::dlsym(library, name));
   if (function == nullptr) {
-    fail(Status::kSystem, "the CUDA driver has no %s; vramkit needs a driver of CUDA 12 or later",
-         name);
+    throw_error(Status::kSystem,
+                "the CUDA driver has no %s; vramkit needs a driver of CUDA 12 or later", name);
   }
 }
 
 Driver open_driver() {
   void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    fail(Status::kSystem, "no CUDA driver (libcuda.so.1) on this machine: %s", ::dlerror());
+    throw_error(Status::kSystem, "no CUDA driver (libcuda.so.1) on this machine: %s", ::dlerror());
   }
   Driver d{};
   look_up(library, "cuInit", d.init);
@@ -58,7 +58,7 @@ Driver open_driver() {
   look_up(library, "cuEventSynchronize", d.event_synchronize);
   look_up(library, "cuStreamWaitEvent", d.stream_wait);
   if (const Result result = d.init(0); result != kSuccess) {
-    fail(Status::kSystem, "the CUDA driver cannot start: error %d", result);
+    throw_error(Status::kSystem, "the CUDA driver cannot start: error %d", result);
   }
   return d;
 }
@@ -88,10 +88,10 @@ const char* name_of(Result result) {
 void check(Result result, const char* call) {
   if (result == kSuccess) return;
   const Status status = result == kOutOfMemory ? Status::kOutOfMemory : Status::kSystem;
-  fail(status, "%s failed: %s (%d)", call, name_of(result), result);
+  throw_error(status, "%s failed: %s (%d)", call, name_of(result), result);
 }
 
-void complain(Result result, const char* call, unsigned long long what) noexcept {
+void warn_on_failure(Result result, const char* call, unsigned long long what) noexcept {
   if (result == kSuccess || result == kDeinitialized) return;
   report("%s(0x%llx) failed: %s", call, what, name_of(result));
 }
@@ -104,7 +104,7 @@ Entered::Entered(Context context) {
 
 Entered::Entered(Context context, const std::nothrow_t&) noexcept {
   const Result result = driver().context_push(context);
-  complain(result, "cuCtxPushCurrent", reinterpret_cast<unsigned long long>(context));
+  warn_on_failure(result, "cuCtxPushCurrent", reinterpret_cast<unsigned long long>(context));
   if (result != kSuccess) return;
   pushed_ = true;
   driver().exchange_capture_mode(&mode_);

@@ -107,7 +107,7 @@ void check(Result result, const char* call);
 
 /// For what runs in destructors: reports a failed call. At process exit the driver is gone before
 /// us, and its memory with it: that is none.
-void complain(Result result, const char* call, unsigned long long what) noexcept;
+void warn_on_failure(Result result, const char* call, unsigned long long what) noexcept;
 
 /// Makes the device's primary context current for a scope, and lets captures of other threads live:
 /// frees come from threads that have no context, and a call in the default capture mode would

@@ -23,7 +23,7 @@ constexpr uint64_t kHugePage = 2 * kMiB;
 void make_accessible(uint64_t address, uint64_t bytes) {
   void* got = ::mmap(pointer(address), bytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  if (got == MAP_FAILED) fail_mapping("map", bytes);
+  if (got == MAP_FAILED) throw_mapping_error("map", bytes);
   ::madvise(got, bytes, MADV_HUGEPAGE);
 }
 
@@ -32,57 +32,59 @@ void make_accessible(uint64_t address, uint64_t bytes) {
 void HostBackend::reserve(const Layout& layout) {
   page_bytes_ = layout.page_bytes;
   const auto lead = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  AddressRange range((layout.home_pages + layout.alias_pages) * page_bytes_,
+  AddressRange range((layout.primary_pages + layout.alias_pages) * page_bytes_,
                      std::max(page_bytes_, kHugePage), lead);
   make_accessible(range.base() - lead, lead);
   // The kernel ties an area to its address at its first fault: only then do pages that went away
-  // and came back merge with their neighbours again. This page stands in front of home, where no
-  // huge page has room: a byte of home would take one.
+  // and came back merge with their neighbours again. This page stands in front of the primary
+  // addresses, where no huge page has room: a byte behind them would take one.
   *static_cast<volatile char*>(pointer(range.base() - lead)) = 0;
   range_ = std::move(range);
 }
 
 /// Not earlier: where the kernel overcommits nothing (vm.overcommit_memory=2), what is accessible
 /// counts as used.
-void HostBackend::commit(PageRun run) {
+void HostBackend::create_physical(PageRun run) {
   const uint64_t end = run.first + run.count;
   if (end <= accessible_pages_) return;
-  make_accessible(home(accessible_pages_), (end - accessible_pages_) * page_bytes_);
+  make_accessible(primary_address(accessible_pages_), (end - accessible_pages_) * page_bytes_);
   accessible_pages_ = end;
 }
 
-void HostBackend::back(PageRun run) { commit(run); }  // the memory comes at the first touch
+void HostBackend::map_primary(PageRun run) {
+  create_physical(run);
+}  // the memory comes at the first touch
 
-void HostBackend::unback(PageRun run) {
-  if (::madvise(pointer(home(run.first)), run.count * page_bytes_, MADV_DONTNEED) != 0) {
-    fail_errno("cannot give %s back", mib(run.count * page_bytes_).c_str());
+void HostBackend::unmap_and_release(PageRun run) {
+  if (::madvise(pointer(primary_address(run.first)), run.count * page_bytes_, MADV_DONTNEED) != 0) {
+    throw_errno("cannot give %s back", mib(run.count * page_bytes_).c_str());
   }
 }
 
-void HostBackend::map(uint64_t address, PageRun run) {
-  if (move(home(run.first), address, run)) return;
+void HostBackend::map_alias(uint64_t address, PageRun run) {
+  if (move(primary_address(run.first), address, run)) return;
   make_accessible(address, run.count * page_bytes_);
-  ::madvise(pointer(home(run.first)), run.count * page_bytes_, MADV_DONTNEED);
+  ::madvise(pointer(primary_address(run.first)), run.count * page_bytes_, MADV_DONTNEED);
 }
 
-void HostBackend::unmap(uint64_t address, PageRun run) {
+void HostBackend::unmap_alias(uint64_t address, PageRun run) {
   const uint64_t bytes = run.count * page_bytes_;
-  if (!move(address, home(run.first), run)) {
+  if (!move(address, primary_address(run.first), run)) {
     // Home faults fresh memory in, if the kernel has not unmapped it before it refused to move.
-    if (::madvise(pointer(home(run.first)), bytes, MADV_DONTNEED) != 0) {
-      make_accessible(home(run.first), bytes);
+    if (::madvise(pointer(primary_address(run.first)), bytes, MADV_DONTNEED) != 0) {
+      make_accessible(primary_address(run.first), bytes);
     }
     ::madvise(pointer(address), bytes, MADV_DONTNEED);
   }
   // One inaccessible area again, so that what the moves split merges.
   void* got = ::mmap(pointer(address), bytes, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  if (got == MAP_FAILED) report("cannot close %p after its pages went home", pointer(address));
+  if (got == MAP_FAILED) report("cannot close %p after its pages went back", pointer(address));
 }
 
 bool HostBackend::move(uint64_t from, uint64_t to, PageRun run) {
   // Moved before, these pages may be areas of their own. Kernels before 6.17 refuse to move several
-  // at once, after they have unmapped the destination: a hole for whoever maps next.
+  // at once, after they have unmapped the destination: a gap for whoever maps next.
   for (uint64_t offset = 0; offset < run.count * page_bytes_; offset += page_bytes_) {
     if (!can_move_ || !move_page(from + offset, to + offset)) return false;
   }

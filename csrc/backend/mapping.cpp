@@ -55,14 +55,15 @@ uint64_t addresses_in_use() {
   const std::string reason = std::strerror(errno);
   struct rlimit limit {};
   if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) {
-    fail(Status::kSystem, "cannot reserve %s of address space: %s", mib(bytes).c_str(),
-         reason.c_str());
+    throw_error(Status::kSystem, "cannot reserve %s of address space: %s", mib(bytes).c_str(),
+                reason.c_str());
   }
-  fail(Status::kSystem,
-       "cannot reserve %s of address space: %s; the process may have %s (`ulimit -v`) and has %s: "
-       "make a smaller pool, or raise the limit",
-       mib(bytes).c_str(), reason.c_str(), mib(limit.rlim_cur).c_str(),
-       mib(addresses_in_use()).c_str());
+  throw_error(
+      Status::kSystem,
+      "cannot reserve %s of address space: %s; the process may have %s (`ulimit -v`) and has %s: "
+      "make a smaller pool, or raise the limit",
+      mib(bytes).c_str(), reason.c_str(), mib(limit.rlim_cur).c_str(),
+      mib(addresses_in_use()).c_str());
 }
 
 }  // namespace
@@ -79,13 +80,14 @@ uint64_t address_allowance() {
   return limit.rlim_cur > used ? (limit.rlim_cur - used) / 2 : 0;
 }
 
-void fail_mapping(const char* what, uint64_t bytes) {
-  if (errno != ENOMEM) fail_errno("cannot %s %s", what, mib(bytes).c_str());
-  fail(Status::kOutOfMemory,
-       "cannot %s %s: the kernel has no memory for it, or this process has too many mappings: %llu "
-       "of the %llu that vm.max_map_count allows",
-       what, mib(bytes).c_str(), static_cast<unsigned long long>(count_mappings()),
-       static_cast<unsigned long long>(mapping_limit()));
+void throw_mapping_error(const char* what, uint64_t bytes) {
+  if (errno != ENOMEM) throw_errno("cannot %s %s", what, mib(bytes).c_str());
+  throw_error(
+      Status::kOutOfMemory,
+      "cannot %s %s: the kernel has no memory for it, or this process has too many mappings: %llu "
+      "of the %llu that vm.max_map_count allows",
+      what, mib(bytes).c_str(), static_cast<unsigned long long>(count_mappings()),
+      static_cast<unsigned long long>(mapping_limit()));
 }
 
 AddressRange::AddressRange(uint64_t bytes, uint64_t alignment, uint64_t lead_bytes)

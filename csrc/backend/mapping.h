@@ -10,7 +10,7 @@
 namespace vramkit {
 
 /// An owned piece of address space without memory behind it, aligned to `alignment`. `lead_bytes`
-/// in front of it are owned too.
+/// in front of it are owned too. The destructor unmaps all of it, whatever was mapped there since.
 class AddressRange {
  public:
   AddressRange() = default;
@@ -41,7 +41,7 @@ uint64_t address_allowance();
 
 /// For a call that has just failed to map memory: throws `Error`. Where the kernel may have refused
 /// for the number of mappings, the text names their limit.
-[[noreturn]] void fail_mapping(const char* what, uint64_t bytes);
+[[noreturn]] void throw_mapping_error(const char* what, uint64_t bytes);
 
 /// Memory of this machine, or less where this process's control group may use less.
 uint64_t machine_memory();

@@ -15,13 +15,13 @@ class NullBackend : public Backend {
   void reserve(const Layout&) override {}
   /// Above every address that a process of this machine can have.
   uint64_t base() const override { return uint64_t{1} << 60; }
-  void back(PageRun) override {}
-  void unback(PageRun) override {}
+  void map_primary(PageRun) override {}
+  void unmap_and_release(PageRun) override {}
   bool rebindable() const override { return false; }
   bool aliasing() const override { return true; }
   uint64_t max_alias_pages() const override { return uint64_t{1} << 20; }
-  void map(uint64_t, PageRun) override {}
-  void unmap(uint64_t, PageRun) override {}
+  void map_alias(uint64_t, PageRun) override {}
+  void unmap_alias(uint64_t, PageRun) override {}
   bool events_allowed() const override { return true; }
   Event record_event(uint64_t) override { return ++last_event_; }
   bool event_done(Event event) override { return event <= synchronized_; }

@@ -13,13 +13,13 @@ class CudaSlabBackend : public CudaDevice {
   bool has_own_addresses() const override { return false; }
   void reserve(const Layout&) override {}
   uint64_t base() const override { return base_; }
-  void back(PageRun) override {}
-  void unback(PageRun) override {}
+  void map_primary(PageRun) override {}
+  void unmap_and_release(PageRun) override {}
   bool rebindable() const override { return true; }
   bool aliasing() const override { return true; }
   uint64_t max_alias_pages() const override { return 0; }
-  void map(uint64_t, PageRun) override {}
-  void unmap(uint64_t, PageRun) override {}
+  void map_alias(uint64_t, PageRun) override {}
+  void unmap_alias(uint64_t, PageRun) override {}
 
  private:
   const uint64_t base_;

@@ -9,16 +9,17 @@
 namespace vramkit {
 
 using cuda::check;
-using cuda::complain;
 using cuda::driver;
 using cuda::Entered;
+using cuda::warn_on_failure;
 
 CudaVmmBackend::CudaVmmBackend(int device) : CudaDevice(device), wanted_(properties()) {
   if (attribute(cuda::kAttributeVirtualMemory) != 0) return;
-  fail(Status::kInvalidArgument,
-       "cuda:%d has no virtual memory management (a virtual GPU, or an old driver): no pool can be "
-       "made on it",
-       device);
+  throw_error(
+      Status::kInvalidArgument,
+      "cuda:%d has no virtual memory management (a virtual GPU, or an old driver): no pool can be "
+      "made on it",
+      device);
 }
 
 CudaVmmBackend::~CudaVmmBackend() {
@@ -27,7 +28,8 @@ CudaVmmBackend::~CudaVmmBackend() {
   for (uint64_t page = 0; page < handles_.size(); ++page) {
     if (handles_[page] != 0) release_handle(page);
   }
-  if (base_ != 0) complain(driver().address_free(base_, address_bytes_), "cuMemAddressFree", base_);
+  if (base_ != 0)
+    warn_on_failure(driver().address_free(base_, address_bytes_), "cuMemAddressFree", base_);
 }
 
 cuda::AllocationProperties CudaVmmBackend::properties() const {
@@ -46,19 +48,20 @@ void CudaVmmBackend::reserve(const Layout& layout) {
   size_t granularity = 0;
   check(driver().granularity(&granularity, &wanted_, 0), "cuMemGetAllocationGranularity");
   if (layout.page_bytes % granularity != 0) {
-    fail(Status::kInvalidArgument, "cuda:%d: pages of %s are not a multiple of its granularity, %s",
-         device(), mib(layout.page_bytes).c_str(), mib(granularity).c_str());
+    throw_error(Status::kInvalidArgument,
+                "cuda:%d: pages of %s are not a multiple of its granularity, %s", device(),
+                mib(layout.page_bytes).c_str(), mib(granularity).c_str());
   }
   page_bytes_ = layout.page_bytes;
-  address_bytes_ = (layout.home_pages + layout.alias_pages) * page_bytes_;
+  address_bytes_ = (layout.primary_pages + layout.alias_pages) * page_bytes_;
   cuda::Address address = 0;
   check(driver().address_reserve(&address, address_bytes_, page_bytes_, 0, 0),
         "cuMemAddressReserve");
   base_ = address;
-  handles_.resize(layout.home_pages);
+  handles_.resize(layout.primary_pages);
 }
 
-void CudaVmmBackend::commit(PageRun run) {
+void CudaVmmBackend::create_physical(PageRun run) {
   const Entered entered(context());
   std::vector<uint64_t> made;
   made.reserve(run.count);
@@ -77,14 +80,15 @@ void CudaVmmBackend::commit(PageRun run) {
     size_t total = 0;
     driver().memory_info(&free, &total);
     if (result != cuda::kOutOfMemory) check(result, "cuMemCreate");
-    fail(Status::kOutOfMemory,
-         "cuda:%d has no memory for %s more: %s of its %s are free; ask for less, or free what "
-         "other programs and PyTorch's own allocator hold (torch.cuda.empty_cache())",
-         device(), mib(run.count * page_bytes_).c_str(), mib(free).c_str(), mib(total).c_str());
+    throw_error(
+        Status::kOutOfMemory,
+        "cuda:%d has no memory for %s more: %s of its %s are free; ask for less, or free what "
+        "other programs and PyTorch's own allocator hold (torch.cuda.empty_cache())",
+        device(), mib(run.count * page_bytes_).c_str(), mib(free).c_str(), mib(total).c_str());
   }
 }
 
-uint64_t CudaVmmBackend::uncommit(PageRun run) {
+uint64_t CudaVmmBackend::release_physical(PageRun run) {
   const Entered entered(context());
   uint64_t released = 0;
   for (uint64_t page = run.first; page < run.first + run.count; ++page) {
@@ -95,24 +99,24 @@ uint64_t CudaVmmBackend::uncommit(PageRun run) {
   return released;
 }
 
-void CudaVmmBackend::back(PageRun run) {
-  commit(run);
+void CudaVmmBackend::map_primary(PageRun run) {
+  create_physical(run);
   const Entered entered(context());
-  map_pages(home(run.first), run);
+  map_pages(primary_address(run.first), run);
 }
 
-void CudaVmmBackend::unback(PageRun run) {
+void CudaVmmBackend::unmap_and_release(PageRun run) {
   const Entered entered(context());
-  unmap_pages(home(run.first), run.count);
+  unmap_pages(primary_address(run.first), run.count);
   for (uint64_t i = 0; i < run.count; ++i) release_handle(run.first + i);
 }
 
-void CudaVmmBackend::map(uint64_t address, PageRun run) {
+void CudaVmmBackend::map_alias(uint64_t address, PageRun run) {
   const Entered entered(context());
   map_pages(address, run);
 }
 
-void CudaVmmBackend::unmap(uint64_t address, PageRun run) {
+void CudaVmmBackend::unmap_alias(uint64_t address, PageRun run) {
   const Entered entered(context());
   unmap_pages(address, run.count);
 }
@@ -140,12 +144,12 @@ void CudaVmmBackend::map_pages(uint64_t address, PageRun run) {
 void CudaVmmBackend::unmap_pages(uint64_t address, uint64_t count) {
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t at = address + i * page_bytes_;
-    complain(driver().memory_unmap(at, page_bytes_), "cuMemUnmap", at);
+    warn_on_failure(driver().memory_unmap(at, page_bytes_), "cuMemUnmap", at);
   }
 }
 
 void CudaVmmBackend::release_handle(uint64_t page) {
-  complain(driver().memory_release(handles_[page]), "cuMemRelease", handles_[page]);
+  warn_on_failure(driver().memory_release(handles_[page]), "cuMemRelease", handles_[page]);
   handles_[page] = 0;
   --held_;
 }

@@ -10,11 +10,14 @@ namespace vramkit {
 
 /// One handle is one page: a handle is mapped whole or not at all. The handles of the whole
 /// capacity are made at once (the device keeps its promise, or the pool is not made); mapping them,
-/// which costs three times as much, follows ahead of their use.
+/// which costs three times as much, follows in the background.
 ///
 /// Stream order makes an alias safe: nothing is copied from one address to another, and two blocks
 /// that share a page follow each other by stream order or by an event (CUDA Programming Guide,
 /// "Virtual Aliasing Support").
+///
+/// The destructor unmaps nothing: `Pages` and `Aliases` have done so before. It releases handles
+/// that are left, then the address range.
 class CudaVmmBackend : public CudaDevice {
  public:
   explicit CudaVmmBackend(int device);
@@ -24,17 +27,17 @@ class CudaVmmBackend : public CudaDevice {
 
   void reserve(const Layout& layout) override;
   uint64_t base() const override { return base_; }
-  void commit(PageRun run) override;
-  uint64_t uncommit(PageRun run) override;
+  void create_physical(PageRun run) override;
+  uint64_t release_physical(PageRun run) override;
   uint64_t held_pages(uint64_t) const override { return held_; }
   bool maps_slowly() const override { return true; }
-  void back(PageRun run) override;
-  void unback(PageRun run) override;
+  void map_primary(PageRun run) override;
+  void unmap_and_release(PageRun run) override;
   bool rebindable() const override { return false; }
   bool aliasing() const override { return true; }
   uint64_t max_alias_pages() const override { return kMaxAliasPages; }
-  void map(uint64_t address, PageRun run) override;
-  void unmap(uint64_t address, PageRun run) override;
+  void map_alias(uint64_t address, PageRun run) override;
+  void unmap_alias(uint64_t address, PageRun run) override;
   void add_peer(int device) override;
   std::vector<int> peers_in_use() const override;
   void remove_peer(int device) override;
@@ -43,7 +46,7 @@ class CudaVmmBackend : public CudaDevice {
  private:
   static constexpr uint64_t kMaxAliasPages = uint64_t{1} << 17;
 
-  uint64_t home(uint64_t page) const { return base_ + page * page_bytes_; }
+  uint64_t primary_address(uint64_t page) const { return base_ + page * page_bytes_; }
   void map_pages(uint64_t address, PageRun run);
   void unmap_pages(uint64_t address, uint64_t count);
   std::vector<cuda::AccessDescription> accesses() const;

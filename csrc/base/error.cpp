@@ -28,7 +28,7 @@ std::string format(const char* pattern, ...) {
   return text;
 }
 
-void fail(Status status, const char* pattern, ...) {
+void throw_error(Status status, const char* pattern, ...) {
   va_list arguments;
   va_start(arguments, pattern);
   std::string text = format_list(pattern, arguments);
@@ -36,7 +36,7 @@ void fail(Status status, const char* pattern, ...) {
   throw Error(status, std::move(text));
 }
 
-void fail_errno(const char* pattern, ...) {
+void throw_errno(const char* pattern, ...) {
   const int code = errno;
   va_list arguments;
   va_start(arguments, pattern);

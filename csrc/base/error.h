@@ -37,11 +37,11 @@ class Error : public std::exception {
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
 /// Throws `Error` with a printf-style text.
-[[noreturn]] void fail(Status status, const char* pattern, ...)
+[[noreturn]] void throw_error(Status status, const char* pattern, ...)
     __attribute__((format(printf, 2, 3)));
 
 /// Same, with the text of `errno` appended.
-[[noreturn]] void fail_errno(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
+[[noreturn]] void throw_errno(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
 /// For destructors: prints to stderr, never throws.
 void report(const char* pattern, ...) noexcept __attribute__((format(printf, 1, 2)));

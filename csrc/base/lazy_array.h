@@ -21,7 +21,7 @@ class LazyArray {
     void* address = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) {
-      fail_errno("cannot reserve %s of address space for the pool's books", mib(bytes_).c_str());
+      throw_errno("cannot reserve %s of address space for the pool's books", mib(bytes_).c_str());
     }
     // Small pools stay small; a large table spares the processor's address cache.
     if (bytes_ > kSmallBytes) {

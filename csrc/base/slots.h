@@ -42,8 +42,8 @@ class Slots {
  private:
   void reserve_slowly(uint64_t count) {
     if (free_.size() + (max_count_ - used_) < count) {
-      fail(Status::kSystem, "the pool's metadata is full: %llu records",
-           static_cast<unsigned long long>(max_count_));
+      throw_error(Status::kSystem, "the pool's metadata is full: %llu records",
+                  static_cast<unsigned long long>(max_count_));
     }
     if (free_.capacity() < used_ + count) free_.reserve(2 * (used_ + count));
     ready_ = std::min<uint64_t>(free_.capacity(), max_count_);

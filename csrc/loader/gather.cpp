@@ -35,8 +35,8 @@ class Job {
       : plan_(std::move(plan)), indices_(indices.begin(), indices.end()) {
     const auto& pieces = plan_->pieces();
     if (destinations.size() != pieces.size()) {
-      fail(Status::kInvalidArgument, "the plan has %zu pieces, got %zu destinations", pieces.size(),
-           destinations.size());
+      throw_error(Status::kInvalidArgument, "the plan has %zu pieces, got %zu destinations",
+                  pieces.size(), destinations.size());
     }
     // Not the caller's list, which another thread may change meanwhile.
     plan_->check_indices(indices_);
@@ -112,16 +112,16 @@ struct Gatherer::State {
   size_t thread_count = 0;
 
   void check_open() const {
-    if (closed) fail(Status::kClosed, "the gatherer has been closed");
+    if (closed) throw_error(Status::kClosed, "the gatherer has been closed");
   }
 
   std::shared_ptr<Job> find(Ticket ticket) const {
     const auto found = tickets.find(ticket);
     if (found != tickets.end()) return found->second;
     check_open();
-    fail(Status::kInvalidArgument,
-         "the gatherer has no ticket %llu: each ticket of submit is waited for once",
-         static_cast<unsigned long long>(ticket));
+    throw_error(Status::kInvalidArgument,
+                "the gatherer has no ticket %llu: each ticket of submit is waited for once",
+                static_cast<unsigned long long>(ticket));
   }
 
   /// Copies the job's chunks until none is unclaimed, `enough` says so or the Gatherer is closed.
@@ -166,8 +166,8 @@ struct Gatherer::State {
 
 Gatherer::Gatherer(uint32_t threads) : process_(::getpid()), state_(std::make_unique<State>()) {
   if (threads > kMostThreads) {
-    fail(Status::kInvalidArgument, "a gatherer has at most %u threads, got %u", kMostThreads,
-         threads);
+    throw_error(Status::kInvalidArgument, "a gatherer has at most %u threads, got %u", kMostThreads,
+                threads);
   }
   state_->threads.reserve(threads);
   const SignalsBlocked blocked;
@@ -178,10 +178,11 @@ Gatherer::Gatherer(uint32_t threads) : process_(::getpid()), state_(std::make_un
       ::pthread_setname_np(thread.native_handle(), "vramkit-gather");
     } catch (const std::exception& error) {
       close();  // a thread that is not joined ends the process
-      fail(Status::kSystem,
-           "cannot start thread %u of %u of a gatherer: %s; ask for fewer threads or raise the "
-           "limit of processes (ulimit -u)",
-           i + 1, threads, error.what());
+      throw_error(
+          Status::kSystem,
+          "cannot start thread %u of %u of a gatherer: %s; ask for fewer threads or raise the "
+          "limit of processes (ulimit -u)",
+          i + 1, threads, error.what());
     }
   }
   state_->thread_count = threads;
@@ -198,10 +199,11 @@ Gatherer::~Gatherer() {
 
 void Gatherer::check_process() const {
   if (::getpid() != process_) {
-    fail(Status::kForked,
-         "the gatherer belongs to process %d, the parent of this forked process, which has none of "
-         "its threads; create one here",
-         static_cast<int>(process_));
+    throw_error(
+        Status::kForked,
+        "the gatherer belongs to process %d, the parent of this forked process, which has none of "
+        "its threads; create one here",
+        static_cast<int>(process_));
   }
 }
 

@@ -14,14 +14,15 @@ Piece checked(const PieceSpec& spec, size_t number) {
       {spec.segments.begin(), spec.segments.end()}, spec.row_bytes, spec.row_stride_bytes, 0};
   for (const Segment& segment : piece.segments) {
     if (segment.first_row != piece.rows) {
-      fail(Status::kInvalidArgument,
-           "a segment of piece %zu begins at row %llu, but the segments before it end at row %llu; "
-           "pass the segments sorted by first_row, without gaps",
-           number, printable(segment.first_row), printable(piece.rows));
+      throw_error(
+          Status::kInvalidArgument,
+          "a segment of piece %zu begins at row %llu, but the segments before it end at row %llu; "
+          "pass the segments sorted by first_row, without gaps",
+          number, printable(segment.first_row), printable(piece.rows));
     }
     if (segment.rows > static_cast<uint64_t>(INT64_MAX) - piece.rows) {
-      fail(Status::kInvalidArgument, "piece %zu has more rows than an int64 index can name",
-           number);
+      throw_error(Status::kInvalidArgument, "piece %zu has more rows than an int64 index can name",
+                  number);
     }
     piece.rows += segment.rows;
     if (segment.rows == 0) continue;
@@ -62,18 +63,20 @@ void GatherPlan::check_indices(std::span<const int64_t> indices) const {
   const auto bad = std::find_if(indices.begin(), indices.end(), [rows](int64_t index) {
     return static_cast<uint64_t>(index) >= rows;
   });
-  fail(Status::kInvalidArgument,
-       "index %lld at position %lld is out of range: piece %zu has %llu rows, so indices must be "
-       "at least 0 and less than that",
-       static_cast<long long>(*bad), static_cast<long long>(bad - indices.begin()), shortest_,
-       printable(rows));
+  throw_error(
+      Status::kInvalidArgument,
+      "index %lld at position %lld is out of range: piece %zu has %llu rows, so indices must be "
+      "at least 0 and less than that",
+      static_cast<long long>(*bad), static_cast<long long>(bad - indices.begin()), shortest_,
+      printable(rows));
 }
 
 uint64_t checked_product(uint64_t a, uint64_t b, const char* what) {
   uint64_t product = 0;
   if (__builtin_mul_overflow(a, b, &product)) {
-    fail(Status::kInvalidArgument, "a %s of %llu rows at a distance of %llu bytes exceeds 64 bits",
-         what, printable(a), printable(b));
+    throw_error(Status::kInvalidArgument,
+                "a %s of %llu rows at a distance of %llu bytes exceeds 64 bits", what, printable(a),
+                printable(b));
   }
   return product;
 }
@@ -81,8 +84,8 @@ uint64_t checked_product(uint64_t a, uint64_t b, const char* what) {
 void check_extent(uint64_t address, uint64_t bytes, const char* what) {
   uint64_t end = 0;
   if ((address == 0 && bytes > 0) || __builtin_add_overflow(address, bytes, &end)) {
-    fail(Status::kInvalidArgument, "a %s of %llu bytes cannot begin at address 0x%llx", what,
-         printable(bytes), printable(address));
+    throw_error(Status::kInvalidArgument, "a %s of %llu bytes cannot begin at address 0x%llx", what,
+                printable(bytes), printable(address));
   }
 }
 

@@ -26,8 +26,8 @@ class PrimaryContext {
     int count = 0;
     check(driver().device_count(&count), "cuDeviceGetCount");
     if (device < 0 || device >= count) {
-      fail(Status::kInvalidArgument, "there is no CUDA device %d: the driver counts %d", device,
-           count);
+      throw_error(Status::kInvalidArgument, "there is no CUDA device %d: the driver counts %d",
+                  device, count);
     }
     check(driver().device_get(&handle_, device), "cuDeviceGet");
     check(driver().context_retain(&context_, handle_), "cuDevicePrimaryCtxRetain");
@@ -35,8 +35,8 @@ class PrimaryContext {
   PrimaryContext(const PrimaryContext&) = delete;
   PrimaryContext& operator=(const PrimaryContext&) = delete;
   ~PrimaryContext() {
-    cuda::complain(driver().context_release(handle_), "cuDevicePrimaryCtxRelease",
-                   static_cast<unsigned long long>(handle_));
+    cuda::warn_on_failure(driver().context_release(handle_), "cuDevicePrimaryCtxRelease",
+                          static_cast<unsigned long long>(handle_));
   }
   cuda::Context get() const { return context_; }
 
@@ -60,10 +60,11 @@ struct Registrations {
   void check_process() const {
     const pid_t first = process;
     if (first != 0 && first != ::getpid()) {
-      fail(Status::kForked,
-           "host memory was registered by process %d, a parent of this forked process, where the "
-           "CUDA driver does not work; start processes that use CUDA by spawn",
-           static_cast<int>(first));
+      throw_error(
+          Status::kForked,
+          "host memory was registered by process %d, a parent of this forked process, where the "
+          "CUDA driver does not work; start processes that use CUDA by spawn",
+          static_cast<int>(first));
     }
   }
 };
@@ -76,14 +77,15 @@ std::string locked_memory_limit() {
 
 [[noreturn]] void refuse(cuda::Result result, uint64_t address, uint64_t bytes, int device) {
   if (result == cuda::kHostMemoryAlreadyRegistered) {
-    fail(Status::kInvalidArgument,
-         "%s of host memory at 0x%llx are registered already, or a part of them is",
-         mib(bytes).c_str(), static_cast<unsigned long long>(address));
+    throw_error(Status::kInvalidArgument,
+                "%s of host memory at 0x%llx are registered already, or a part of them is",
+                mib(bytes).c_str(), static_cast<unsigned long long>(address));
   }
-  fail(Status::kSystem,
-       "cuda:%d: the driver cannot register %s of host memory: %s (%d). The limit on locked memory "
-       "(ulimit -l) is %s; raise it, or register less",
-       device, mib(bytes).c_str(), cuda::name_of(result), result, locked_memory_limit().c_str());
+  throw_error(
+      Status::kSystem,
+      "cuda:%d: the driver cannot register %s of host memory: %s (%d). The limit on locked memory "
+      "(ulimit -l) is %s; raise it, or register less",
+      device, mib(bytes).c_str(), cuda::name_of(result), result, locked_memory_limit().c_str());
 }
 
 }  // namespace
@@ -91,8 +93,9 @@ std::string locked_memory_limit() {
 void host_register(uint64_t address, uint64_t bytes, int device) {
   uint64_t end = 0;
   if (address == 0 || bytes == 0 || __builtin_add_overflow(address, bytes, &end)) {
-    fail(Status::kInvalidArgument, "cannot register %llu bytes of host memory at address 0x%llx",
-         static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(address));
+    throw_error(Status::kInvalidArgument,
+                "cannot register %llu bytes of host memory at address 0x%llx",
+                static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(address));
   }
   Registrations& registrations = Registrations::instance();
   registrations.check_process();
@@ -120,8 +123,8 @@ void host_unregister(uint64_t address) {
   const std::lock_guard guard(registrations.mutex);
   const auto entry = registrations.held.find(address);
   if (entry == registrations.held.end()) {
-    fail(Status::kInvalidArgument, "no host memory was registered at address 0x%llx",
-         static_cast<unsigned long long>(address));
+    throw_error(Status::kInvalidArgument, "no host memory was registered at address 0x%llx",
+                static_cast<unsigned long long>(address));
   }
   {
     // Where the context is gone, at process exit or after a reset, the registration is gone too.

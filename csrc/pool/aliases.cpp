@@ -23,7 +23,7 @@ AliasId Aliases::create(const std::vector<PageRun>& runs) {
   uint64_t pages = 0;
   for (const PageRun& run : runs) {
     pages += run.count;
-    if (backend_.aliasing()) pages_.need_home(run);
+    if (backend_.aliasing()) pages_.need_primary(run);
   }
   prepare(runs.size());
   if (!backend_.take_mappings(pages)) return 0;
@@ -50,7 +50,7 @@ void Aliases::prepare(size_t runs) {
   }
   Alias& next = aliases_[free_ids_.back()];
   next.runs.reserve(runs);
-  next.lent.reserve(runs);
+  next.primary_blocks.reserve(runs);
   // One by size and one by address for each; free addresses lie between aliases.
   nodes_.reserve(3 * aliases_.size() + 1);
 }
@@ -186,8 +186,8 @@ void Aliases::occupy(AliasId id, uint64_t pages) {
   const uint64_t page_bytes = layout_.page_bytes;
   range_.prepare(alias.runs.size());
   each_prefix_run(alias.runs, pages, [&](PageRun run) {
-    alias.lent.push_back(
-        range_.take(run.first * page_bytes, run.count * page_bytes, BlockState::kLent));
+    alias.primary_blocks.push_back(
+        range_.take(run.first * page_bytes, run.count * page_bytes, BlockState::kAliased));
     return true;
   });
   alias.live_pages = pages;
@@ -196,11 +196,11 @@ void Aliases::occupy(AliasId id, uint64_t pages) {
 
 void Aliases::release(AliasId id, const Tag& tag, Streams& streams) {
   Alias& alias = aliases_[id];
-  for (size_t i = 0; i < alias.lent.size(); ++i) {
+  for (size_t i = 0; i < alias.primary_blocks.size(); ++i) {
     if (i > 0) streams.hold_uses(tag.uses);
-    range_.release(alias.lent[i], tag);
+    range_.release(alias.primary_blocks[i], tag);
   }
-  alias.lent.clear();
+  alias.primary_blocks.clear();
   alias.live_pages = 0;
   alias.requested = 0;
   alias.stack_id = 0;
@@ -220,6 +220,11 @@ AliasId Aliases::at(uint64_t alias_page) const {
   if (it == by_address_.begin()) return 0;
   --it;
   return alias_page < it->first + aliases_[it->second].pages ? it->second : 0;
+}
+
+AliasId Aliases::starting_at(uint64_t alias_page) const {
+  const auto found = by_address_.find(alias_page);
+  return found != by_address_.end() ? found->second : 0;
 }
 
 uint64_t Aliases::metadata_bytes() const {

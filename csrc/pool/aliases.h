@@ -24,7 +24,7 @@ using AliasId = uint32_t;  // 0 is none
 struct Alias {
   uint64_t first = 0;  // alias page
   uint64_t pages = 0;
-  std::vector<PageRun> runs;  // home pages in the order of the alias addresses
+  std::vector<PageRun> runs;  // primary pages in the order of the alias addresses
   uint64_t last_use = 0;
   // Of the live block, when there is one:
   uint64_t live_pages = 0;
@@ -32,11 +32,15 @@ struct Alias {
   uint32_t stack_id = 0;
   uint32_t uses = 0;
   StreamIndex stream = kAnyStream;
-  std::vector<BlockId> lent;  // the home blocks that it occupies
+  std::vector<BlockId> primary_blocks;  // the primary blocks that it occupies
 
   bool live() const { return live_pages > 0; }
 };
 
+/// Called under the pool's lock. Calls that create, occupy or drop aliases map or unmap pages, and
+/// may block in the driver. The id of a live alias stays valid; `create` invalidates references,
+/// and `make_room` and `drop_idle` the ids of idle aliases. The destructor unmaps all aliases, and
+/// reports what fails.
 class Aliases {
  public:
   Aliases(Backend& backend, Pages& pages, Range& range, const Layout& layout);
@@ -60,7 +64,7 @@ class Aliases {
   /// the next ones need not wait. Work on them must be done. False if that is not enough.
   bool make_room(uint64_t pages);
 
-  /// Occupies the home pages under the first `pages` pages.
+  /// Occupies the primary pages under the first `pages` pages.
   void occupy(AliasId id, uint64_t pages);
   /// Frees them with the tag, whose uses each freed block holds.
   void release(AliasId id, const Tag& tag, Streams& streams);
@@ -73,6 +77,8 @@ class Aliases {
   const Alias& operator[](AliasId id) const { return aliases_[id]; }
   /// The alias, mapped, that contains the alias page; or 0.
   AliasId at(uint64_t alias_page) const;
+  /// The mapped alias whose first page that is; or 0.
+  AliasId starting_at(uint64_t alias_page) const;
   uint64_t mapped_pages() const { return mapped_pages_; }
 
   template <typename Visit>

@@ -10,6 +10,9 @@ namespace vramkit {
 
 /// 64 bins for each power of two (exact sizes up to 32 KiB), with a bitmap over them: bins after
 /// the two-level scheme of TLSF (Masmano et al., 2004), searched for the best fit.
+///
+/// A block is in one `Bins` at most, from `insert` to `remove`, and must not change its size in
+/// between. `Range` calls it under the pool's lock; nothing allocates or throws.
 class Bins {
  public:
   explicit Bins(Blocks& blocks) : blocks_(blocks) {}

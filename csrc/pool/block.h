@@ -1,4 +1,4 @@
-// One record for each piece of the home range, live or free, in address order.
+// One record for each piece of the primary range, live or free, in address order.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ enum class BlockState : uint8_t {
   kFree,
   kLive,
   kChunk,    // holds spans of small blocks
-  kLent,     // its pages serve a stitched block
+  kAliased,  // its pages serve a stitched block
   kRetired,  // an address that is never used again
 };
 
@@ -30,7 +30,7 @@ struct Tag {
 };
 
 struct alignas(64) Block {
-  uint64_t offset;     // bytes from the start of the home range
+  uint64_t offset;     // bytes from the start of the primary range
   uint64_t size;       // bytes
   uint64_t requested;  // bytes asked for; 0 unless live
   uint64_t epoch;      // of the tag, when free
@@ -44,11 +44,13 @@ struct alignas(64) Block {
   BlockState state;
 
   uint64_t end() const { return offset + size; }
+  bool contains(uint64_t place) const { return place - offset < size; }
   bool is_free() const { return state == BlockState::kFree; }
   Tag tag() const { return {stream, uses, epoch}; }
 };
 static_assert(sizeof(Block) == 64);
 
+/// Ids are reused after a block has merged into its neighbour: keep none across a free.
 using Blocks = Slots<Block>;
 
 }  // namespace vramkit

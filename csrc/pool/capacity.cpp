@@ -1,102 +1,80 @@
-// The engine's capacity: growing, shrinking, giving memory back.
+#include "pool/capacity.h"
+
 #include <algorithm>
 
 #include "backend/mapping.h"
 #include "base/bytes.h"
 #include "base/error.h"
-#include "pool/engine.h"
 
 namespace vramkit {
 
-/// Those that lie wholly in neighbouring free blocks for which wanted(block).
-template <typename Wanted>
-std::vector<PageRun> Engine::whole_pages(Wanted wanted) const {
-  std::vector<PageRun> runs;
-  range_.each_free_stretch(wanted, [&](uint64_t offset, uint64_t size) {
-    const uint64_t first = ceil_div(offset, page_bytes());
-    const uint64_t end = (offset + size) / page_bytes();
-    if (end > first) runs.push_back({first, end - first});
-    return true;
-  });
-  return runs;
+void check_capacity(const std::string& label, uint64_t capacity_bytes, uint64_t page_bytes,
+                    const Backend& backend) {
+  if (capacity_bytes < page_bytes) {
+    throw_error(Status::kInvalidArgument, "%s: a capacity of %s is less than one page of %s",
+                label.c_str(), mib_apart(capacity_bytes, page_bytes).c_str(),
+                mib_apart(page_bytes, capacity_bytes).c_str());
+  }
+  if (capacity_bytes > backend.memory_limit()) {
+    throw_error(Status::kInvalidArgument,
+                "%s: a capacity of %s is more than the %s that the machine has; ask for less",
+                label.c_str(), mib_apart(capacity_bytes, backend.memory_limit()).c_str(),
+                mib_apart(backend.memory_limit(), capacity_bytes).c_str());
+  }
 }
 
-std::vector<PageRun> Engine::free_pages() const {
-  return whole_pages([](const Block&) { return true; });
+/// Retired pages that may be used again.
+uint64_t Capacity::revivable_pages() const {
+  return backend_.rebindable() ? pages_.count() - capacity_pages_ : 0;
 }
 
-/// What a stream can have of them, after a wait perhaps.
-std::vector<PageRun> Engine::obtainable_pages(StreamIndex stream) const {
-  const bool may_wait = streams_.events_allowed();
-  return whole_pages(
-      [&](const Block& block) { return streams_.obtainable(stream, block.tag(), may_wait); });
+uint64_t Capacity::spare_pages() const {
+  return layout_.primary_pages - pages_.count() + revivable_pages();
 }
 
-uint64_t Engine::free_page_bytes() const {
-  uint64_t pages = 0;
-  for (const PageRun& run : free_pages()) pages += run.count;
-  return pages * page_bytes();
-}
-
-void Engine::resize(uint64_t capacity_bytes) {
-  const uint64_t pages = capacity_bytes / page_bytes();
-  check_capacity(label_, capacity_bytes, page_bytes(), *backend_);
-  settle_ahead();
-  if (pages > capacity_pages_) grow(pages - capacity_pages_);
-  if (pages < capacity_pages_) shrink(capacity_pages_ - pages);
-}
-
-/// Pages that the pool can grow by: those with addresses that are not used up.
-uint64_t Engine::spare_pages() const {
-  const uint64_t retired = backend_->rebindable() ? pages_.count() - capacity_pages_ : 0;
-  return layout_.home_pages - pages_.count() + retired;
-}
-
-uint64_t Engine::most_capacity_bytes() const {
-  return (capacity_pages_ + spare_pages()) * page_bytes();
-}
-
-void Engine::refuse_growth(uint64_t pages) const {
-  const uint64_t bytes = spare_pages() * page_bytes();
-  const char* const why = address_allowance() != ~uint64_t{0} && backend_->takes_address_space()
+void Capacity::refuse_growth(uint64_t pages) const {
+  const uint64_t bytes = spare_pages() * layout_.page_bytes;
+  const char* const why = address_allowance() != ~uint64_t{0} && backend_.takes_address_space()
                               ? " within the limit of this process (`ulimit -v`)"
                               : "";
-  fail(Status::kInvalidArgument,
-       "%s: cannot grow by %s to %s: the pool reserved its addresses when it was made%s and has "
-       "addresses for %s more, up to a capacity of %s; make a new pool of the size that you need",
-       label_.c_str(), mib(pages * page_bytes()).c_str(),
-       mib((capacity_pages_ + pages) * page_bytes()).c_str(), why, mib(bytes).c_str(),
-       mib(most_capacity_bytes()).c_str());
+  throw_error(
+      Status::kInvalidArgument,
+      "%s: cannot grow by %s to %s: the pool reserved its addresses when it was made%s and has "
+      "addresses for %s more, up to a capacity of %s; make a new pool of the size that you need",
+      label_.c_str(), mib(pages * layout_.page_bytes).c_str(),
+      mib((capacity_pages_ + pages) * layout_.page_bytes).c_str(), why, mib(bytes).c_str(),
+      mib((capacity_pages_ + spare_pages()) * layout_.page_bytes).c_str());
 }
 
-void Engine::grow(uint64_t pages) {
-  const uint64_t retired = backend_->rebindable() ? pages_.count() - capacity_pages_ : 0;
+void Capacity::grow(uint64_t pages) {
+  const uint64_t retired = revivable_pages();
   if (pages > spare_pages()) refuse_growth(pages);
   const uint64_t fresh = pages > retired ? pages - retired : 0;
   pages_.prepare(fresh);
   range_.prepare(2);  // what is revived ends in one piece more, and the range in another
-  backend_->commit({pages_.count(), fresh});
+  backend_.create_physical({pages_.count(), fresh});
   const uint64_t revived = revive(std::min(pages, retired));
   if (pages > revived) {
     pages_.extend(pages - revived);
-    range_.extend((pages - revived) * page_bytes());
+    range_.extend((pages - revived) * layout_.page_bytes);
   }
   capacity_pages_ += pages;
-  if (!backend_->has_own_addresses()) pages_.need_home({0, pages_.count()});  // it is all there
+  if (!backend_.has_own_addresses()) pages_.need_primary({0, pages_.count()});  // it is all there
 }
 
 /// Takes retired pages into use again, at most `pages`; returns how many.
-uint64_t Engine::revive(uint64_t pages) {
+uint64_t Capacity::revive(uint64_t pages) {
   uint64_t revived = 0;
   for (BlockId id = range_.first(); id != 0 && revived < pages;) {
     const BlockId next = range_[id].next;
     if (range_[id].state == BlockState::kRetired) {
       const uint64_t offset = range_[id].offset;
       const uint64_t size = range_[id].size;
-      const uint64_t part = std::min(size / page_bytes(), pages - revived);
+      const uint64_t part = std::min(size / layout_.page_bytes, pages - revived);
       range_.release(id, Tag{});
-      if (part * page_bytes() < size) {
-        range_.take(offset + part * page_bytes(), size - part * page_bytes(), BlockState::kRetired);
+      if (part * layout_.page_bytes < size) {
+        range_.take(offset + part * layout_.page_bytes, size - part * layout_.page_bytes,
+                    BlockState::kRetired);
       }
       revived += part;
     }
@@ -105,19 +83,18 @@ uint64_t Engine::revive(uint64_t pages) {
   return revived;
 }
 
-void Engine::shrink(uint64_t pages) {
-  drain();
+void Capacity::shrink(uint64_t pages) {
   aliases_.drop_idle();
-  std::vector<PageRun> runs = free_pages();
+  std::vector<PageRun> runs = memory_.whole_pages();
   uint64_t found = 0;
   for (const PageRun& run : runs) found += run.count;
   if (found < pages) {
-    fail(Status::kBusy,
-         "%s: cannot shrink by %s: only %s of whole pages are free, the rest holds live blocks; "
-         "free "
-         "tensors first or shrink less",
-         label_.c_str(), mib_apart(pages * page_bytes(), found * page_bytes()).c_str(),
-         mib_apart(found * page_bytes(), pages * page_bytes()).c_str());
+    throw_error(
+        Status::kBusy,
+        "%s: cannot shrink by %s: only %s of whole pages are free, the rest holds live blocks; "
+        "free tensors first or shrink less",
+        label_.c_str(), mib_apart(pages * layout_.page_bytes, found * layout_.page_bytes).c_str(),
+        mib_apart(found * layout_.page_bytes, pages * layout_.page_bytes).c_str());
   }
   // From the end, where memory was used least.
   for (auto run = runs.rbegin(); pages > 0; ++run) {
@@ -128,7 +105,7 @@ void Engine::shrink(uint64_t pages) {
 }
 
 /// Piece by piece, so that after a failure no address is in use that has lost its memory.
-void Engine::retire(PageRun run) {
+void Capacity::retire(PageRun run) {
   const uint64_t end = run.first + run.count;
   for (uint64_t page = run.first; page < end;) {
     const uint64_t first = page++;
@@ -136,77 +113,27 @@ void Engine::retire(PageRun run) {
     const uint64_t count = page - first;
     range_.prepare(1);  // or an address would stay in use that has lost its memory
     pages_.drop({first, count});
-    range_.take(first * page_bytes(), count * page_bytes(), BlockState::kRetired);
+    range_.take(first * layout_.page_bytes, count * layout_.page_bytes, BlockState::kRetired);
     capacity_pages_ -= count;
   }
 }
 
-/// In the order of their addresses; only pages that were never mapped.
-std::shared_ptr<Ahead> Engine::next_ahead(uint64_t pages) {
-  settle_ahead();
-  if (!backs_ahead_) return nullptr;
-  while (ahead_ < pages_.count()) {
-    const Block& block = range_[range_.block_at(ahead_ * page_bytes())];
-    const uint64_t end = std::min(block.end() / page_bytes(), pages_.count());
-    if (block.state == BlockState::kRetired || pages_.backed(ahead_)) {
-      ahead_ = block.state == BlockState::kRetired ? end : ahead_ + 1;
-      continue;
-    }
-    const uint64_t first = ahead_++;
-    const uint64_t most = std::min(first + pages, end);
-    while (ahead_ < most && !pages_.backed(ahead_)) ++ahead_;
-    return pages_.begin_ahead({first, ahead_ - first});
-  }
-  return nullptr;
-}
-
-void Engine::add_peer(int device) {
-  settle_ahead();
-  backend_->add_peer(device);
-  try {
-    for (uint64_t page = 0; page < pages_.count(); ++page) {
-      if (pages_.backed(page)) backend_->grant_peers(base() + page * page_bytes(), 1);
-    }
-    aliases_.each([&](AliasId, const Alias& alias) {
-      backend_->grant_peers(pages_.alias_address(alias.first), alias.pages);
-    });
-  } catch (...) {
-    backend_->remove_peer(device);  // or nothing could be mapped any more
-    throw;
-  }
-}
-
-void Engine::add_peers_in_use() {
-  for (const int peer : backend_->peers_in_use()) {
-    try {
-      pages_.need_home({0, 1});  // or it would show only later that one cannot
-      add_peer(peer);
-    } catch (const Error& error) {
-      report("%s: cuda:%d cannot access the pool's memory directly: %s", label_.c_str(), peer,
-             error.what());
-    }
-  }
-}
-
-uint64_t Engine::trim() {
-  if (!backend_->has_own_addresses()) return 0;  // its owner holds the memory
-  drain();
-  stop_backing_ahead();  // or what is given back would be taken again
+uint64_t Capacity::trim() {
   aliases_.drop_idle();
   Returned returned;
-  for (const PageRun& run : free_pages()) give_back(run, returned);
+  for (const PageRun& run : memory_.whole_pages()) give_back(run, returned);
   if (returned.refused > 0) {
     report(
         "%s: trim() gave %s back and left %s that the system refuses to take (%s); memory locked "
         "with mlock() can be taken back after munlock()",
-        label_.c_str(), mib(returned.pages * page_bytes()).c_str(),
-        mib(returned.refused * page_bytes()).c_str(), returned.reason.c_str());
+        label_.c_str(), mib(returned.pages * layout_.page_bytes).c_str(),
+        mib(returned.refused * layout_.page_bytes).c_str(), returned.reason.c_str());
   }
-  return returned.pages * page_bytes();
+  return returned.pages;
 }
 
 /// Page by page where the system refuses all of them together. What no attempt helps is counted.
-void Engine::give_back(PageRun run, Returned& returned) {
+void Capacity::give_back(PageRun run, Returned& returned) {
   const uint64_t backed_before = pages_.backed_count();
   try {
     returned.pages += give_back(run);
@@ -226,29 +153,29 @@ void Engine::give_back(PageRun run, Returned& returned) {
 }
 
 /// The page is still a free one: a failure may have come after some were retired.
-bool Engine::can_be_given_back(uint64_t page) const {
-  return pages_.backed(page) && range_[range_.block_at(page * page_bytes())].is_free();
+bool Capacity::can_be_given_back(uint64_t page) const {
+  return pages_.backed(page) && range_[range_.block_at(page * layout_.page_bytes)].is_free();
 }
 
 /// Gives the memory of free pages back, and their addresses up where those cannot be backed again.
-uint64_t Engine::give_back(PageRun run) {
-  if (backend_->rebindable()) return pages_.drop(run);
+uint64_t Capacity::give_back(PageRun run) {
+  if (backend_.rebindable()) return pages_.drop(run);
   uint64_t dropped = 0;
   for (uint64_t page = run.first; page < run.first + run.count;) {
     uint64_t end = page;
     while (end < run.first + run.count && pages_.backed(end)) ++end;
     if (end == page) {
       // Never mapped: nothing can know the address, which stays in use.
-      dropped += backend_->uncommit({page++, 1});
+      dropped += backend_.release_physical({page++, 1});
       continue;
     }
     const uint64_t count = end - page;
-    if (count > layout_.home_pages - pages_.count()) return dropped;  // no fresh addresses left
+    if (count > layout_.primary_pages - pages_.count()) return dropped;  // no fresh addresses left
     pages_.prepare(count);
     range_.prepare(3);
     retire({page, count});
     pages_.extend(count);
-    range_.extend(count * page_bytes());
+    range_.extend(count * layout_.page_bytes);
     capacity_pages_ += count;
     dropped += count;
     page = end;

@@ -41,6 +41,8 @@ struct Totals {
   }
 };
 
+/// Statistics only: nothing that steers placement reads them, because a user may reset the peaks.
+/// The pool's lock protects them.
 struct Counters {
   uint64_t live_bytes = 0;  // as requested
   uint64_t peak_live_bytes = 0;

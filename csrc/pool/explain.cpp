@@ -81,7 +81,7 @@ Shortage describe_shortage(const Engine& engine, uint64_t wanted) {
   s.live = counters.live_bytes;
   s.live_blocks = counters.live_blocks;
   s.free = s.capacity - counters.allocated_bytes;
-  s.largest_hole = engine.largest_hole();
+  s.largest_free_extent = engine.largest_free_extent();
   s.free_pages = engine.free_page_bytes();
   s.pending = engine.pending_bytes();
   s.most_capacity = engine.most_capacity_bytes();
@@ -99,11 +99,11 @@ Shortage describe_shortage(const Engine& engine, uint64_t wanted) {
 std::string explain_shortage(const Shortage& s, const char* (*stack_text)(uint32_t)) {
   std::string text = format(
       "vramkit pool on %s is out of memory. Wanted %s (%s); capacity %s, live %s in %s, free %s, "
-      "largest hole %s.",
+      "largest free block %s.",
       s.label.c_str(), mib(s.wanted).c_str(), counted(s.wanted, "byte").c_str(),
       mib_apart(s.capacity, s.wanted).c_str(), mib(s.live).c_str(),
       counted(s.live_blocks, "block").c_str(), mib_apart(s.free, s.wanted).c_str(),
-      mib_apart(s.largest_hole, s.wanted).c_str());
+      mib_apart(s.largest_free_extent, s.wanted).c_str());
   if (s.pending > 0) {
     text +=
         format(" Of the free memory %s wait for work on other streams.", mib(s.pending).c_str());

@@ -44,25 +44,24 @@ BlockInfo Engine::describe(const Alias& alias) const {
 }
 
 std::optional<BlockInfo> Engine::find(uint64_t address) const {
-  if (address < base() || address >= base() + address_bytes()) return std::nullopt;
-  const uint64_t offset = address - base();
-  const uint64_t home_bytes = layout_.home_pages * page_bytes();
-  if (offset >= home_bytes) {
-    const uint64_t page = (offset - home_bytes) / page_bytes();
-    const AliasId id = aliases_.at(page);
-    if (id == 0 || page >= aliases_[id].first + aliases_[id].live_pages) return std::nullopt;
-    return describe(aliases_[id]);
+  const FoundBlock found = lookup_.at(address);
+  switch (found.kind) {
+    case FoundBlock::Kind::kLarge:
+      return describe(range_[found.block]);
+    case FoundBlock::Kind::kSmall:
+      return describe(found.slot);
+    case FoundBlock::Kind::kStitched:
+      return describe(aliases_[found.alias]);
+    case FoundBlock::Kind::kNone:
+      break;
   }
-  if (offset >= range_.end()) return std::nullopt;
-  const uint32_t entry = range_.entry_at(offset);
-  if ((entry & kSpanEntry) != 0) {
-    const Spans::Slot slot = spans_.find(entry, offset);
-    if (slot.size == 0 || slot.pending) return std::nullopt;
-    return describe(slot);
-  }
-  const Block& block = range_[range_.block_at(offset)];
-  if (block.state != BlockState::kLive) return std::nullopt;
-  return describe(block);
+  return std::nullopt;
+}
+
+uint64_t Engine::free_page_bytes() const {
+  uint64_t pages = 0;
+  for (const PageRun& run : memory_.whole_pages()) pages += run.count;
+  return pages * page_bytes();
 }
 
 std::string Engine::alias_limit(uint64_t bytes) const {
@@ -99,7 +98,7 @@ uint64_t Engine::pending_bytes() const {
 
 uint64_t Engine::metadata_bytes() const {
   return sizeof(Engine) + range_.metadata_bytes() + spans_.metadata_bytes() +
-         pages_.metadata_bytes() + aliases_.metadata_bytes() + recall_.metadata_bytes();
+         pages_.metadata_bytes() + aliases_.metadata_bytes() + placement_cache_.metadata_bytes();
 }
 
 void Engine::reset_peaks() {
@@ -109,7 +108,7 @@ void Engine::reset_peaks() {
 
 void Engine::discard_free_in_child() {
   constexpr uint64_t kOsPage = 4 * kKiB;
-  range_.each_free_stretch([&](uint64_t offset, uint64_t size) {
+  range_.each_free_extent([&](uint64_t offset, uint64_t size) {
     const uint64_t start = align_up(offset, kOsPage);
     const uint64_t end = align_down(offset + size, kOsPage);
     if (end > start) backend_->discard_in_child(base() + start, end - start);

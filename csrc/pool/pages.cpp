@@ -7,10 +7,10 @@
 namespace vramkit {
 namespace {
 
-/// Calls act(run) for each maximal stretch of pages in `run` for which wanted(page) and, between
+/// Calls act(run) for each maximal extent of pages in `run` for which wanted(page) and, between
 /// neighbours, joined(page, page + 1).
 template <typename Wanted, typename Joined, typename Act>
-void each_stretch(PageRun run, Wanted wanted, Joined joined, Act act) {
+void each_run(PageRun run, Wanted wanted, Joined joined, Act act) {
   const uint64_t end = run.first + run.count;
   for (uint64_t page = run.first; page < end;) {
     if (!wanted(page)) {
@@ -28,9 +28,9 @@ bool always(uint64_t, uint64_t) { return true; }
 }  // namespace
 
 Pages::~Pages() {
-  settle_ahead();
+  finish_background_mapping();
   try {
-    bring_home({0, count()});
+    move_to_primary({0, count()});
     // Else all addresses go together, and with them pages that are locked and could not be dropped.
     if (!backend_.rebindable()) drop({0, count()});
   } catch (const std::exception& error) {
@@ -58,24 +58,24 @@ bool Pages::backed(PageRun run) const {
 std::vector<PageRun> Pages::backed_parts(const std::vector<PageRun>& runs) const {
   std::vector<PageRun> parts;
   for (const PageRun& run : runs) {
-    each_stretch(
+    each_run(
         run, [this](uint64_t page) { return backed_[page]; }, always,
         [&](PageRun part) { parts.push_back(part); });
   }
   return parts;
 }
 
-void Pages::need_home_slowly(PageRun run) {
-  back(run);
-  if (away_count_ > 0) bring_home(run);
+void Pages::need_primary_slowly(PageRun run) {
+  map_primary(run);
+  if (away_count_ > 0) move_to_primary(run);
 }
 
-void Pages::back(PageRun run) {
-  if (ahead_ && ahead_->touches(run)) settle_ahead();
-  each_stretch(
+void Pages::map_primary(PageRun run) {
+  if (background_ && background_->touches(run)) finish_background_mapping();
+  each_run(
       run, [this](uint64_t page) { return !backed_[page]; }, always,
       [this](PageRun bare) {
-        backend_.back(bare);
+        backend_.map_primary(bare);
         note_backed(bare);
       });
 }
@@ -87,25 +87,25 @@ void Pages::note_backed(PageRun run) {
   peak_backed_count_ = std::max(peak_backed_count_, backed_count_);
 }
 
-std::shared_ptr<Ahead> Pages::begin_ahead(PageRun run) {
-  ahead_ = std::make_shared<Ahead>(backend_, run);
-  return ahead_;
+std::shared_ptr<BackgroundMapping> Pages::begin_background_mapping(PageRun run) {
+  background_ = std::make_shared<BackgroundMapping>(backend_, run);
+  return background_;
 }
 
-void Pages::settle_ahead() {
-  if (!ahead_) return;
-  ahead_->wait();
-  if (!ahead_->failure()) note_backed(ahead_->run());
-  ahead_.reset();
+void Pages::finish_background_mapping() {
+  if (!background_) return;
+  background_->wait();
+  if (!background_->failure()) note_backed(background_->run());
+  background_.reset();
 }
 
-void Pages::bring_home(PageRun run) {
+void Pages::move_to_primary(PageRun run) {
   if (!moves_) return;
   const auto neighbours = [this](uint64_t a, uint64_t b) { return place_[a] + 1 == place_[b]; };
-  each_stretch(
+  each_run(
       run, [this](uint64_t page) { return place_[page] != 0; }, neighbours,
       [this](PageRun away) {
-        backend_.unmap(alias_address(place_[away.first] - 1), away);
+        backend_.unmap_alias(alias_address(place_[away.first] - 1), away);
         ++mapping_calls_;
         std::fill_n(place_.begin() + static_cast<ptrdiff_t>(away.first), away.count, uint64_t{0});
         away_count_ -= away.count;
@@ -113,17 +113,17 @@ void Pages::bring_home(PageRun run) {
 }
 
 void Pages::need_alias(uint64_t alias, PageRun run) {
-  back(run);
+  map_primary(run);
   if (!moves_) return;
   const auto elsewhere = [&](uint64_t page) { return !at_alias(page, alias + page - run.first); };
-  each_stretch(run, elsewhere, always, [&](PageRun part) {
-    bring_home(part);
+  each_run(run, elsewhere, always, [&](PageRun part) {
+    move_to_primary(part);
     map_alias(alias + part.first - run.first, part);
   });
 }
 
 void Pages::map_alias(uint64_t alias, PageRun run) {
-  backend_.map(alias_address(alias), run);
+  backend_.map_alias(alias_address(alias), run);
   ++mapping_calls_;
   if (!moves_) return;
   for (uint64_t i = 0; i < run.count; ++i) place_[run.first + i] = alias + i + 1;
@@ -133,28 +133,28 @@ void Pages::map_alias(uint64_t alias, PageRun run) {
 void Pages::unmap_alias(uint64_t alias, PageRun run) {
   if (moves_) {
     const auto here = [&](uint64_t page) { return at_alias(page, alias + page - run.first); };
-    each_stretch(run, here, always, [this](PageRun part) { bring_home(part); });
+    each_run(run, here, always, [this](PageRun part) { move_to_primary(part); });
     return;
   }
-  backend_.unmap(alias_address(alias), run);
+  backend_.unmap_alias(alias_address(alias), run);
   ++mapping_calls_;
 }
 
 uint64_t Pages::drop(PageRun run) {
-  if (ahead_ && ahead_->touches(run)) settle_ahead();
-  bring_home(run);
+  if (background_ && background_->touches(run)) finish_background_mapping();
+  move_to_primary(run);
   uint64_t dropped = 0;
-  each_stretch(
+  each_run(
       run, [this](uint64_t page) { return backed_[page]; }, always,
       [&](PageRun part) {
-        backend_.unback(part);
+        backend_.unmap_and_release(part);
         ++mapping_calls_;
         std::fill_n(backed_.begin() + static_cast<ptrdiff_t>(part.first), part.count, false);
         backed_count_ -= part.count;
         dropped += part.count;
       });
   // Here none is backed any more: what is left was committed only.
-  return dropped + backend_.uncommit(run);
+  return dropped + backend_.release_physical(run);
 }
 
 }  // namespace vramkit

@@ -5,61 +5,63 @@
 
 #include "base/bytes.h"
 #include "pool/explain.h"
-#include "pool/registry.h"
 
 namespace vramkit {
 
-Pool::Pool(const PoolConfig& config)
+Pool::Pool(const PoolConfig& config, OnClosing on_closing)
     : label_(config.engine.label),
       overflow_native_(config.overflow_native),
       debug_checks_(config.debug_checks),
+      on_closing_(on_closing),
       engine_(std::make_unique<Engine>(config.engine)),
       device_(engine_->device()),
       base_(engine_->base()),
       address_bytes_(engine_->address_bytes()) {}
 
-void Pool::start_backing() {
+void Pool::start_background_mapping() {
   // Detached: the object is immortal, and a closed pool ends the loop.
-  if (!inspect([](Engine& engine) { return engine.backs_ahead(); })) return;
+  if (!inspect([](Engine& engine) { return engine.maps_in_background(); })) return;
   try {
-    std::thread([this] { back_ahead(); }).detach();
+    std::thread([this] { map_in_background(); }).detach();
   } catch (const std::exception& error) {  // no thread, or no memory for one
-    report_not_ahead(error.what());
+    report_no_background_mapping(error.what());
   }
 }
 
-void Pool::report_not_ahead(const char* why) {
-  report("%s: memory is mapped when it is needed, not ahead: %s", label_.c_str(), why);
-  stop_backing();
+void Pool::report_no_background_mapping(const char* why) {
+  report("%s: memory is mapped when it is needed, not in the background: %s", label_.c_str(), why);
+  stop_background_mapping();
 }
 
-void Pool::stop_backing() {
+void Pool::stop_background_mapping() {
   const auto guard = lock();
-  if (engine_ && !in_child_) engine_->stop_backing_ahead();
+  if (engine_ && !in_child_) engine_->stop_background_mapping();
 }
 
-void Pool::back_ahead() {
+void Pool::map_in_background() {
   constexpr uint64_t kPagesAtATime = 2;  // who needs one of them waits for both
   const auto next = [this] {
     const auto guard = lock();
-    return engine_ ? engine_->next_ahead(kPagesAtATime) : nullptr;
+    return engine_ ? engine_->next_background_mapping(kPagesAtATime) : nullptr;
   };
   try {
-    while (const std::shared_ptr<Ahead> ahead = next()) {
-      ahead->map();
-      if (ahead->failure()) return report_not_ahead(ahead->failure()->what());
+    while (const std::shared_ptr<BackgroundMapping> mapping = next()) {
+      mapping->map();
+      if (mapping->failure()) return report_no_background_mapping(mapping->failure()->what());
     }
   } catch (const std::bad_alloc& error) {
-    report_not_ahead(error.what());
+    report_no_background_mapping(error.what());
   }
 }
 
 Engine& Pool::engine() {
-  if (!engine_) fail(Status::kClosed, "%s: the pool is closed; make a new one", label_.c_str());
+  if (!engine_)
+    throw_error(Status::kClosed, "%s: the pool is closed; make a new one", label_.c_str());
   if (in_child_) {
-    fail(Status::kForked,
-         "%s: this pool belongs to the parent of this process; make a pool of its own in the child",
-         label_.c_str());
+    throw_error(
+        Status::kForked,
+        "%s: this pool belongs to the parent of this process; make a pool of its own in the child",
+        label_.c_str());
   }
   return *engine_;
 }
@@ -98,7 +100,7 @@ uint64_t Pool::release_with(Release release) {
   if (in_child_) return 0;
   const uint64_t requested = release(engine());
   changed();
-  if (abandoned()) close_or_report();
+  if (should_close()) close_or_report();
   return requested;
 }
 
@@ -123,8 +125,8 @@ void Pool::record_stream(uint64_t address, uint64_t stream) {
   inspect([&](Engine& engine) { engine.record_stream(address, stream); });
 }
 
-void Pool::declare_short_lived(uint64_t stream) {
-  inspect([&](Engine& engine) { engine.declare_short_lived(stream); });
+void Pool::declare_external(uint64_t stream) {
+  inspect([&](Engine& engine) { engine.declare_external(stream); });
 }
 
 std::optional<BlockInfo> Pool::find(uint64_t address) {
@@ -138,37 +140,37 @@ void Pool::close() {
   if (!engine_) return;
   const Counters& counters = engine().counters();
   if (counters.live_blocks > 0) {
-    fail(Status::kBusy,
-         "%s: cannot close: the pool still holds %s of %s in total; delete the tensors or buffers "
-         "first (pool.snapshot() lists them)",
-         label_.c_str(), counted(counters.live_blocks, "live block").c_str(),
-         mib(counters.live_bytes).c_str());
+    throw_error(
+        Status::kBusy,
+        "%s: cannot close: the pool still holds %s of %s in total; delete the tensors or buffers "
+        "first (pool.snapshot() lists them)",
+        label_.c_str(), counted(counters.live_blocks, "live block").c_str(),
+        mib(counters.live_bytes).c_str());
   }
   close_locked();
 }
 
-void Pool::release() {
+void Pool::orphan() {
   const auto guard = lock();
   if (!engine_) return;
-  released_ = true;
-  if (abandoned()) close_locked();
+  orphaned_ = true;
+  if (should_close()) close_locked();
 }
 
-void Pool::close_if_abandoned() {
+void Pool::close_if_orphaned() {
   const auto guard = lock();
-  if (abandoned()) close_or_report();
+  if (should_close()) close_or_report();
 }
 
 /// Nobody can use the pool any more, and nothing forbids to wait for the work on its memory.
-bool Pool::abandoned() const {
-  return released_ && engine_ && !in_child_ && engine_->counters().live_blocks == 0 &&
+bool Pool::should_close() const {
+  return orphaned_ && engine_ && !in_child_ && engine_->counters().live_blocks == 0 &&
          engine_->may_wait();
 }
 
 void Pool::close_locked() {
   engine_->drain();
-  // Out of the registry first: afterwards the addresses may belong to somebody else.
-  Registry::instance().remove(this);
+  on_closing_(*this);
   totals_at_close_ = engine_->counters().totals();
   engine_.reset();
   closed_.store(true, std::memory_order_release);
@@ -219,7 +221,7 @@ void Pool::set_stack_hooks(StackHooks hooks) {
 
 void Pool::before_fork() {
   mutex_.lock();
-  if (engine_) engine_->settle_ahead();  // the thread that maps is not in the child
+  if (engine_) engine_->finish_background_mapping();  // the thread that maps is not in the child
 }
 
 void Pool::after_fork_in_child() {

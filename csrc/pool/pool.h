@@ -14,6 +14,8 @@
 
 namespace vramkit {
 
+class Pool;
+
 struct PoolConfig {
   EngineConfig engine;
   bool overflow_native = false;
@@ -26,12 +28,18 @@ struct StackHooks {
   const char* (*text)(uint32_t) = nullptr;
 };
 
+/// Takes a pool out of what finds pools by their address. Called once, under the pool's lock, just
+/// before the pool gives its addresses up: afterwards they may belong to somebody else. It must
+/// neither throw nor take a lock.
+using OnClosing = void (*)(const Pool& pool);
+
 /// A Pool object is never deleted (a thread may hold its address while it is closed); what it owns
-/// is given back by `close`, or when it was released and its last block is freed. Methods throw
-/// `Error` unless they return a Status.
+/// is given back by `close`, or when it was orphaned and its last block is freed. Methods throw
+/// `Error` unless they return a Status. Each takes the pool's lock unless it says otherwise; a
+/// caller may hold the registry's lock, and must hold no other pool's.
 class Pool {
  public:
-  explicit Pool(const PoolConfig& config);
+  Pool(const PoolConfig& config, OnClosing on_closing);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
@@ -42,13 +50,16 @@ class Pool {
   /// The same, where `stream` comes after all work on the block, but for the recorded uses.
   uint64_t release_block_on(uint64_t address, uint64_t stream);
   void record_stream(uint64_t address, uint64_t stream);
-  void declare_short_lived(uint64_t stream);
+  void declare_external(uint64_t stream);
   std::optional<BlockInfo> find(uint64_t address);
 
+  /// Waits for the device, and gives everything back. Throws kBusy while blocks are live; does
+  /// nothing in a closed pool.
   void close();
-  void release();
-  /// Closes a released pool that had to wait for a graph capture.
-  void close_if_abandoned();
+  /// The owner is gone: the pool closes now, or when its last block is freed.
+  void orphan();
+  /// Closes an orphaned pool that had to wait for a graph capture.
+  void close_if_orphaned();
   void resize(uint64_t capacity_bytes);
   uint64_t trim();
   void check_valid();
@@ -84,10 +95,10 @@ class Pool {
   bool closed() const { return closed_.load(std::memory_order_acquire); }
 
   /// Starts to map the capacity in the background, where mapping is slow. Called once.
-  void start_backing();
+  void start_background_mapping();
 
-  /// Nothing is mapped ahead any more when this returns.
-  void stop_backing();
+  /// Blocks until no page is being mapped in the background, and none will be.
+  void stop_background_mapping();
 
   /// Around fork, in this order.
   void before_fork();
@@ -106,14 +117,15 @@ class Pool {
   template <typename Release>
   uint64_t release_with(Release release);
   void close_locked();
-  bool abandoned() const;
-  void back_ahead();
-  void report_not_ahead(const char* why);
+  bool should_close() const;
+  void map_in_background();
+  void report_no_background_mapping(const char* why);
   void close_or_report();
 
   const std::string label_;
   const bool overflow_native_;
   const bool debug_checks_;
+  const OnClosing on_closing_;
   std::mutex mutex_;
   std::unique_ptr<Engine> engine_;
   const int device_;
@@ -121,7 +133,7 @@ class Pool {
   uint64_t address_bytes_ = 0;
   Totals totals_at_close_;
   std::string refusal_;  // what the backend said to the last request, when it had no memory
-  bool released_ = false;
+  bool orphaned_ = false;
   bool in_child_ = false;
   std::atomic<bool> closed_ = false;  // engine_ is gone
   std::atomic<int64_t> next_collection_ns_ = 0;

@@ -29,10 +29,10 @@ void Range::add_streams(StreamIndex last) {
 void Range::extend(uint64_t bytes) {
   prepare(1);
   // While it still ends where it is listed.
-  if (last_ != 0 && blocks_[last_].is_free()) unlist_stretch(last_);
+  if (last_ != 0 && blocks_[last_].is_free()) unlist_extent(last_);
   const BlockId id = new_block(end_, bytes, last_);
   end_ += bytes;
-  list_stretch(make_free(id, Tag{}));
+  list_extent(make_free(id, Tag{}));
 }
 
 BlockId Range::find(uint64_t size, StreamIndex stream) const {
@@ -48,18 +48,18 @@ BlockId Range::find_aligned(uint64_t size, uint64_t alignment, StreamIndex strea
   return own != 0 ? own : any_->find_aligned(size, alignment);
 }
 
-BlockId Range::carve(BlockId hole, uint64_t size, BlockState state) {
+BlockId Range::carve(BlockId free_block, uint64_t size, BlockState state) {
   prepare(1);
-  unlist_stretch(hole);
-  remove_free(hole);
-  if (blocks_[hole].size > size) insert_free(split(hole, size));
-  return occupy(hole, state);
+  unlist_extent(free_block);
+  remove_free(free_block);
+  if (blocks_[free_block].size > size) insert_free(split(free_block, size));
+  return occupy(free_block, state);
 }
 
 BlockId Range::take(uint64_t offset, uint64_t size, BlockState state) {
   prepare(1);
   BlockId id = block_at(offset);
-  unlist_stretch(id);
+  unlist_extent(id);
   remove_free(id);
   if (blocks_[id].offset < offset) {
     const BlockId rest = split(id, offset - blocks_[id].offset);
@@ -86,16 +86,16 @@ BlockId Range::occupy(BlockId id, BlockState state) {
   ++taken_;
   set_start(id);
   high_water_ = std::max(high_water_, block.end());
-  list_stretches_beside(id);
+  list_extents_beside(id);
   return id;
 }
 
 BlockId Range::release(BlockId id, const Tag& tag) {
-  unlist_stretches_beside(id);  // while it still parts them
+  unlist_extents_beside(id);  // while it still parts them
   clear_start(id);
   --taken_;
   id = make_free(id, tag);
-  list_stretch(id);
+  list_extent(id);
   return id;
 }
 
@@ -130,18 +130,19 @@ BlockId Range::forget_uses(BlockId id) {
 
 void Range::keep_streams_apart() {
   if (streams_apart_) return;
-  // A stretch ends at a block that is not free, or at the end of the range.
-  stretch_nodes_.reserve(taken_ + 1);
+  // An extent ends at a block that is not free, or at the end of the range.
+  extent_nodes_.reserve(taken_ + 1);
   blocks_.reserve(1);
   streams_apart_ = true;
   free_what_was_never_used();
-  each_free_stretch([this](uint64_t offset, uint64_t size) {
-    stretches_.emplace(size, offset);
+  each_free_extent([this](uint64_t offset, uint64_t size) {
+    extents_.emplace(size, offset);
     return true;
   });
 }
 
-/// Cuts the last hole where the range was never used: no stream's work can touch what is behind.
+/// Cuts the last free block where the range was never used: no stream's work can touch what is
+/// behind.
 void Range::free_what_was_never_used() {
   if (last_ == 0 || !blocks_[last_].is_free() || blocks_[last_].stream == kAnyStream) return;
   const BlockId tail = last_;
@@ -154,13 +155,13 @@ void Range::free_what_was_never_used() {
   insert_free(fresh);
 }
 
-Stretch Range::stretch_around(BlockId id) const {
-  const uint64_t start = stretch_start(id);
-  return {start, stretch_end(id) - start};
+FreeExtent Range::extent_around(BlockId id) const {
+  const uint64_t start = extent_start(id);
+  return {start, extent_end(id) - start};
 }
 
 /// Mostly a neighbour or two are free; where it is many, the map of starts knows the end.
-uint64_t Range::stretch_start(BlockId id) const {
+uint64_t Range::extent_start(BlockId id) const {
   for (int steps = 0; steps < kFewNeighbours; ++steps) {
     const BlockId before = blocks_[id].prev;
     if (before == 0 || !blocks_[before].is_free()) return blocks_[id].offset;
@@ -170,7 +171,7 @@ uint64_t Range::stretch_start(BlockId id) const {
   return taken != 0 ? blocks_[taken].end() : 0;
 }
 
-uint64_t Range::stretch_end(BlockId id) const {
+uint64_t Range::extent_end(BlockId id) const {
   for (int steps = 0; steps < kFewNeighbours; ++steps) {
     const BlockId behind = blocks_[id].next;
     if (behind == 0 || !blocks_[behind].is_free()) return blocks_[id].end();
@@ -206,41 +207,41 @@ BlockId Range::taken_in(uint64_t granule) const {
   return (entry & kSpanEntry) == 0 ? entry : chunks_[granule * kGranule / kMinChunk];
 }
 
-void Range::list_stretch(BlockId id) {
+void Range::list_extent(BlockId id) {
   if (!streams_apart_) return;
-  const Stretch stretch = stretch_around(id);
-  stretches_.emplace(stretch.size, stretch.offset);
+  const FreeExtent extent = extent_around(id);
+  extents_.emplace(extent.size, extent.offset);
 }
 
-void Range::unlist_stretch(BlockId id) {
+void Range::unlist_extent(BlockId id) {
   if (!streams_apart_) return;
-  const Stretch stretch = stretch_around(id);
-  stretches_.erase({stretch.size, stretch.offset});
+  const FreeExtent extent = extent_around(id);
+  extents_.erase({extent.size, extent.offset});
 }
 
-bool Range::stretches_listed() const {
+bool Range::extents_listed() const {
   size_t count = 0;
   bool all = true;
-  each_free_stretch([&](uint64_t offset, uint64_t size) {
+  each_free_extent([&](uint64_t offset, uint64_t size) {
     ++count;
-    all = stretches_.contains({size, offset});
+    all = extents_.contains({size, offset});
     return all;
   });
-  return !streams_apart_ || (all && count == stretches_.size());
+  return !streams_apart_ || (all && count == extents_.size());
 }
 
-void Range::list_stretches_beside(BlockId id) {
+void Range::list_extents_beside(BlockId id) {
   if (!streams_apart_) return;
   const Block& block = blocks_[id];
-  if (block.prev != 0 && blocks_[block.prev].is_free()) list_stretch(block.prev);
-  if (block.next != 0 && blocks_[block.next].is_free()) list_stretch(block.next);
+  if (block.prev != 0 && blocks_[block.prev].is_free()) list_extent(block.prev);
+  if (block.next != 0 && blocks_[block.next].is_free()) list_extent(block.next);
 }
 
-void Range::unlist_stretches_beside(BlockId id) {
+void Range::unlist_extents_beside(BlockId id) {
   if (!streams_apart_) return;
   const Block& block = blocks_[id];
-  if (block.prev != 0 && blocks_[block.prev].is_free()) unlist_stretch(block.prev);
-  if (block.next != 0 && blocks_[block.next].is_free()) unlist_stretch(block.next);
+  if (block.prev != 0 && blocks_[block.prev].is_free()) unlist_extent(block.prev);
+  if (block.next != 0 && blocks_[block.next].is_free()) unlist_extent(block.next);
 }
 
 BlockId Range::block_at(uint64_t offset) const {
@@ -262,14 +263,14 @@ void Range::unmark_span(uint64_t offset, uint64_t size, BlockId chunk) {
   if (blocks_[chunk].offset == offset) entries_[offset / kGranule] = chunk;
 }
 
-uint64_t Range::largest_hole() const {
+uint64_t Range::largest_free_extent() const {
   uint64_t largest = 0;
   if (!streams_apart_) {
     largest = std::max(any_->largest(), mixed_->largest());
     for (const auto& bins : by_stream_) largest = std::max(largest, bins->largest());
     return largest;
   }
-  return stretches_.empty() ? 0 : stretches_.rbegin()->first;
+  return extents_.empty() ? 0 : extents_.rbegin()->first;
 }
 
 uint64_t Range::metadata_bytes() const {

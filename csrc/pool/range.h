@@ -1,4 +1,4 @@
-// The home range: one contiguous span of addresses, cut into live and free blocks.
+// The primary range: one contiguous span of addresses, cut into live and free blocks.
 #pragma once
 
 #include <cstdint>
@@ -27,13 +27,16 @@ inline constexpr uint64_t kMinChunk = 256 * kKiB;
 /// Set in the entry of a granule that belongs to a span; the other bits are the spans'.
 inline constexpr uint32_t kSpanEntry = uint32_t{1} << 31;
 
-/// A maximal piece of free memory, whoever freed its parts.
-struct Stretch {
+/// Neighbouring free blocks, as many as there are, whoever freed them.
+struct FreeExtent {
   uint64_t offset;
   uint64_t size;
 };
 
-/// Offsets are bytes from the start of the range. Not thread-safe.
+/// Knows which bytes are taken, and by what; it neither maps pages nor waits for streams, which the
+/// callers do first. Offsets are bytes from the start of the range. Called under the pool's lock.
+/// Taking, releasing and extending merge and split free blocks and invalidate their ids; the id of
+/// a block that is not free is valid until its release. After `prepare` nothing fails.
 class Range {
  public:
   /// `limit_bytes`: the largest end the range can ever have.
@@ -42,8 +45,8 @@ class Range {
   /// Takes the host memory that the next `takes` calls of `carve`, `take` or `extend` need, and the
   /// release of what they take: only this call can fail, and it changes nothing.
   void prepare(uint64_t takes) {
-    blocks_.reserve(2 * takes);  // a hole is cut at its start and at its end
-    if (streams_apart_) stretch_nodes_.reserve(taken_ + takes + 1);
+    blocks_.reserve(2 * takes);  // a free block is cut at its start and at its end
+    if (streams_apart_) extent_nodes_.reserve(taken_ + takes + 1);
   }
   /// The same for memory that a stream frees.
   void prepare_stream(StreamIndex stream) {
@@ -60,14 +63,15 @@ class Range {
 
   /// Tightest fit among memory that `stream` can take without waiting: its own and nobody's.
   BlockId find(uint64_t size, StreamIndex stream) const;
-  /// Tightest fit among all holes for which `usable(id)`; the smallest one found first.
+  /// Tightest fit among all free blocks for which `usable(id)`; the smallest one found first.
   template <typename Usable>
   BlockId find_any(uint64_t size, Usable usable) const;
   BlockId find_aligned(uint64_t size, uint64_t alignment, StreamIndex stream) const;
 
   /// Makes the start of a free block a block of its own.
-  BlockId carve(BlockId hole, uint64_t size, BlockState state);
-  /// Makes [offset, offset + size), all of it free, one block. Holes are cut where they stick out.
+  BlockId carve(BlockId free_block, uint64_t size, BlockState state);
+  /// Makes [offset, offset + size), all of it free, one block. Free blocks are cut where they stick
+  /// out.
   BlockId take(uint64_t offset, uint64_t size, BlockState state);
   /// Frees a block; it merges with free neighbours of the same tag. Returns the block it became.
   BlockId release(BlockId id, const Tag& tag);
@@ -91,38 +95,37 @@ class Range {
   void mark_span(uint64_t offset, uint64_t size, uint32_t entry);
   void unmark_span(uint64_t offset, uint64_t size, BlockId chunk);
 
-  /// Calls visit(stretch) for stretches of at least `size` bytes, small ones first, until it
+  /// Calls visit(extent) for extents of at least `size` bytes, small ones first, until it
   /// returns false. Only while streams are kept apart.
   template <typename Visit>
-  void each_stretch_from(uint64_t size, Visit visit) const {
-    for (auto it = stretches_.lower_bound({size, 0}); it != stretches_.end(); ++it) {
-      if (!visit(Stretch{it->second, it->first})) return;
+  void each_extent_from(uint64_t size, Visit visit) const {
+    for (auto it = extents_.lower_bound({size, 0}); it != extents_.end(); ++it) {
+      if (!visit(FreeExtent{it->second, it->first})) return;
     }
   }
 
-  /// Calls visit(offset, size) for each maximal stretch of free memory, by address, until false.
+  /// Calls visit(offset, size) for each maximal free extent, by address, until false.
   template <typename Visit>
-  void each_free_stretch(Visit visit) const {
-    each_free_stretch([](const Block&) { return true; }, visit);
+  void each_free_extent(Visit visit) const {
+    each_free_extent([](const Block&) { return true; }, visit);
   }
-  /// The same of free blocks for which wanted(block): others part stretches as live ones do.
+  /// The same of free blocks for which wanted(block): others part extents as live ones do.
   template <typename Wanted, typename Visit>
-  void each_free_stretch(Wanted wanted, Visit visit) const;
+  void each_free_extent(Wanted wanted, Visit visit) const;
 
   bool can_merge(const Block& a, const Block& b) const;
   /// For check_valid.
   bool in_its_bin(BlockId id) const;
-  bool stretches_listed() const;
-  uint64_t largest_hole() const;
+  bool extents_listed() const;
+  uint64_t largest_free_extent() const;
   bool streams_apart() const { return streams_apart_; }
   uint64_t high_water() const { return high_water_; }
   const Bins& mixed() const { return *mixed_; }
   uint64_t metadata_bytes() const;
 
  private:
-  using Stretches =
-      std::set<std::pair<uint64_t, uint64_t>, std::less<std::pair<uint64_t, uint64_t>>,
-               NodeAllocator<std::pair<uint64_t, uint64_t>>>;
+  using Extents = std::set<std::pair<uint64_t, uint64_t>, std::less<std::pair<uint64_t, uint64_t>>,
+                           NodeAllocator<std::pair<uint64_t, uint64_t>>>;
 
   void add_streams(StreamIndex last);
   Bins& bins_of(const Block& block);
@@ -136,16 +139,16 @@ class Range {
   void remove_free(BlockId id) { bins_of(blocks_[id]).remove(id); }
   BlockId split(BlockId id, uint64_t size);
   void free_what_was_never_used();
-  Stretch stretch_around(BlockId id) const;
-  uint64_t stretch_start(BlockId id) const;
-  uint64_t stretch_end(BlockId id) const;
+  FreeExtent extent_around(BlockId id) const;
+  uint64_t extent_start(BlockId id) const;
+  uint64_t extent_end(BlockId id) const;
   BlockId taken_before(uint64_t offset) const;
   BlockId taken_from(uint64_t offset) const;
   BlockId taken_in(uint64_t granule) const;
-  void list_stretch(BlockId id);
-  void unlist_stretch(BlockId id);
-  void list_stretches_beside(BlockId id);
-  void unlist_stretches_beside(BlockId id);
+  void list_extent(BlockId id);
+  void unlist_extent(BlockId id);
+  void list_extents_beside(BlockId id);
+  void unlist_extents_beside(BlockId id);
 
   Streams& streams_;
   Blocks blocks_;
@@ -155,8 +158,8 @@ class Range {
   std::unique_ptr<Bins> any_;                     // memory no stream's work can touch
   std::unique_ptr<Bins> mixed_;                   // freed with recorded uses
   std::vector<std::unique_ptr<Bins>> by_stream_;  // the rest, by the stream that freed it
-  NodePool stretch_nodes_{NodeAllocator<std::pair<uint64_t, uint64_t>>::kNodeBytes};
-  Stretches stretches_{Stretches::allocator_type(stretch_nodes_)};  // size, offset; while apart
+  NodePool extent_nodes_{NodeAllocator<std::pair<uint64_t, uint64_t>>::kNodeBytes};
+  Extents extents_{Extents::allocator_type(extent_nodes_)};  // size, offset; while apart
   BlockId first_ = 0;
   BlockId last_ = 0;
   uint64_t end_ = 0;
@@ -182,7 +185,7 @@ BlockId Range::find_any(uint64_t size, Usable usable) const {
 }
 
 template <typename Wanted, typename Visit>
-void Range::each_free_stretch(Wanted wanted, Visit visit) const {
+void Range::each_free_extent(Wanted wanted, Visit visit) const {
   const auto belongs = [&](BlockId id) { return blocks_[id].is_free() && wanted(blocks_[id]); };
   BlockId id = first_;
   while (id != 0) {

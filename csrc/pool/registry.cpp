@@ -31,19 +31,21 @@ Registry& Registry::instance() {
 
 Pool* Registry::create(const PoolConfig& config) {
   if (!safe_to_fork_) {
-    fail(Status::kSystem,
-         "pthread_atfork failed when vramkit was loaded: no memory was left for its handlers; "
-         "start the process again with more memory");
+    throw_error(
+        Status::kSystem,
+        "pthread_atfork failed when vramkit was loaded: no memory was left for its handlers; "
+        "start the process again with more memory");
   }
-  close_abandoned();
-  auto pool = std::make_unique<Pool>(config);
+  close_orphaned();
+  auto pool =
+      std::make_unique<Pool>(config, [](const Pool& closing) { instance().remove(closing); });
   pool->inspect([](Engine& engine) { engine.add_peers_in_use(); });
   const std::lock_guard guard(mutex_);
   size_t slot = 0;
   while (slot < kMaxPools && pools_[slot].load(std::memory_order_relaxed) != nullptr) ++slot;
   if (slot == kMaxPools) {
-    fail(Status::kInvalidArgument, "%zu pools are open in this process; close some first",
-         kMaxPools);
+    throw_error(Status::kInvalidArgument, "%zu pools are open in this process; close some first",
+                kMaxPools);
   }
   for (const auto& [device, peer] : peers_) {
     if (device != pool->device()) continue;
@@ -58,7 +60,7 @@ Pool* Registry::create(const PoolConfig& config) {
   if (slot >= count_.load(std::memory_order_relaxed)) {
     count_.store(slot + 1, std::memory_order_release);
   }
-  made->start_backing();
+  made->start_background_mapping();
   return made;
 }
 
@@ -76,17 +78,17 @@ void Registry::add_peer(int device, int peer) {
   peers_.emplace(device, peer);
 }
 
-void Registry::stop_backing() {
+void Registry::stop_background_mapping() {
   for (auto& slot : pools_) {
     Pool* pool = slot.load(std::memory_order_acquire);
-    if (pool != nullptr) pool->stop_backing();
+    if (pool != nullptr) pool->stop_background_mapping();
   }
 }
 
-void Registry::close_abandoned() {
+void Registry::close_orphaned() {
   for (auto& slot : pools_) {
     Pool* pool = slot.load(std::memory_order_acquire);
-    if (pool != nullptr) pool->close_if_abandoned();
+    if (pool != nullptr) pool->close_if_orphaned();
   }
 }
 
@@ -94,9 +96,9 @@ void Registry::forget_closed() {
   std::erase_if(unclosed_, [](const Pool* pool) { return pool->closed(); });
 }
 
-void Registry::remove(const Pool* pool) {
+void Registry::remove(const Pool& pool) {
   for (auto& slot : pools_) {
-    if (slot.load(std::memory_order_relaxed) == pool) {
+    if (slot.load(std::memory_order_relaxed) == &pool) {
       slot.store(nullptr, std::memory_order_release);
       return;
     }
@@ -128,8 +130,8 @@ void Registry::close_scope(uint64_t token) {
   const auto found = std::find_if(scopes_.begin(), scopes_.end(),
                                   [token](const Scope& scope) { return scope.token == token; });
   if (found == scopes_.end()) {
-    fail(Status::kInvalidArgument, "no scope with token %llu is open: it was closed before",
-         static_cast<unsigned long long>(token));
+    throw_error(Status::kInvalidArgument, "no scope with token %llu is open: it was closed before",
+                static_cast<unsigned long long>(token));
   }
   erase_scope(found);
 }

@@ -14,6 +14,9 @@
 
 namespace vramkit {
 
+/// Any thread may call any method. `mutex_` protects the scopes and the lists; it is taken before a
+/// pool's lock and never while one is held. Reading who owns an address, and which pool is active,
+/// takes no lock.
 class Registry {
  public:
   static constexpr int kMaxDevices = 64;
@@ -23,9 +26,9 @@ class Registry {
   /// blocks are freed until the very end of the process.
   static Registry& instance();
 
-  /// Makes a pool and registers it.
+  /// Makes a pool and registers it; the pool removes itself when it closes. The registry owns the
+  /// object for ever. Blocks while the device's memory is taken.
   Pool* create(const PoolConfig& config);
-  void remove(const Pool* pool);
 
   /// The pool whose addresses include `address`, or null. Takes no lock.
   Pool* owner(uint64_t address) const {
@@ -40,9 +43,10 @@ class Registry {
   /// The memory of the device's pools, and of those still to be made, becomes accessible from
   /// `peer`. Throws after it has tried all pools; none is left half granted.
   void add_peer(int device, int peer);
-  void stop_backing();
-  /// Closes what was abandoned during a graph capture.
-  void close_abandoned();
+  /// Stops it in all pools, before the process ends. Blocks until no page is being mapped.
+  void stop_background_mapping();
+  /// Closes pools whose owner went during a graph capture.
+  void close_orphaned();
 
   /// Calls visit(pool) for the pools of a device.
   template <typename Visit>
@@ -82,6 +86,8 @@ class Registry {
   };
 
   Registry();
+  /// A pool calls it while it closes, under its own lock and perhaps under `mutex_`: takes none.
+  void remove(const Pool& pool);
   void erase_scope(std::vector<Scope>::iterator scope);
   void update_active(int device);
   void forget_closed();

@@ -8,6 +8,7 @@
 
 namespace vramkit {
 
+/// For one thread. Blocks that are still live when it goes stay allocated.
 class Replay {
  public:
   enum class Op : uint8_t { kAllocate = 0, kFree = 1 };

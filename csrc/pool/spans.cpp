@@ -14,11 +14,11 @@ constexpr uint64_t kFineLimit = 8 * kKiB;
 
 }  // namespace
 
-Spans::Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes,
+Spans::Spans(Range& range, Streams& streams, LiveSetHash& live_set, uint64_t capacity_bytes,
              uint64_t limit_bytes)
     : range_(range),
       streams_(streams),
-      layout_(layout),
+      live_set_(live_set),
       // Small pools must not spend much of themselves on one small tensor.
       chunk_bytes_(std::clamp(std::bit_floor(capacity_bytes / 256), kMinChunk, 2 * kMiB)),
       spans_(std::min<uint64_t>(limit_bytes / kUnit + 1, kIdMask)) {}
@@ -95,7 +95,7 @@ void Spans::release(uint32_t entry, const Slot& slot, StreamIndex stream) {
     }
   }
   if (slot.stack_id != 0) stacks_.erase(slot.offset);
-  if (streams_.short_lived(slot.stream)) streams_.tag_freed(slot.stream, 0);
+  if (streams_.external(slot.stream)) streams_.tag_freed(slot.stream, 0);
   clear_slot(id, slot.offset);
 }
 
@@ -110,7 +110,7 @@ void Spans::record_use(const Slot& slot, StreamIndex user) {
   }
 }
 
-void Spans::settle() {
+void Spans::reclaim_pending() {
   for (auto it = pending_.begin(); it != pending_.end();) {
     if (!streams_.uses_done(it->second)) {
       ++it;
@@ -139,14 +139,14 @@ void Spans::becomes_busy(const Span& span) {
   Chunk& chunk = chunks_[span.chunk];
   if (chunk.busy_spans++ > 0) return;
   --empty_chunks_;
-  layout_.toggle(range_[chunk.block].offset, chunk_mark());
+  live_set_.toggle(range_[chunk.block].offset, chunk_key());
 }
 
 void Spans::becomes_idle(const Span& span) {
   Chunk& chunk = chunks_[span.chunk];
   if (--chunk.busy_spans > 0) return;
   ++empty_chunks_;
-  layout_.toggle(range_[chunk.block].offset, chunk_mark());
+  live_set_.toggle(range_[chunk.block].offset, chunk_key());
   if (!chunk.fell_idle) idle_chunks_.push_back(span.chunk);
   chunk.fell_idle = true;
 }
@@ -318,8 +318,9 @@ void Spans::check_valid() const {
     empty += chunks_[index].busy_spans == 0;
   }
   if (empty != empty_chunks_) {
-    fail(Status::kSystem, "%llu empty chunks counted, %llu found",
-         static_cast<unsigned long long>(empty_chunks_), static_cast<unsigned long long>(empty));
+    throw_error(Status::kSystem, "%llu empty chunks counted, %llu found",
+                static_cast<unsigned long long>(empty_chunks_),
+                static_cast<unsigned long long>(empty));
   }
 }
 
@@ -332,17 +333,18 @@ void Spans::check_chunk(uint32_t index) const {
     busy += spans_[id].used > 0;
   }
   if (busy != chunk.busy_spans) {
-    fail(Status::kSystem, "chunk of block %u: %u busy spans counted, %u found", chunk.block,
-         chunk.busy_spans, busy);
+    throw_error(Status::kSystem, "chunk of block %u: %u busy spans counted, %u found", chunk.block,
+                chunk.busy_spans, busy);
   }
   if (busy == 0 && std::count(idle_chunks_.begin(), idle_chunks_.end(), index) != 1) {
-    fail(Status::kSystem, "chunk of block %u is empty and not listed once", chunk.block);
+    throw_error(Status::kSystem, "chunk of block %u is empty and not listed once", chunk.block);
   }
   for (const uint64_t bytes : {kUnit, kLargeSpan}) {
     const bool has_room = room_in(chunk, bytes) != kNoOffset;
     if (streams_of_[chunk.stream].roomy[width_of(bytes)].contains(index) != has_room) {
-      fail(Status::kSystem, "chunk of block %u has %s for a span of %s, and is listed otherwise",
-           chunk.block, has_room ? "room" : "no room", mib(bytes).c_str());
+      throw_error(Status::kSystem,
+                  "chunk of block %u has %s for a span of %s, and is listed otherwise", chunk.block,
+                  has_room ? "room" : "no room", mib(bytes).c_str());
     }
   }
 }
@@ -351,12 +353,12 @@ void Spans::check_span(const Span& span, uint32_t id) const {
   const auto bits = std::popcount(span.taken[0]) + std::popcount(span.taken[1]);
   const auto spare = static_cast<int>(kMaxSlots - span.slots);
   if (static_cast<int>(span.used) != bits - spare) {
-    fail(Status::kSystem, "span at offset %llu: %u slots counted, %d bits set",
-         static_cast<unsigned long long>(span.offset), span.used, bits - spare);
+    throw_error(Status::kSystem, "span at offset %llu: %u slots counted, %d bits set",
+                static_cast<unsigned long long>(span.offset), span.used, bits - spare);
   }
   if (range_.entry_at(span.offset) != span.entry(id)) {
-    fail(Status::kSystem, "span at offset %llu is not in the address table",
-         static_cast<unsigned long long>(span.offset));
+    throw_error(Status::kSystem, "span at offset %llu is not in the address table",
+                static_cast<unsigned long long>(span.offset));
   }
 }
 

@@ -1,4 +1,4 @@
-// Small blocks: slots of one size in spans, spans in chunks, chunks in the home range.
+// Small blocks: slots of one size in spans, spans in chunks, chunks in the primary range.
 //
 // A chunk belongs to one stream, so that a slot freed by its stream serves that stream again
 // without any event. A slot with recorded uses of other streams stays taken until those are done.
@@ -11,14 +11,17 @@
 #include <unordered_map>
 #include <vector>
 
+#include "pool/live_set_hash.h"
 #include "pool/range.h"
-#include "pool/recall.h"
 #include "pool/streams.h"
 
 namespace vramkit {
 
 inline constexpr uint64_t kMaxSmall = kGranule;
 
+/// Called under the pool's lock; nothing blocks. Callers give it a chunk's block (`add_chunk`),
+/// which it releases to the range in `give_back_chunks`. A `Slot` is a copy, valid until the next
+/// call that changes anything.
 class Spans {
  public:
   struct Slot {
@@ -33,8 +36,8 @@ class Spans {
   /// Where a slot may be taken: an empty chunk is as good as given back until somebody opens it.
   enum class In : uint8_t { kChunksInUse, kAnyChunk };
 
-  /// Chunks with a live slot are kept in `layout`. `limit_bytes`: the range's largest end.
-  Spans(Range& range, Streams& streams, LayoutMark& layout, uint64_t capacity_bytes,
+  /// Chunks with a live slot are added to `live_set`. `limit_bytes`: the range's largest end.
+  Spans(Range& range, Streams& streams, LiveSetHash& live_set, uint64_t capacity_bytes,
         uint64_t limit_bytes);
 
   /// Sizes from 1 to kMaxSmall. Returns the offset, or kNoOffset when another chunk is needed.
@@ -48,8 +51,9 @@ class Spans {
   void prepare_chunk(StreamIndex stream);
   /// Follows `prepare_chunk`.
   void add_chunk(BlockId block, StreamIndex stream);
-  /// What a chunk is known by in a layout: the size of no block.
-  uint64_t chunk_mark() const { return chunk_bytes_ + 1; }
+  /// The size of a chunk in the hash of the live set and in the key of a request for one: no block
+  /// has it.
+  uint64_t chunk_key() const { return chunk_bytes_ + 1; }
   /// The offset of the stream's chunk without a live slot, or kNoOffset unless there is just one.
   uint64_t empty_chunk(StreamIndex stream) const;
 
@@ -61,7 +65,7 @@ class Spans {
   void record_use(const Slot& slot, StreamIndex user);
 
   /// Gives slots whose recorded uses are done back.
-  void settle();
+  void reclaim_pending();
   bool has_pending() const { return !pending_.empty(); }
   uint64_t pending_bytes() const { return pending_bytes_; }
 
@@ -159,7 +163,7 @@ class Spans {
 
   Range& range_;
   Streams& streams_;
-  LayoutMark& layout_;
+  LiveSetHash& live_set_;
   uint64_t chunk_bytes_;
   Slots<Span> spans_;
   std::vector<Chunk> chunks_;

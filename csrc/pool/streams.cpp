@@ -18,8 +18,8 @@ StreamIndex Streams::index_of(uint64_t handle) {
   auto found = indices_.find(handle);
   if (found == indices_.end()) {
     if (streams_.size() == kAnyStream) {
-      fail(Status::kInvalidArgument, "more than %u streams use one pool; reuse streams",
-           unsigned{kAnyStream});
+      throw_error(Status::kInvalidArgument, "more than %u streams use one pool; reuse streams",
+                  unsigned{kAnyStream});
     }
     streams_.emplace_back().handle = handle;
     try {
@@ -34,14 +34,14 @@ StreamIndex Streams::index_of(uint64_t handle) {
   return last_index_;
 }
 
-void Streams::declare_short_lived(uint64_t handle) {
+void Streams::declare_external(uint64_t handle) {
   Stream& stream = streams_[index_of(handle)];
-  if (stream.short_lived) return;
-  stream.short_lived = true;
-  any_short_lived_ = true;
+  if (stream.external) return;
+  stream.external = true;
+  any_external_ = true;
   // Covers what it has freed until now, numbered or not.
   ++stream.epoch;
-  record_or_owe(stream);
+  record_or_defer(stream);
 }
 
 uint32_t Streams::add_use(uint32_t uses, StreamIndex user) {
@@ -82,14 +82,14 @@ Tag Streams::tag_used(uint32_t uses) {
   for (Use& use : uses_[uses].items) {
     Stream& user = streams_[use.stream];
     use.epoch = ++user.epoch;
-    record_or_owe(user);
+    record_or_defer(user);
   }
   return {kAnyStream, uses, 0};
 }
 
 Tag Streams::tag_given_back(StreamIndex owner) {
-  // Each free of a short-lived stream has a number: an event may have been recorded since.
-  if (short_lived(owner)) return {owner, 0, streams_[owner].epoch};
+  // Each free of an external stream has a number: an event may have been recorded since.
+  if (external(owner)) return {owner, 0, streams_[owner].epoch};
   return tag_freed(owner, 0);
 }
 
@@ -126,7 +126,7 @@ bool Streams::ready(StreamIndex taker, const Tag& tag) const {
 bool Streams::can_wait_for(StreamIndex taker, const Tag& tag) const {
   return for_all(tag, [this, taker](StreamIndex stream, uint64_t epoch) {
     if (ready(taker, stream, epoch)) return true;
-    return !streams_[stream].short_lived || epoch <= streams_[stream].covered();
+    return !streams_[stream].external || epoch <= streams_[stream].covered();
   });
 }
 
@@ -165,13 +165,13 @@ const Streams::Recorded& Streams::record(Stream& stream) {
     stream.recorded.pop_back();
     throw;
   }
-  stream.owes_event = false;
+  stream.event_deferred = false;
   return stream.recorded.back();
 }
 
 /// What is done besides must not fail. An event recorded later covers the same work.
-void Streams::record_or_owe(Stream& stream) {
-  stream.owes_event = true;
+void Streams::record_or_defer(Stream& stream) {
+  stream.event_deferred = true;
   if (!backend_.events_allowed()) return;
   try {
     record(stream);
@@ -184,7 +184,7 @@ void Streams::record_or_owe(Stream& stream) {
   }
 }
 
-void Streams::record_owed(Stream& stream) {
+void Streams::record_deferred(Stream& stream) {
   try {
     record(stream);
   } catch (const std::exception&) {
@@ -202,8 +202,8 @@ bool Streams::poll() {
   if (!backend_.events_allowed()) return false;
   bool learnt = false;
   for (Stream& stream : streams_) {
-    // A short-lived one may be gone.
-    if (stream.owes_event && !stream.short_lived) record_owed(stream);
+    // An external one may be gone.
+    if (stream.event_deferred && !stream.external) record_deferred(stream);
     while (!stream.recorded.empty() && backend_.event_done(stream.recorded.front().event)) {
       complete_oldest(stream);
       learnt = true;
@@ -214,7 +214,7 @@ bool Streams::poll() {
 
 void Streams::drain() {
   if (!backend_.events_allowed()) {
-    fail(Status::kBusy, "cannot wait for the device while a graph is being captured on it");
+    throw_error(Status::kBusy, "cannot wait for the device while a graph is being captured on it");
   }
   if (lack_events()) return drain_device();
   for (Stream& stream : streams_) {
@@ -230,7 +230,7 @@ void Streams::drain_device() {
   for (Stream& stream : streams_) {
     while (!stream.recorded.empty()) complete_oldest(stream);
     stream.completed = stream.epoch;
-    stream.owes_event = false;
+    stream.event_deferred = false;
   }
 }
 

@@ -5,7 +5,7 @@
 // be done. Events are recorded only when another stream wants the memory ("lazily"), which covers
 // all that A freed until then.
 //
-// A short-lived stream may be destroyed while its memory is in use, and then nothing may be
+// An external stream may be destroyed while its memory is in use, and then nothing may be
 // recorded on it. It is known to be there only during a call that names it (`note_alive`, and the
 // free of a block whose recorded user it is): events are recorded then. Until the next such call
 // nobody else can have what it freed since, unless the whole device is waited for (`drain`).
@@ -21,6 +21,9 @@
 
 namespace vramkit {
 
+/// Called under the pool's lock. Only `drain` blocks. While a graph is captured no event is
+/// recorded, queried or waited for. It owns the events that it recorded; the destructor releases
+/// them. Indices are given out once and stay valid.
 class Streams {
  public:
   explicit Streams(Backend& backend) : backend_(backend) {}
@@ -34,12 +37,12 @@ class Streams {
     return index == kAnyStream ? 0 : streams_[index].handle;
   }
   size_t count() const { return streams_.size(); }
-  void declare_short_lived(uint64_t handle);
-  bool short_lived(StreamIndex index) const { return streams_[index].short_lived; }
-  /// A call names the stream: an event is recorded for the frees of a short-lived one that have
+  void declare_external(uint64_t handle);
+  bool external(StreamIndex index) const { return streams_[index].external; }
+  /// A call names the stream: an event is recorded for the frees of an external one that have
   /// none.
   void note_alive(StreamIndex index) {
-    if (streams_[index].lacks_event()) record_or_owe(streams_[index]);
+    if (streams_[index].lacks_event()) record_or_defer(streams_[index]);
   }
 
   /// Adds `user` to the set `uses` (0: a new one, held once) and returns the set.
@@ -62,7 +65,7 @@ class Streams {
   bool ordered(StreamIndex taker, const Tag& tag) const;
   /// True if `taker` can have the memory, after a wait where it may wait (`events_allowed`).
   bool obtainable(StreamIndex taker, const Tag& tag, bool may_wait) const {
-    return may_wait ? !any_short_lived_ || can_wait_for(taker, tag) : ready(taker, tag);
+    return may_wait ? !any_external_ || can_wait_for(taker, tag) : ready(taker, tag);
   }
   /// Makes `taker` wait for whatever `tag` needs. Only for what is obtainable.
   void wait_for(StreamIndex taker, const Tag& tag);
@@ -72,9 +75,9 @@ class Streams {
   /// Looks which events are done. True if anything new was learnt.
   bool poll();
   /// Blocks until all work that any free so far depends on is done; that is all work of the device
-  /// while a short-lived stream lacks an event.
+  /// while an external stream lacks an event.
   void drain();
-  /// True if a short-lived stream has freed memory since an event was last recorded on it.
+  /// True if an external stream has freed memory since an event was last recorded on it.
   bool lack_events() const;
   bool events_allowed() const { return backend_.events_allowed(); }
 
@@ -87,8 +90,8 @@ class Streams {
   };
   struct Stream {
     uint64_t handle = 0;
-    bool short_lived = false;
-    bool owes_event = false;          // one could not be recorded when it was due
+    bool external = false;
+    bool event_deferred = false;      // it could not be recorded when it was due
     uint64_t epoch = 0;               // frees so far
     uint64_t completed = 0;           // frees up to here are safe for everybody
     std::deque<Recorded> recorded{};  // not known to be done, oldest first
@@ -96,7 +99,7 @@ class Streams {
 
     /// Frees up to here have an event, or need none any more.
     uint64_t covered() const { return recorded.empty() ? completed : recorded.back().epoch; }
-    bool lacks_event() const { return short_lived && covered() < epoch; }
+    bool lacks_event() const { return external && covered() < epoch; }
   };
   struct Use {
     StreamIndex stream;
@@ -116,15 +119,15 @@ class Streams {
   void wait_for(StreamIndex taker, StreamIndex owner, uint64_t epoch);
   const Recorded& record(Stream& stream);
   uint32_t new_use(StreamIndex user);
-  void record_or_owe(Stream& stream);
-  void record_owed(Stream& stream);
+  void record_or_defer(Stream& stream);
+  void record_deferred(Stream& stream);
   void complete_oldest(Stream& stream);
   void drain_device();
 
   Backend& backend_;
   std::vector<Stream> streams_;
   std::unordered_map<uint64_t, StreamIndex> indices_;
-  bool any_short_lived_ = false;
+  bool any_external_ = false;
   uint64_t last_handle_ = 0;
   StreamIndex last_index_ = kAnyStream;
   std::vector<UseSet> uses_{1};  // set 0 is the empty one

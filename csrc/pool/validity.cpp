@@ -10,8 +10,8 @@ namespace {
 
 void require(bool holds, const char* what, uint64_t where) {
   if (holds) return;
-  fail(Status::kSystem, "broken invariant: %s (at %llu)", what,
-       static_cast<unsigned long long>(where));
+  throw_error(Status::kSystem, "broken invariant: %s (at %llu)", what,
+              static_cast<unsigned long long>(where));
 }
 
 }  // namespace
@@ -43,28 +43,30 @@ void Engine::check_blocks() const {
     }
     require(block.state == BlockState::kChunk || range_.entry_at(block.offset) == id,
             "a block that is not free is in the address table", block.offset);
-    if (block.state == BlockState::kRetired || block.state == BlockState::kLent) continue;
+    if (block.state == BlockState::kRetired || block.state == BlockState::kAliased) continue;
     for (uint64_t page = block.offset / page_bytes(); page * page_bytes() < block.end(); ++page) {
-      require(pages_.backed(page) && pages_.at_home(page), "a live block's pages are there", page);
+      require(pages_.backed(page) && pages_.at_primary(page), "a live block's pages are there",
+              page);
     }
   }
   require(at == range_.end(), "blocks cover the range", at);
-  require(range_.stretches_listed(), "stretches of free memory are listed", at);
+  require(range_.extents_listed(), "free extents are listed", at);
 }
 
 void Engine::check_aliases() const {
-  std::set<BlockId> lent;
+  std::set<BlockId> aliased;
   aliases_.each([&](AliasId, const Alias& alias) {
     uint64_t at = alias.first;
     uint64_t left = alias.live_pages;
     size_t piece = 0;
     each_prefix_run(alias.runs, left, [&](PageRun run) {
-      const Block& block = range_[alias.lent[piece]];
-      require(block.state == BlockState::kLent, "a stitched block's pages are lent", run.first);
-      require(block.offset == run.first * page_bytes() && block.size == run.count * page_bytes(),
-              "lent pages are those of the alias", run.first);
-      require(lent.insert(alias.lent[piece]).second, "no two stitched blocks share a page",
+      const Block& block = range_[alias.primary_blocks[piece]];
+      require(block.state == BlockState::kAliased, "a stitched block's pages are aliased",
               run.first);
+      require(block.offset == run.first * page_bytes() && block.size == run.count * page_bytes(),
+              "aliased pages are those of the alias", run.first);
+      require(aliased.insert(alias.primary_blocks[piece]).second,
+              "no two stitched blocks share a page", run.first);
       for (uint64_t i = 0; i < run.count; ++i) {
         require(pages_.backed(run.first + i) && pages_.at_alias(run.first + i, at + i),
                 "a stitched block's pages are there", run.first + i);
@@ -73,11 +75,12 @@ void Engine::check_aliases() const {
       ++piece;
       return true;
     });
-    require(piece == alias.lent.size(), "a stitched block has no other pages", alias.first);
+    require(piece == alias.primary_blocks.size(), "a stitched block has no other pages",
+            alias.first);
   });
   for (BlockId id = range_.first(); id != 0; id = range_[id].next) {
-    require(range_[id].state != BlockState::kLent || lent.contains(id),
-            "lent pages belong to a stitched block", range_[id].offset);
+    require(range_[id].state != BlockState::kAliased || aliased.contains(id),
+            "aliased pages belong to a stitched block", range_[id].offset);
   }
 }
 
@@ -99,7 +102,7 @@ void Engine::check_totals() const {
     if (range_[id].state != BlockState::kRetired) pages += range_[id].size;
   }
   require(pages == capacity_bytes(), "the range holds the capacity", pages);
-  require(pages_.backed_count() <= capacity_pages_, "no more memory than the capacity",
+  require(pages_.backed_count() <= capacity_.pages(), "no more memory than the capacity",
           pages_.backed_count());
 }
 

@@ -43,8 +43,8 @@ def test_a_pool_that_runs_out(trace: str, capsys: pytest.CaptureFixture[str]) ->
     assert main(["simulate", trace, "--capacity", "250MiB"]) == 1
     assert (
         "The pool ran out at event 3 of the trace, after 2 events: 300.0 MiB asked on stream 0, "
-        "250.0 MiB free of 250.0 MiB (0 B live), the largest hole has 250.0 MiB, and stitching "
-        "could join 125 wholly free pages (250.0 MiB)."
+        "250.0 MiB free of 250.0 MiB (0 B live), the largest free block has 250.0 MiB, and "
+        "stitching could join 125 wholly free pages (250.0 MiB)."
     ) in capsys.readouterr().out
 
 

@@ -55,7 +55,7 @@ def test_every_other_integer(pool: CorePool) -> None:
         lambda: pool.find_block(address + 2**64),
         lambda: pool.explain(TOO_MUCH),
         lambda: pool.open_scope(2**32 - 1),
-        lambda: pool.fault("back", TOO_MUCH),
+        lambda: pool.fault("map_primary", TOO_MUCH),
         lambda: pool.complete_events(-1),
         lambda: CoreReplay(pool, TOO_MUCH),
         lambda: close_scope(TOO_MUCH),

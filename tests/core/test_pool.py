@@ -175,12 +175,12 @@ def test_a_free_on_a_stream_that_comes_later(pool: CorePool, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 4 * MIB])
-def test_memory_of_a_short_lived_stream_comes_after_a_wait_for_the_device(size: int) -> None:
+def test_memory_of_an_external_stream_comes_after_a_wait_for_the_device(size: int) -> None:
     pool = _make("memfd+late_events+faults", 4 * MIB)
-    pool.declare_short_lived_stream(1)
+    pool.declare_external_stream(1)
     pool.free(pool.alloc(size, stream=1))
-    pool.fault("wait_device", 1)
-    with pytest.raises(errors.SystemCallError, match="injected failure of wait_device"):
+    pool.fault("synchronize_all", 1)
+    with pytest.raises(errors.SystemCallError, match="injected failure of synchronize_all"):
         pool.alloc(4 * MIB)
     pool.free(pool.alloc(4 * MIB))
     assert pool.stats()["cross_stream_waits"] == 0

@@ -27,7 +27,7 @@ CONSTANTS = {
     "VRAMKIT_DEVICE_CPU": _structs.DEVICE_CPU,
     "VRAMKIT_MAX_DEVICES": _structs.MAX_DEVICES,
     "VRAMKIT_SIZE_CLASSES": _structs.SIZE_CLASSES,
-    "VRAMKIT_STREAM_SHORT_LIVED": _structs.STREAM_SHORT_LIVED,
+    "VRAMKIT_STREAM_EXTERNAL": _structs.STREAM_EXTERNAL,
     **{f"VRAMKIT_{member.name}": member.value for member in _structs.Status},
     **{f"VRAMKIT_BLOCK_{member.name}": member.value for member in _structs.BlockState},
     **{f"VRAMKIT_BLOCK_{member.name}": member.value for member in _structs.BlockKind},

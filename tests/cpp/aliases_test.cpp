@@ -49,10 +49,10 @@ TEST_P(AliasesTest, OccupyTheirPages) {
   const AliasId id = aliases_->create({{2, 1}, {5, 2}});
   aliases_->occupy(id, 3);
   EXPECT_TRUE((*aliases_)[id].live());
-  EXPECT_EQ((*range_)[range_->block_at(5 * kPage)].state, BlockState::kLent);
-  EXPECT_EQ(range_->largest_hole(), 9 * kPage);
+  EXPECT_EQ((*range_)[range_->block_at(5 * kPage)].state, BlockState::kAliased);
+  EXPECT_EQ(range_->largest_free_extent(), 9 * kPage);
   release(id);
-  EXPECT_EQ(range_->largest_hole(), 16 * kPage);
+  EXPECT_EQ(range_->largest_free_extent(), 16 * kPage);
 }
 
 TEST_P(AliasesTest, StayMappedAndServeAgain) {
@@ -64,7 +64,7 @@ TEST_P(AliasesTest, StayMappedAndServeAgain) {
   EXPECT_EQ(find(2), id);
   aliases_->occupy(id, 2);
   EXPECT_EQ(pages_->mapping_calls(), calls);
-  EXPECT_EQ((*aliases_)[id].lent.size(), 2U);
+  EXPECT_EQ((*aliases_)[id].primary_blocks.size(), 2U);
   EXPECT_TRUE((*range_)[range_->block_at(6 * kPage)].is_free()) << "only a prefix is used";
   release(id);
 }
@@ -122,7 +122,7 @@ TEST_P(AliasesTest, WhatALiveBlockDoesNotUseGivesWayToo) {
 }
 
 TEST_P(AliasesTest, AFailedMappingLeavesNothingWrong) {
-  for (const char* call : {"back", "map_alias"}) {
+  for (const char* call : {"map_primary", "map_alias"}) {
     faults_->inject_fault(call, 2);
     try {
       const AliasId id = aliases_->create({{2, 1}, {5, 2}});
@@ -135,7 +135,7 @@ TEST_P(AliasesTest, AFailedMappingLeavesNothingWrong) {
     streams_->drain();
     const AliasId again = aliases_->create({{9, 1}, {5, 2}});
     aliases_->occupy(again, 3);
-    pages_->need_home({2, 1});
+    pages_->need_primary({2, 1});
     release(again);
     streams_->drain();
     aliases_->drop_idle();
@@ -160,7 +160,7 @@ class MappedAtOnceTest : public AliasesTest {};
 TEST_P(MappedAtOnceTest, WithoutMemoryNoAddressIsUsedUp) {
   const AliasId before = aliases_->create({{0, 1}});
   for (uint64_t page = 4; page < 9; ++page) {
-    faults_->inject_fault("back", 1);
+    faults_->inject_fault("map_primary", 1);
     expect_error(Status::kSystem, "injected", [&] { aliases_->create({{0, 1}, {page, 1}}); });
   }
   const AliasId behind = aliases_->create({{2, 1}});

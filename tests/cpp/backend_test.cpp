@@ -17,8 +17,8 @@ class Conformance : public testing::TestWithParam<const char*> {
  protected:
   Conformance() { backend_->reserve(kLayout); }
 
-  uint64_t home(uint64_t page) const { return backend_->base() + page * kPage; }
-  uint64_t alias(uint64_t page) const { return home(kLayout.home_pages + page); }
+  uint64_t primary_address(uint64_t page) const { return backend_->base() + page * kPage; }
+  uint64_t alias(uint64_t page) const { return primary_address(kLayout.primary_pages + page); }
   bool has_memory() const { return std::string(GetParam()).find("null") == std::string::npos; }
   void write(uint64_t address, uint64_t bytes, int value) const {
     if (has_memory()) std::memset(reinterpret_cast<void*>(address), value, bytes);
@@ -40,77 +40,77 @@ TEST_P(Conformance, TheRangeIsAlignedToPages) {
 }
 
 TEST_P(Conformance, BackedPagesHoldData) {
-  backend_->back({0, 2});
-  backend_->back({5, 1});
-  write(home(0), 2 * kPage, 1);
-  write(home(5), kPage, 2);
-  EXPECT_TRUE(holds(home(0), 2 * kPage, 1));
-  EXPECT_TRUE(holds(home(5), kPage, 2));
+  backend_->map_primary({0, 2});
+  backend_->map_primary({5, 1});
+  write(primary_address(0), 2 * kPage, 1);
+  write(primary_address(5), kPage, 2);
+  EXPECT_TRUE(holds(primary_address(0), 2 * kPage, 1));
+  EXPECT_TRUE(holds(primary_address(5), kPage, 2));
 }
 
 TEST_P(Conformance, MappedPagesAreContiguousAndWritable) {
-  backend_->back({0, 8});
-  write(home(0), 8 * kPage, 7);
-  backend_->map(alias(0), {6, 1});
-  backend_->map(alias(1), {1, 2});
+  backend_->map_primary({0, 8});
+  write(primary_address(0), 8 * kPage, 7);
+  backend_->map_alias(alias(0), {6, 1});
+  backend_->map_alias(alias(1), {1, 2});
   write(alias(0), 3 * kPage, 9);
   EXPECT_TRUE(holds(alias(0), 3 * kPage, 9));
-  EXPECT_TRUE(holds(home(0), kPage, 7)) << "its neighbours are left alone";
-  EXPECT_TRUE(holds(home(3), 3 * kPage, 7));
-  backend_->unmap(alias(0), {6, 1});
-  backend_->unmap(alias(1), {1, 2});
-  write(home(0), 8 * kPage, 3);
-  EXPECT_TRUE(holds(home(0), 8 * kPage, 3));
+  EXPECT_TRUE(holds(primary_address(0), kPage, 7)) << "its neighbours are left alone";
+  EXPECT_TRUE(holds(primary_address(3), 3 * kPage, 7));
+  backend_->unmap_alias(alias(0), {6, 1});
+  backend_->unmap_alias(alias(1), {1, 2});
+  write(primary_address(0), 8 * kPage, 3);
+  EXPECT_TRUE(holds(primary_address(0), 8 * kPage, 3));
 }
 
 TEST_P(Conformance, AMappingIsUndoneInParts) {
-  backend_->back({0, 4});
-  backend_->map(alias(0), {0, 4});
+  backend_->map_primary({0, 4});
+  backend_->map_alias(alias(0), {0, 4});
   write(alias(0), 4 * kPage, 5);
-  backend_->unmap(alias(2), {2, 2});
+  backend_->unmap_alias(alias(2), {2, 2});
   EXPECT_TRUE(holds(alias(0), 2 * kPage, 5));
-  write(home(2), 2 * kPage, 6);
-  backend_->unmap(alias(0), {0, 2});
-  write(home(0), 2 * kPage, 6);
-  EXPECT_TRUE(holds(home(0), 4 * kPage, 6));
+  write(primary_address(2), 2 * kPage, 6);
+  backend_->unmap_alias(alias(0), {0, 2});
+  write(primary_address(0), 2 * kPage, 6);
+  EXPECT_TRUE(holds(primary_address(0), 4 * kPage, 6));
 }
 
 TEST_P(Conformance, TwoAddressesShowOnePageWhereThatIsSaid) {
-  backend_->back({0, 4});
-  backend_->map(alias(0), {2, 1});
+  backend_->map_primary({0, 4});
+  backend_->map_alias(alias(0), {2, 1});
   write(alias(0), kPage, 4);
   if (!backend_->aliasing()) return;
-  EXPECT_TRUE(holds(home(2), kPage, 4));
-  backend_->map(alias(5), {2, 1});
+  EXPECT_TRUE(holds(primary_address(2), kPage, 4));
+  backend_->map_alias(alias(5), {2, 1});
   EXPECT_TRUE(holds(alias(5), kPage, 4));
-  backend_->unmap(alias(0), {2, 1});
-  backend_->unmap(alias(5), {2, 1});
-  EXPECT_TRUE(holds(home(2), kPage, 4));
+  backend_->unmap_alias(alias(0), {2, 1});
+  backend_->unmap_alias(alias(5), {2, 1});
+  EXPECT_TRUE(holds(primary_address(2), kPage, 4));
 }
 
 TEST_P(Conformance, PagesMoveHundredsOfTimes) {
-  backend_->back({0, 32});
+  backend_->map_primary({0, 32});
   for (uint64_t round = 0; round < 300; ++round) {
     const uint64_t page = round * 7 % 31;
     const uint64_t at = backend_->rebindable() ? round * 5 % 31 : page;
-    backend_->map(alias(at), {page, 1});
+    backend_->map_alias(alias(at), {page, 1});
     write(alias(at), kPage, static_cast<int>(round));
     EXPECT_TRUE(holds(alias(at), kPage, static_cast<int>(round)));
-    backend_->unmap(alias(at), {page, 1});
-    write(home(page), kPage, 1);
+    backend_->unmap_alias(alias(at), {page, 1});
+    write(primary_address(page), kPage, 1);
   }
 }
 
 TEST_P(Conformance, UnbackedPagesComeBackWhereThatIsSaid) {
-  backend_->back({0, 4});
-  write(home(0), 4 * kPage, 1);
-  backend_->unback({1, 2});
-  EXPECT_TRUE(holds(home(0), kPage, 1));
-  EXPECT_TRUE(holds(home(3), kPage, 1));
+  backend_->map_primary({0, 4});
+  write(primary_address(0), 4 * kPage, 1);
+  backend_->unmap_and_release({1, 2});
+  EXPECT_TRUE(holds(primary_address(0), kPage, 1));
+  EXPECT_TRUE(holds(primary_address(3), kPage, 1));
   if (!backend_->rebindable()) return;
-  backend_->back({1, 2});
-  write(home(1), 2 * kPage, 2);
-  EXPECT_TRUE(holds(home(1), 2 * kPage, 2));
+  backend_->map_primary({1, 2});
+  write(primary_address(1), 2 * kPage, 2);
+  EXPECT_TRUE(holds(primary_address(1), 2 * kPage, 2));
 }
 
 TEST_P(Conformance, EventsAreDoneAfterAHostWait) {
@@ -130,7 +130,9 @@ TEST_P(Conformance, EventsAreDoneAfterAWaitForTheDevice) {
   backend_->release_event(event);
 }
 
-TEST_P(Conformance, ReadsNothingOfItsOwnInAChild) { backend_->discard_in_child(home(0), 0); }
+TEST_P(Conformance, ReadsNothingOfItsOwnInAChild) {
+  backend_->discard_in_child(primary_address(0), 0);
+}
 
 INSTANTIATE_TEST_SUITE_P(Backends, Conformance,
                          testing::Values("host", "memfd", "null", "host+late_events",

@@ -31,13 +31,13 @@ TEST_P(Capacity, GrowsAndShrinks) {
   EXPECT_NE(pool.allocate(4 * kPage), 0U);
 }
 
-TEST(CapacityAhead, WhatWasMappedAheadIsHeldToo) {
+TEST(CapacityInTheBackground, WhatWasMappedIsHeldToo) {
   // The device has memory for five pages; a chunk of small blocks wants four.
   Engine pool(config_of("memfd+limit=327680+slow_maps", 8 * kPage));
   const uint64_t first = pool.allocate(kPage, 0, 0);
-  const std::shared_ptr<Ahead> ahead = pool.next_ahead(2);
-  ASSERT_NE(ahead, nullptr);
-  ahead->map();
+  const std::shared_ptr<BackgroundMapping> mapping = pool.next_background_mapping(2);
+  ASSERT_NE(mapping, nullptr);
+  mapping->map();
   const uint64_t second = pool.allocate(100, 0, 0);
   EXPECT_NE(second, 0U);
   pool.check_valid();
@@ -128,7 +128,7 @@ TEST_P(Capacity, ResizesAThousandTimes) {
 }
 
 TEST_P(Capacity, FaultsWhileGivingBackAreContinued) {
-  for (const char* call : {"unback", "unmap_alias", "record_event"}) {
+  for (const char* call : {"unmap_and_release", "unmap_alias", "record_event"}) {
     JudgedEngine pool(12, GetParam());
     std::vector<uint64_t> blocks;
     for (int i = 0; i < 12; ++i) blocks.push_back(pool.allocate(kPage, 1));
@@ -156,7 +156,7 @@ TEST_P(Capacity, AnAddressThatLostItsMemoryIsNotUsedAgain) {
   blocks.push_back(pool.allocate(2 * kPage));             // pages 1 and 2
   for (const uint64_t block : blocks) pool.free(block);
   EXPECT_EQ(pool->pages().backed_count(), 7U);
-  pool->inject_fault("unback", 2);
+  pool->inject_fault("unmap_and_release", 2);
   expect_error(Status::kSystem, "injected", [&] { pool->resize(kPage); });
   pool.check();
   pool.allocate(pool->capacity_bytes());
@@ -201,7 +201,7 @@ TEST(Addresses, OfStitchedBlocksEndAsOutOfMemory) {
       }
     }
     const uint64_t pages = engine.free_page_bytes() / kLarge;
-    if (pages > 0 && engine.largest_hole() < pages * kLarge) {
+    if (pages > 0 && engine.largest_free_extent() < pages * kLarge) {
       const uint64_t address = engine.allocate(pages * kLarge, 0, 0);
       if (address == 0) break;
       ++stitched;
@@ -236,7 +236,7 @@ TEST(Trim, LeavesLockedMemoryAndGoesOn) {
 TEST(Trim, GoesOnAfterARefusalWhereAddressesAreRetired) {
   Engine engine(config_of("memfd+faults", 8 * kPage));
   engine.release(engine.allocate(8 * kPage, 0, 0));
-  engine.inject_fault("unback", 1);
+  engine.inject_fault("unmap_and_release", 1);
   EXPECT_EQ(engine.trim(), 8 * kPage);
   EXPECT_EQ(engine.capacity_bytes(), 8 * kPage);
   engine.check_valid();

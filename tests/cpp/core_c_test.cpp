@@ -116,7 +116,7 @@ TEST_F(CoreC, NamesWrongUse) {
   EXPECT_EQ(vramkit_find_block(pool, address, &block), VRAMKIT_FOREIGN_POINTER);
   EXPECT_EQ(vramkit_alloc(pool, 0, 0, 0, &address), VRAMKIT_INVALID_ARGUMENT);
   EXPECT_EQ(vramkit_scope_close(~uint64_t{0}), VRAMKIT_INVALID_ARGUMENT);
-  EXPECT_EQ(vramkit_fault(pool, "back", 1), VRAMKIT_INVALID_ARGUMENT);
+  EXPECT_EQ(vramkit_fault(pool, "map_primary", 1), VRAMKIT_INVALID_ARGUMENT);
   EXPECT_EQ(vramkit_complete_events(pool, 1), VRAMKIT_INVALID_ARGUMENT);
 }
 
@@ -125,7 +125,7 @@ TEST_F(CoreC, FreesOnAStreamThatComesAfterTheBlock) {
   void* address = nullptr;
   uint64_t size = 0;
   EXPECT_EQ(vramkit_free_on(pool, &pool, 6, nullptr), VRAMKIT_FOREIGN_POINTER);
-  EXPECT_EQ(vramkit_declare_short_lived_stream(pool, 6), VRAMKIT_OK);
+  EXPECT_EQ(vramkit_declare_external_stream(pool, 6), VRAMKIT_OK);
   EXPECT_EQ(vramkit_alloc(pool, kMiB, 5, 0, &address), VRAMKIT_OK);
   EXPECT_EQ(vramkit_free_on(pool, address, 6, &size), VRAMKIT_OK);
   EXPECT_EQ(size, kMiB);
@@ -260,7 +260,7 @@ TEST_F(CoreC, TellsHowFarAReplayCame) {
   EXPECT_EQ(api->abi_version, VRAMKIT_ABI_VERSION);
   EXPECT_EQ(api->struct_bytes, sizeof(vramkit_core_api));
   EXPECT_EQ(api->active_pool(-1), nullptr);
-  EXPECT_EQ(api->declare_short_lived_stream, vramkit_declare_short_lived_stream);
+  EXPECT_EQ(api->declare_external_stream, vramkit_declare_external_stream);
 }
 
 void expect_refused(const std::vector<vramkit_status>& answers) {
@@ -286,7 +286,7 @@ TEST_F(CoreC, RefusesNullPools) {
       vramkit_free(nullptr, &number, &number),
       vramkit_free_on(nullptr, &number, 0, &number),
       vramkit_record_stream(nullptr, &number, 0),
-      vramkit_declare_short_lived_stream(nullptr, 0),
+      vramkit_declare_external_stream(nullptr, 0),
       vramkit_find_block(nullptr, &number, &block),
       vramkit_snapshot(nullptr, &block, 1, &number),
       vramkit_pool_stats(nullptr, &stats),
@@ -296,7 +296,7 @@ TEST_F(CoreC, RefusesNullPools) {
       vramkit_pool_set_stack_hooks(nullptr, nullptr, nullptr),
       vramkit_replay_create(nullptr, 1, &replay),
       vramkit_replay_run(nullptr, nullptr, nullptr, nullptr, nullptr, 0, &number),
-      vramkit_fault(nullptr, "back", 1),
+      vramkit_fault(nullptr, "map_primary", 1),
       vramkit_complete_events(nullptr, 1),
   });
   EXPECT_TRUE(told("the argument pool is a null pointer"));

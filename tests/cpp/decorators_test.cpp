@@ -21,28 +21,30 @@ std::unique_ptr<Backend> make(const char* spec) {
 
 TEST(LimitBackend, BacksNoMoreThanItsLimit) {
   const auto backend = make("null+limit=131072");
-  backend->back({0, 2});
+  backend->map_primary({0, 2});
   expect_error(Status::kOutOfMemory,
                "no memory for 64.0 KiB more: 128.0 KiB of 128.0 KiB are in use", [&] {
-                 backend->back({2, 1});
+                 backend->map_primary({2, 1});
                });
-  backend->unback({0, 1});
-  backend->back({2, 1});
+  backend->unmap_and_release({0, 1});
+  backend->map_primary({2, 1});
 }
 
 TEST(FaultBackend, FailsTheChosenCallOnce) {
   const auto backend = make("null+faults");
-  backend->inject_fault("back", 2);
-  backend->back({0, 1});
-  expect_error(Status::kSystem, "injected failure of back", [&] { backend->back({1, 1}); });
-  backend->back({1, 1});
+  backend->inject_fault("map_primary", 2);
+  backend->map_primary({0, 1});
+  expect_error(Status::kSystem, "injected failure of map_primary", [&] {
+    backend->map_primary({1, 1});
+  });
+  backend->map_primary({1, 1});
 }
 
 TEST(FaultBackend, CanBeDisarmed) {
   const auto backend = make("null+faults");
   backend->inject_fault("map_alias", 1);
   backend->inject_fault("map_alias", 0);
-  backend->map(backend->base() + 16 * kLayout.page_bytes, {0, 1});
+  backend->map_alias(backend->base() + 16 * kLayout.page_bytes, {0, 1});
 }
 
 TEST(FaultBackend, FailsEveryCallThatItNames) {
@@ -50,25 +52,25 @@ TEST(FaultBackend, FailsEveryCallThatItNames) {
   const uint64_t alias = backend->base() + 16 * kLayout.page_bytes;
   const std::vector<std::pair<const char*, std::function<void()>>> calls = {
       {"reserve", [&] { backend->reserve(kLayout); }},
-      {"back",
+      {"map_primary",
        [&] {
-         backend->back({0, 1});
+         backend->map_primary({0, 1});
        }},
-      {"unback",
+      {"unmap_and_release",
        [&] {
-         backend->unback({0, 1});
+         backend->unmap_and_release({0, 1});
        }},
       {"map_alias",
        [&] {
-         backend->map(alias, {0, 1});
+         backend->map_alias(alias, {0, 1});
        }},
       {"unmap_alias",
        [&] {
-         backend->unmap(alias, {0, 1});
+         backend->unmap_alias(alias, {0, 1});
        }},
       {"record_event", [&] { backend->record_event(0); }},
-      {"wait_event", [&] { backend->stream_wait(0, 0); }},
-      {"wait_device", [&] { backend->synchronize_all(); }}};
+      {"stream_wait", [&] { backend->stream_wait(0, 0); }},
+      {"synchronize_all", [&] { backend->synchronize_all(); }}};
   for (const auto& [name, call] : calls) {
     backend->inject_fault(name, 1);
     expect_error(Status::kSystem, std::string("injected failure of ") + name, call);
@@ -106,11 +108,11 @@ TEST(LateEventsBackend, AWaitForTheDeviceCompletesAll) {
 
 TEST(Decorators, WrapInTheOrderOfTheirNames) {
   const auto backend = make("null+late_events+faults+limit=65536");
-  backend->back({0, 1});
-  backend->inject_fault("back", 1);
-  expect_error(Status::kOutOfMemory, "no memory", [&] { backend->back({1, 1}); });
-  backend->unback({0, 1});
-  expect_error(Status::kSystem, "injected", [&] { backend->back({1, 1}); });
+  backend->map_primary({0, 1});
+  backend->inject_fault("map_primary", 1);
+  expect_error(Status::kOutOfMemory, "no memory", [&] { backend->map_primary({1, 1}); });
+  backend->unmap_and_release({0, 1});
+  expect_error(Status::kSystem, "injected", [&] { backend->map_primary({1, 1}); });
 }
 
 // The judge of the other tests, seen to judge.
@@ -118,7 +120,7 @@ class JudgeTest : public testing::Test {
  protected:
   JudgeTest() {
     device_.reserve(kLayout);
-    device_.back({0, 4});
+    device_.map_primary({0, 4});
   }
   uint64_t page(uint64_t index) const { return device_.base() + index * kLayout.page_bytes; }
   void expect_accusation(const std::string& text) {
@@ -169,35 +171,35 @@ TEST_F(JudgeTest, SeesAWaitThatWasTooEarly) {
 }
 
 TEST_F(JudgeTest, SeesAPageUnderTwoBlocks) {
-  device_.map(page(16), {1, 2});
+  device_.map_alias(page(16), {1, 2});
   device_.on_allocate(page(16), 2 * kLayout.page_bytes, 0);
   device_.on_allocate(page(2), 512, 0);
   expect_accusation("live and handed out again");
 }
 
 TEST_F(JudgeTest, SeesUnmappingUnderWork) {
-  device_.map(page(16), {1, 1});
+  device_.map_alias(page(16), {1, 1});
   device_.on_allocate(page(16), 512, 0);
   device_.on_free(page(16), 512);
-  device_.unmap(page(16), {1, 1});
+  device_.unmap_alias(page(16), {1, 1});
   expect_accusation("unmapped under work");
-  device_.unback({1, 1});
+  device_.unmap_and_release({1, 1});
   expect_accusation("given back under work");
 }
 
 TEST_F(JudgeTest, SeesMemoryGivenBackThatAnAliasHas) {
-  device_.map(page(16), {1, 1});
-  device_.unback({1, 1});
+  device_.map_alias(page(16), {1, 1});
+  device_.unmap_and_release({1, 1});
   expect_accusation("with 1 aliases");
 }
 
 TEST_F(JudgeTest, SeesAddressesBoundAgain) {
-  device_.unback({1, 1});
-  device_.back({1, 1});
+  device_.unmap_and_release({1, 1});
+  device_.map_primary({1, 1});
   expect_accusation("backed again");
-  device_.map(page(16), {1, 1});
-  device_.unmap(page(16), {1, 1});
-  device_.map(page(16), {2, 1});
+  device_.map_alias(page(16), {1, 1});
+  device_.unmap_alias(page(16), {1, 1});
+  device_.map_alias(page(16), {2, 1});
   expect_accusation("bound to another page");
 }
 

@@ -152,11 +152,11 @@ class DeviceModel : public Decorator {
 
   void reserve(const Layout& layout) override {
     Decorator::reserve(layout);
-    home_pages_ = layout.home_pages;
+    primary_pages_ = layout.primary_pages;
   }
 
-  void back(PageRun run) override {
-    Decorator::back(run);
+  void map_primary(PageRun run) override {
+    Decorator::map_primary(run);
     for (uint64_t page = run.first; page < run.first + run.count; ++page) {
       if (pages_[page].backed) accuse("page %llu backed twice", number(page));
       if (pages_[page].retired && !rebindable()) accuse("page %llu backed again", number(page));
@@ -164,7 +164,7 @@ class DeviceModel : public Decorator {
     }
   }
 
-  void unback(PageRun run) override {
+  void unmap_and_release(PageRun run) override {
     for (uint64_t page = run.first; page < run.first + run.count; ++page) {
       Page& known = pages_[page];
       if (!known.backed || known.aliases > 0) {
@@ -180,11 +180,11 @@ class DeviceModel : public Decorator {
       known.retired = true;
     }
     unbacked_pages_ += run.count;
-    Decorator::unback(run);
+    Decorator::unmap_and_release(run);
   }
 
-  void map(uint64_t address, PageRun run) override {
-    Decorator::map(address, run);
+  void map_alias(uint64_t address, PageRun run) override {
+    Decorator::map_alias(address, run);
     for (uint64_t i = 0; i < run.count; ++i) {
       Alias& alias = aliases_[alias_page(address) + i];
       Page& page = pages_[run.first + i];
@@ -201,7 +201,7 @@ class DeviceModel : public Decorator {
     }
   }
 
-  void unmap(uint64_t address, PageRun run) override {
+  void unmap_alias(uint64_t address, PageRun run) override {
     for (uint64_t i = 0; i < run.count; ++i) {
       Alias& alias = aliases_[alias_page(address) + i];
       if (!alias.mapped || alias.page != run.first + i) {
@@ -217,7 +217,7 @@ class DeviceModel : public Decorator {
       --pages_[run.first + i].aliases;
     }
     unmapped_pages_ += run.count;
-    Decorator::unmap(address, run);
+    Decorator::unmap_alias(address, run);
   }
 
   Event record_event(uint64_t stream) override {
@@ -284,9 +284,11 @@ class DeviceModel : public Decorator {
   bool host_covers(const Clock& uses) const { return streams_.host().covers(uses); }
 
   uint64_t alias_page(uint64_t address) const {
-    return (address - base()) / page_bytes_ - home_pages_;
+    return (address - base()) / page_bytes_ - primary_pages_;
   }
-  bool is_alias(uint64_t address) const { return (address - base()) / page_bytes_ >= home_pages_; }
+  bool is_alias(uint64_t address) const {
+    return (address - base()) / page_bytes_ >= primary_pages_;
+  }
 
   template <typename Visit>
   void each_unit_of(uint64_t page, Visit visit) {
@@ -344,7 +346,7 @@ class DeviceModel : public Decorator {
   LateStreams streams_;
   uint64_t max_alias_pages_;
   std::string& violations_;
-  uint64_t home_pages_ = 0;
+  uint64_t primary_pages_ = 0;
   bool capturing_ = false;
   std::array<bool, kStreams> destroyed_{};
   std::map<Event, Clock> events_;

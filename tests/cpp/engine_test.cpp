@@ -246,8 +246,8 @@ TEST_P(FailingCalls, LeaveThePoolAsItWas) {
 
 INSTANTIATE_TEST_SUITE_P(Calls, FailingCalls,
                          testing::Combine(testing::Values("null", "memfd", "host"),
-                                          testing::Values("back", "map_alias", "unmap_alias",
-                                                          "record_event", "wait_event"),
+                                          testing::Values("map_primary", "map_alias", "unmap_alias",
+                                                          "record_event", "stream_wait"),
                                           testing::Values(1, 2, 3)));
 
 TEST(Engine, AFreeDoesNotFailWhenItsEventCannotBeRecorded) {
@@ -360,9 +360,9 @@ TEST(Engine, ChunksThatFallEmptyDuringARequestServeIt) {
 /// A device of which others have all that the pool does not hold, while `full`.
 struct FullDevice : Decorator {
   using Decorator::Decorator;
-  void back(PageRun run) override {
-    if (full) fail(Status::kOutOfMemory, "the device has no page left");
-    Decorator::back(run);
+  void map_primary(PageRun run) override {
+    if (full) throw_error(Status::kOutOfMemory, "the device has no page left");
+    Decorator::map_primary(run);
   }
   bool full = false;
 };
@@ -398,7 +398,7 @@ TEST(Engine, WithoutMemoryOnTheDevicePagesInPartlyUseServe) {
 TEST(Engine, WithoutMemoryOnTheDeviceStreamsThatMayBeGoneAreWaitedFor) {
   OnFullDevice on("null+late_events", 16);
   auto& [device, pool] = on;
-  pool.declare_short_lived(1);
+  pool.declare_external(1);
   const uint64_t orphan = pool.allocate(4 * kPage, 1, 0);
   device.full = true;
   pool.release(orphan);

@@ -10,13 +10,13 @@ namespace vramkit {
 namespace {
 
 TEST(Error, CarriesStatusAndText) {
-  expect_error(Status::kBusy, "3 of 4", [] { fail(Status::kBusy, "%d of %s", 3, "4"); });
+  expect_error(Status::kBusy, "3 of 4", [] { throw_error(Status::kBusy, "%d of %s", 3, "4"); });
 }
 
 TEST(Error, NamesWhatTheSystemSaid) {
   expect_error(Status::kSystem, "cannot x: No space left on device", [] {
     errno = ENOSPC;
-    fail_errno("cannot %s", "x");
+    throw_errno("cannot %s", "x");
   });
 }
 

@@ -27,12 +27,12 @@ TEST(Explain, GivesTheNumbers) {
   Engine engine(config_of("null", 16 * kPage));
   engine.allocate(10 * kPage, 0, 7);
   engine.allocate(3 * kPage, 0, 0);
-  expect_words(
-      explain(engine, 5 * kPage),
-      {"vramkit pool on test is out of memory", "Wanted 320.0 KiB (327,680 bytes)",
-       "capacity 1.0 MiB", "live 832.0 KiB in 2 blocks", "free 192.0 KiB", "largest hole 192.0 KiB",
-       "less is free than was wanted", "at least 128KiB more", "pool.resize(1179648)",
-       "overflow=\"native\"", "The 2 largest live blocks:", "640.0 KiB at ", "train.py:12"});
+  expect_words(explain(engine, 5 * kPage),
+               {"vramkit pool on test is out of memory", "Wanted 320.0 KiB (327,680 bytes)",
+                "capacity 1.0 MiB", "live 832.0 KiB in 2 blocks", "free 192.0 KiB",
+                "largest free block 192.0 KiB", "less is free than was wanted",
+                "at least 128KiB more", "pool.resize(1179648)", "overflow=\"native\"",
+                "The 2 largest live blocks:", "640.0 KiB at ", "train.py:12"});
 }
 
 TEST(Explain, TellsPagesThatArePartlyInUse) {
@@ -77,9 +77,10 @@ TEST(Explain, CountsOneBlock) {
 
 TEST(Explain, TellsSizesApartThatLookTheSame) {
   Engine engine(config_of("null", 512 * kPage));
-  expect_words(explain(engine, 512 * kPage + 1),
-               {"Wanted 32.0 MiB (33,554,433 bytes)", "capacity 32.0 MiB (33,554,432 bytes)",
-                "free 32.0 MiB (33,554,432 bytes)", "largest hole 32.0 MiB (33,554,432 bytes)"});
+  expect_words(
+      explain(engine, 512 * kPage + 1),
+      {"Wanted 32.0 MiB (33,554,433 bytes)", "capacity 32.0 MiB (33,554,432 bytes)",
+       "free 32.0 MiB (33,554,432 bytes)", "largest free block 32.0 MiB (33,554,432 bytes)"});
 }
 
 TEST(Explain, AdvisesAResizeOnlyWhereItCanBe) {

@@ -166,7 +166,7 @@ class EngineTrial {
     for (size_t i = 0; i < blocks.size(); i += 4) record(blocks[i], 48);
     step([&] { return engine_->snapshot().size() >= blocks.size(); });
     step([&] {
-      engine_->declare_short_lived(32);
+      engine_->declare_external(32);
       return true;
     });
     for (size_t i = 0; i < blocks.size(); ++i) {
@@ -293,7 +293,7 @@ class InterfaceTrial {
     void* none = nullptr;
     expect(VRAMKIT_OUT_OF_MEMORY,
            [&] { return vramkit_route_alloc(-1, 128 * kPage, 0, 0, &none, &overflowed); });
-    ok([&] { return vramkit_declare_short_lived_stream(pool_, 3); });
+    ok([&] { return vramkit_declare_external_stream(pool_, 3); });
     for (void* block : blocks) ok([&] { return vramkit_route_free(block, nullptr); });
   }
 

@@ -22,12 +22,12 @@ class HostTest : public testing::Test {
  protected:
   HostTest() {
     backend_.reserve(kLayout);
-    backend_.commit({0, kLayout.home_pages});
+    backend_.create_physical({0, kLayout.primary_pages});
   }
-  char* home(uint64_t page) const {
+  char* primary_address(uint64_t page) const {
     return reinterpret_cast<char*>(backend_.base() + page * kLayout.page_bytes);
   }
-  char* alias(uint64_t page) const { return home(kLayout.home_pages + page); }
+  char* alias(uint64_t page) const { return primary_address(kLayout.primary_pages + page); }
   uint64_t number(const char* address) const { return reinterpret_cast<uint64_t>(address); }
 
   HostBackend backend_;
@@ -41,16 +41,16 @@ uint64_t areas() {
 }
 
 TEST_F(HostTest, AMoveCarriesTheMemory) {
-  std::memset(home(3), 5, kLayout.page_bytes);
-  backend_.map(number(alias(0)), {3, 1});
+  std::memset(primary_address(3), 5, kLayout.page_bytes);
+  backend_.map_alias(number(alias(0)), {3, 1});
   EXPECT_EQ(alias(0)[kLayout.page_bytes - 1], 5);
-  EXPECT_EQ(home(3)[0], 0) << "what is left behind is fresh";
-  backend_.unmap(number(alias(0)), {3, 1});
-  EXPECT_EQ(home(3)[0], 5);
+  EXPECT_EQ(primary_address(3)[0], 0) << "what is left behind is fresh";
+  backend_.unmap_alias(number(alias(0)), {3, 1});
+  EXPECT_EQ(primary_address(3)[0], 5);
 }
 
 TEST_F(HostTest, NobodyElsesMemoryLandsWhereAPageWas) {
-  for (uint64_t page = 0; page < 16; page += 2) backend_.map(number(alias(page)), {page, 1});
+  for (uint64_t page = 0; page < 16; page += 2) backend_.map_alias(number(alias(page)), {page, 1});
   std::vector<char*> others;
   for (int i = 0; i < 64; ++i) {
     void* got =
@@ -60,7 +60,8 @@ TEST_F(HostTest, NobodyElsesMemoryLandsWhereAPageWas) {
     std::memset(got, 7, 4096);
     EXPECT_TRUE(number(others.back()) < backend_.base() || others.back() >= alias(16));
   }
-  for (uint64_t page = 0; page < 16; page += 2) backend_.unmap(number(alias(page)), {page, 1});
+  for (uint64_t page = 0; page < 16; page += 2)
+    backend_.unmap_alias(number(alias(page)), {page, 1});
   for (char* other : others) {
     EXPECT_EQ(other[0], 7);
     ::munmap(other, 2 * kMiB);
@@ -68,11 +69,13 @@ TEST_F(HostTest, NobodyElsesMemoryLandsWhereAPageWas) {
 }
 
 TEST_F(HostTest, AreasMergeWhenPagesAreHomeAgain) {
-  std::memset(home(0), 1, 16 * kLayout.page_bytes);
+  std::memset(primary_address(0), 1, 16 * kLayout.page_bytes);
   const uint64_t before = areas();
   for (int round = 0; round < 20; ++round) {
-    for (uint64_t page = 0; page < 16; page += 2) backend_.map(number(alias(page)), {page, 1});
-    for (uint64_t page = 0; page < 16; page += 2) backend_.unmap(number(alias(page)), {page, 1});
+    for (uint64_t page = 0; page < 16; page += 2)
+      backend_.map_alias(number(alias(page)), {page, 1});
+    for (uint64_t page = 0; page < 16; page += 2)
+      backend_.unmap_alias(number(alias(page)), {page, 1});
   }
   EXPECT_LE(areas(), before + 16);
 }
@@ -92,20 +95,21 @@ TEST_F(HostTest, PagesComeHomeAtTheLimitOfMappings) {
 #if defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "ThreadSanitizer needs mappings itself, and ends the process without them";
 #endif
-  for (uint64_t page = 0; page < 16; page += 2) backend_.map(number(alias(page)), {page, 1});
+  for (uint64_t page = 0; page < 16; page += 2) backend_.map_alias(number(alias(page)), {page, 1});
   const pid_t child = ::fork();
   if (child == 0) {
     ::close(STDERR_FILENO);  // the aliases cannot be closed then, which is reported
     bool clean = use_up_areas();
-    for (uint64_t page = 0; page < 16; page += 2) backend_.unmap(number(alias(page)), {page, 1});
-    std::memset(home(0), 1, 16 * kLayout.page_bytes);
+    for (uint64_t page = 0; page < 16; page += 2)
+      backend_.unmap_alias(number(alias(page)), {page, 1});
+    std::memset(primary_address(0), 1, 16 * kLayout.page_bytes);
     try {
-      backend_.map(number(alias(0)), {3, 1});
+      backend_.map_alias(number(alias(0)), {3, 1});
       std::memset(alias(0), 2, kLayout.page_bytes);
     } catch (const Error& error) {
       clean &= error.status() == Status::kOutOfMemory;
       clean &= std::string(error.what()).find("vm.max_map_count") != std::string::npos;
-      std::memset(home(3), 2, kLayout.page_bytes);
+      std::memset(primary_address(3), 2, kLayout.page_bytes);
     }
     ::_exit(clean ? 0 : 1);
   }
@@ -115,34 +119,34 @@ TEST_F(HostTest, PagesComeHomeAtTheLimitOfMappings) {
 }
 
 TEST_F(HostTest, AChildWritesToItsOwnCopy) {
-  backend_.map(number(alias(0)), {3, 1});
-  std::memset(home(1), 1, 4096);
+  backend_.map_alias(number(alias(0)), {3, 1});
+  std::memset(primary_address(1), 1, 4096);
   std::memset(alias(0), 2, 4096);
   const pid_t child = ::fork();
   if (child == 0) {
-    const bool inherited = home(1)[0] == 1 && alias(0)[0] == 2;
-    std::memset(home(1), 8, 4096);
+    const bool inherited = primary_address(1)[0] == 1 && alias(0)[0] == 2;
+    std::memset(primary_address(1), 8, 4096);
     std::memset(alias(0), 9, 4096);
     ::_exit(inherited ? 0 : 1);
   }
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
-  EXPECT_EQ(home(1)[0], 1);
+  EXPECT_EQ(primary_address(1)[0], 1);
   EXPECT_EQ(alias(0)[0], 2);
 }
 
 TEST_F(HostTest, WhatAChildDiscardsStaysWithTheParent) {
-  std::memset(home(0), 3, kLayout.page_bytes);
+  std::memset(primary_address(0), 3, kLayout.page_bytes);
   const pid_t child = ::fork();
   if (child == 0) {
-    backend_.discard_in_child(number(home(0)), kLayout.page_bytes);
-    ::_exit(home(0)[0] == 0 ? 0 : 1);
+    backend_.discard_in_child(number(primary_address(0)), kLayout.page_bytes);
+    ::_exit(primary_address(0)[0] == 0 ? 0 : 1);
   }
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
-  EXPECT_EQ(home(0)[0], 3);
+  EXPECT_EQ(primary_address(0)[0], 3);
 }
 
 TEST_F(HostTest, LeavesMostMappingsToTheProgram) {
@@ -168,13 +172,13 @@ TEST_F(HostTest, AnUntouchedPoolTakesAPage) {
 TEST_F(HostTest, WhatIsNotCommittedIsNotAccessible) {
   HostBackend backend;
   backend.reserve(kLayout);
-  backend.commit({0, 3});
+  backend.create_physical({0, 3});
   std::memset(reinterpret_cast<void*>(backend.base()), 1, 3 * kLayout.page_bytes);
   int pipes[2];
   ASSERT_EQ(::pipe(pipes), 0);
   EXPECT_EQ(::write(pipes[1], reinterpret_cast<void*>(backend.base() + 3 * kLayout.page_bytes), 1),
             -1);
-  backend.commit({3, 1});
+  backend.create_physical({3, 1});
   EXPECT_EQ(::write(pipes[1], reinterpret_cast<void*>(backend.base() + 3 * kLayout.page_bytes), 1),
             1);
   ::close(pipes[0]);

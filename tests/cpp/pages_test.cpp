@@ -31,7 +31,7 @@ class PagesTest : public testing::TestWithParam<const char*> {
 
 TEST_P(PagesTest, HaveNoMemoryUntilNeeded) {
   EXPECT_EQ(pages_->backed_count(), 0U);
-  pages_->need_home({2, 3});
+  pages_->need_primary({2, 3});
   EXPECT_EQ(pages_->backed_count(), 3U);
   EXPECT_TRUE(pages_->backed(2));
   EXPECT_FALSE(pages_->backed(5));
@@ -39,20 +39,22 @@ TEST_P(PagesTest, HaveNoMemoryUntilNeeded) {
 }
 
 TEST_P(PagesTest, AreBackedOnce) {
-  pages_->need_home({2, 3});
-  pages_->need_home({0, 8});
+  pages_->need_primary({2, 3});
+  pages_->need_primary({0, 8});
   EXPECT_EQ(pages_->backed_count(), 8U);
-  EXPECT_EQ(pages_->mapping_calls(), 3U) << "the two stretches beside the first";
-  pages_->need_home({0, 8});
+  EXPECT_EQ(pages_->mapping_calls(), 3U) << "the two extents beside the first";
+  pages_->need_primary({0, 8});
   EXPECT_EQ(pages_->mapping_calls(), 3U);
 }
 
 TEST_P(PagesTest, ContinueAfterAFailure) {
-  pages_->need_home({2, 1});
-  faults_.inject_fault("back", 2);
-  expect_error(Status::kSystem, "injected failure of back", [&] { pages_->need_home({0, 8}); });
+  pages_->need_primary({2, 1});
+  faults_.inject_fault("map_primary", 2);
+  expect_error(Status::kSystem, "injected failure of map_primary", [&] {
+    pages_->need_primary({0, 8});
+  });
   EXPECT_EQ(pages_->backed_count(), 3U);
-  pages_->need_home({0, 8});
+  pages_->need_primary({0, 8});
   EXPECT_EQ(pages_->backed_count(), 8U);
 }
 
@@ -61,13 +63,13 @@ TEST_P(PagesTest, StandAtAnAlias) {
   if (faults_.aliasing()) pages_->map_alias(4, {1, 2});
   EXPECT_TRUE(pages_->at_alias(1, 4));
   EXPECT_TRUE(pages_->at_alias(2, 5));
-  EXPECT_EQ(pages_->at_home(1), faults_.aliasing());
+  EXPECT_EQ(pages_->at_primary(1), faults_.aliasing());
   pages_->unmap_alias(4, {1, 2});
-  EXPECT_TRUE(pages_->at_home(1));
+  EXPECT_TRUE(pages_->at_primary(1));
 }
 
 TEST_P(PagesTest, GiveTheirMemoryBack) {
-  pages_->need_home({0, 4});
+  pages_->need_primary({0, 4});
   EXPECT_EQ(pages_->drop({2, 6}), 2U);
   EXPECT_EQ(pages_->backed_count(), 2U);
   EXPECT_EQ(pages_->peak_backed_count(), 4U);
@@ -76,27 +78,27 @@ TEST_P(PagesTest, GiveTheirMemoryBack) {
 }
 
 TEST_P(PagesTest, AreMappedAheadByWhoeverHasThem) {
-  pages_->need_home({5, 1});
-  const std::shared_ptr<Ahead> ahead = pages_->begin_ahead({1, 3});
+  pages_->need_primary({5, 1});
+  const std::shared_ptr<BackgroundMapping> mapping = pages_->begin_background_mapping({1, 3});
   EXPECT_FALSE(pages_->backed(2)) << "not yet";
-  pages_->need_home({4, 4});  // others need not wait
+  pages_->need_primary({4, 4});  // others need not wait
   EXPECT_EQ(pages_->backed_count(), 4U);
-  ahead->map();
+  mapping->map();
   EXPECT_EQ(pages_->backed_count(), 4U) << "nobody has taken note";
   const uint64_t calls = pages_->mapping_calls();
-  pages_->need_home({0, 4});
+  pages_->need_primary({0, 4});
   EXPECT_EQ(pages_->backed_count(), 8U);
-  EXPECT_EQ(pages_->mapping_calls(), calls + 2) << "what was mapped ahead, and page 0";
-  pages_->settle_ahead();
+  EXPECT_EQ(pages_->mapping_calls(), calls + 2) << "what was mapped in the background, and page 0";
+  pages_->finish_background_mapping();
   EXPECT_EQ(pages_->mapping_calls(), calls + 2);
 }
 
 TEST_P(PagesTest, AreWaitedForWhileTheyAreMappedAhead) {
-  std::shared_ptr<Ahead> ahead = pages_->begin_ahead({1, 3});
+  std::shared_ptr<BackgroundMapping> mapping = pages_->begin_background_mapping({1, 3});
   std::atomic<bool> may_map = false;
   std::thread other([&] {
     may_map.wait(false);
-    ahead->map();
+    mapping->map();
   });
   std::thread starter([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -112,12 +114,12 @@ TEST_P(PagesTest, AreWaitedForWhileTheyAreMappedAhead) {
 }
 
 TEST_P(PagesTest, ThatCannotBeMappedAheadAreMappedWhenNeeded) {
-  faults_.inject_fault("back", 1);
-  const std::shared_ptr<Ahead> ahead = pages_->begin_ahead({0, 4});
-  ahead->map();
-  ASSERT_TRUE(ahead->failure());
-  EXPECT_STREQ(ahead->failure()->what(), "injected failure of back");
-  pages_->need_home({2, 4});
+  faults_.inject_fault("map_primary", 1);
+  const std::shared_ptr<BackgroundMapping> mapping = pages_->begin_background_mapping({0, 4});
+  mapping->map();
+  ASSERT_TRUE(mapping->failure());
+  EXPECT_STREQ(mapping->failure()->what(), "injected failure of map_primary");
+  pages_->need_primary({2, 4});
   EXPECT_EQ(pages_->backed_count(), 4U);
   EXPECT_FALSE(pages_->backed(1));
 }
@@ -137,10 +139,10 @@ TEST(MovingPages, GoFromOneAliasToAnother) {
     EXPECT_TRUE(pages.at_alias(1, 1));
     EXPECT_TRUE(pages.at_alias(2, 4));
     pages.unmap_alias(0, {0, 4});
-    EXPECT_TRUE(pages.at_home(0));
-    EXPECT_FALSE(pages.at_home(2)) << "another alias has it";
-    pages.need_home({0, 8});
-    EXPECT_TRUE(pages.at_home(2));
+    EXPECT_TRUE(pages.at_primary(0));
+    EXPECT_FALSE(pages.at_primary(2)) << "another alias has it";
+    pages.need_primary({0, 8});
+    EXPECT_TRUE(pages.at_primary(2));
   }
   EXPECT_EQ(violations, "");
 }

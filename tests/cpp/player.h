@@ -29,12 +29,12 @@ struct Game {
   bool faults = false;  // injected failures
   bool captures = false;
   uint64_t max_alias_pages = 1 << 20;
-  bool short_lived = false;  // streams other than the first come and go
+  bool external = false;  // streams other than the first come and go
 
   friend void PrintTo(const Game& game, std::ostream* out) {
     *out << game.backend << ", " << game.pages << " pages of " << game.page_bytes / kKiB << " KiB, "
          << game.streams << " streams" << (game.faults ? ", faults" : "")
-         << (game.captures ? ", captures" : "") << (game.short_lived ? ", short-lived" : "") << ", "
+         << (game.captures ? ", captures" : "") << (game.external ? ", external" : "") << ", "
          << game.max_alias_pages << " aliases";
   }
 };
@@ -48,8 +48,8 @@ class Player {
     engine_ = std::make_unique<Engine>(
         EngineConfig{game.backend, "test", game.pages * game.page_bytes, game.page_bytes},
         std::make_unique<FaultBackend>(std::move(model)));
-    for (size_t stream = 1; game.short_lived && stream < game.streams; ++stream) {
-      engine_->declare_short_lived(DeviceModel::handle(stream));
+    for (size_t stream = 1; game.external && stream < game.streams; ++stream) {
+      engine_->declare_external(DeviceModel::handle(stream));
     }
   }
 
@@ -108,7 +108,7 @@ class Player {
 
   void operate() {
     for (uint64_t i = pick(4); i > 0; --i) device_->streams().advance(pick(game_.streams));
-    if (game_.short_lived && one_in(60)) return one_in(3) ? make_stream() : destroy_last_stream();
+    if (game_.external && one_in(60)) return one_in(3) ? make_stream() : destroy_last_stream();
     const uint64_t dice = pick(1000);
     if (dice < 500) return allocate();
     if (dice < 840) return live_.empty() ? allocate() : free_block(any_live()->first);
@@ -142,7 +142,8 @@ class Player {
       ++totals_.failures;
       // Pages that are wholly free can always be stitched, and a hole can always be taken.
       const bool stitchable = engine_->free_page_bytes() >= align_up(size, game_.page_bytes);
-      const bool fits = engine_->largest_hole() >= align_up(std::max(size, kGranule), kAlignment);
+      const bool fits =
+          engine_->largest_free_extent() >= align_up(std::max(size, kGranule), kAlignment);
       const bool capped = game_.max_alias_pages < 1 << 20;
       if (!capturing_ && (fits || (stitchable && !capped))) violations_ += "failed with room left";
       return;

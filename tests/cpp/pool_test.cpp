@@ -8,6 +8,8 @@
 #include <cstring>
 #include <mutex>
 #include <random>
+#include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -73,18 +75,18 @@ TEST(Pool, RefusesAllUseAfterItsClose) {
   expect_error(Status::kClosed, text, [&] { pool.release_block(address); });
   expect_error(Status::kClosed, text, [&] { pool.release_block_on(address, 0); });
   expect_error(Status::kClosed, text, [&] { pool.record_stream(address, 0); });
-  expect_error(Status::kClosed, text, [&] { pool.declare_short_lived(0); });
+  expect_error(Status::kClosed, text, [&] { pool.declare_external(0); });
   expect_error(Status::kClosed, text, [&] { pool.resize(kMiB); });
   expect_error(Status::kClosed, text, [&] { pool.trim(); });
   expect_error(Status::kClosed, text, [&] { pool.check_valid(); });
   expect_error(Status::kClosed, text, [&] { pool.explain(1); });
-  pool.release();
+  pool.orphan();
 }
 
 TEST(Pool, AReleasedPoolClosesWithItsLastBlock) {
   Pool& pool = make_pool("host", kMiB);
   const uint64_t address = allocate(pool, 100);
-  pool.release();
+  pool.orphan();
   EXPECT_EQ(Registry::instance().owner(address), &pool);
   std::thread([&] { EXPECT_EQ(pool.release_block(address), 100U); }).join();
   EXPECT_EQ(Registry::instance().owner(address), nullptr);
@@ -94,18 +96,18 @@ TEST(Pool, AReleasedPoolClosesWithItsLastBlock) {
 TEST(Pool, AFreeSucceedsThoughThePoolCannotBeClosed) {
   Pool& pool = make_pool("null+faults", kMiB);
   const uint64_t address = allocate(pool, 100);
-  pool.release();
+  pool.orphan();
   pool.inspect([](Engine& engine) { engine.inject_fault("record_event", 1); });
   testing::internal::CaptureStderr();
   EXPECT_EQ(pool.release_block(address), 100U);
   EXPECT_NE(testing::internal::GetCapturedStderr().find("stays open"), std::string::npos);
-  pool.release();
+  pool.orphan();
   expect_error(Status::kClosed, "closed", [&] { pool.check_valid(); });
 }
 
 TEST(Pool, AReleasedPoolWithoutBlocksClosesAtOnce) {
   Pool& pool = make_pool("null", kMiB);
-  pool.release();
+  pool.orphan();
   expect_error(Status::kClosed, "closed", [&] { pool.check_valid(); });
 }
 
@@ -156,13 +158,27 @@ TEST(Pool, ClosesWhileOthersAllocate) {
   }
 }
 
-// ---- stress: a pattern in every block, whoever frees it; VRAMKIT_TEST_STRESS=20 is longer
+// ---- stress: a pattern in every block, whoever frees it; VRAMKIT_TEST_STRESS=20 is longer,
+// VRAMKIT_STRESS_SEED repeats a run's sizes and choices (not how its threads interleave)
 
 struct Held {
   uint64_t address;
   uint64_t size;
   uint64_t pattern;
 };
+
+TEST(StressSeed, IsTheGivenOneAndElseAFreshOne) {
+  const char* const set = std::getenv("VRAMKIT_STRESS_SEED");
+  const std::string given = set != nullptr ? set : "";
+  ::setenv("VRAMKIT_STRESS_SEED", "17", 1);
+  EXPECT_EQ(stress_seed(), 17U);
+  EXPECT_EQ(replay_with(17), "replay with VRAMKIT_STRESS_SEED=17");
+  ::unsetenv("VRAMKIT_STRESS_SEED");
+  std::set<uint64_t> seeds;
+  for (int i = 0; i < 8; ++i) seeds.insert(stress_seed());
+  EXPECT_GT(seeds.size(), 1U);
+  if (set != nullptr) ::setenv("VRAMKIT_STRESS_SEED", given.c_str(), 1);
+}
 
 class Stress : public testing::TestWithParam<const char*> {
  protected:
@@ -242,8 +258,8 @@ class Stress : public testing::TestWithParam<const char*> {
 
 TEST_P(Stress, NoBlockLosesWhatWasWritten) {
   pool_ = &make_pool(GetParam(), 4 * kMiB, 64 * kKiB, false);
-  const uint64_t seed = std::random_device{}();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  const uint64_t seed = stress_seed();
+  SCOPED_TRACE(replay_with(seed));
   std::atomic<bool> stop = false;
   std::vector<std::thread> threads;
   for (uint64_t i = 0; i < 4; ++i) threads.emplace_back([this, i, seed] { work(seed + i); });
@@ -326,7 +342,7 @@ TEST(Background, MapsWhileOthersUseThePool) {
 
 TEST(Background, FailureIsReportedAndHarmsNothing) {
   Pool& pool = make_pool("memfd+limit=1000000+slow_maps", 64 * 64 * kKiB, 64 * kKiB, false);
-  while (pool.inspect([](Engine& engine) { return engine.backs_ahead(); })) {
+  while (pool.inspect([](Engine& engine) { return engine.maps_in_background(); })) {
     std::this_thread::yield();
   }
   EXPECT_LE(pages_mapped(pool), 15U);
@@ -347,7 +363,7 @@ TEST(Background, EndsWithThePool) {
 
 TEST(Background, EndsBeforeTheProcess) {
   Pool& pool = make_pool("null+slow_maps", 20000 * 64 * kKiB, 64 * kKiB, false);
-  Registry::instance().stop_backing();
+  Registry::instance().stop_background_mapping();
   const uint64_t mapped = pages_mapped(pool);
   pool.release_block(allocate(pool, 100 * kKiB));
   std::this_thread::sleep_for(std::chrono::milliseconds(5));

@@ -38,7 +38,7 @@ TEST_F(RangeTest, CarvesTheStartOfAHole) {
   const BlockId id = carve(kMiB);
   EXPECT_EQ(range_[id].offset, 0U);
   EXPECT_EQ(range_[id].size, kMiB);
-  EXPECT_EQ(range_.largest_hole(), 15 * kMiB);
+  EXPECT_EQ(range_.largest_free_extent(), 15 * kMiB);
   EXPECT_EQ(range_.high_water(), kMiB);
 }
 
@@ -67,7 +67,7 @@ TEST_F(RangeTest, FreedNeighboursOfAStreamMerge) {
   range_.release(c, freed_by(0));
   range_.release(b, freed_by(0));
   EXPECT_EQ(blocks(), 1U);
-  EXPECT_EQ(range_.largest_hole(), 16 * kMiB);
+  EXPECT_EQ(range_.largest_free_extent(), 16 * kMiB);
 }
 
 TEST_F(RangeTest, MergedMemoryBelongsToTheStreamThatFreedAPartOfIt) {
@@ -86,7 +86,7 @@ TEST_F(RangeTest, MemoryOfSeveralStreamsStaysApart) {
   range_.release(a, freed_by(0));
   range_.release(b, freed_by(1));
   EXPECT_EQ(blocks(), 3U);
-  EXPECT_EQ(range_.largest_hole(), 16 * kMiB) << "a stretch counts as one hole";
+  EXPECT_EQ(range_.largest_free_extent(), 16 * kMiB) << "an extent counts as one hole";
   EXPECT_EQ(range_[range_.find(kMiB, stream(1))].offset, kMiB);
   EXPECT_EQ(range_[range_.find(2 * kMiB, stream(1))].offset, 2 * kMiB);
 }
@@ -156,11 +156,11 @@ TEST_F(RangeTest, GrowsAtItsEnd) {
   carve(kMiB);
   range_.extend(kMiB);
   EXPECT_EQ(range_.end(), 17 * kMiB);
-  EXPECT_EQ(range_.largest_hole(), 16 * kMiB);
+  EXPECT_EQ(range_.largest_free_extent(), 16 * kMiB);
   range_.keep_streams_apart();
   range_.extend(kMiB);
-  EXPECT_EQ(range_.largest_hole(), 17 * kMiB);
-  EXPECT_TRUE(range_.stretches_listed());
+  EXPECT_EQ(range_.largest_free_extent(), 17 * kMiB);
+  EXPECT_TRUE(range_.extents_listed());
 }
 
 TEST_F(RangeTest, StretchesEndWhereTheirGranulesAreShared) {
@@ -178,7 +178,7 @@ TEST_F(RangeTest, StretchesEndWhereTheirGranulesAreShared) {
       range_.release(live.back(), freed_by(random() % 3));
       live.pop_back();
     }
-    ASSERT_TRUE(range_.stretches_listed()) << "after " << i;
+    ASSERT_TRUE(range_.extents_listed()) << "after " << i;
   }
 }
 
@@ -187,7 +187,7 @@ TEST_F(RangeTest, VisitsStretchesOfFreeMemory) {
   carve(kMiB);
   range_.release(a, freed_by(0));
   std::vector<uint64_t> seen;
-  range_.each_free_stretch([&](uint64_t offset, uint64_t size) {
+  range_.each_free_extent([&](uint64_t offset, uint64_t size) {
     seen.push_back(offset);
     seen.push_back(size);
     return true;

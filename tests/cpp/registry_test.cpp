@@ -212,7 +212,7 @@ TEST(Fork, TheChildLeavesTheParentsPoolAlone) {
               std::memset(reinterpret_cast<void*>(address), 6, 100000);
               good &= pool->release_block(address) == 0;
               good &= pool->release_block(12345) == 0;
-              pool->release();
+              pool->orphan();
               try {
                 pool->trim();
                 return false;
@@ -367,8 +367,8 @@ bool child_uses(Pool& pool) {
   const Status status = pool.allocate(100, 0, 0, &address);
   if (status != Status::kForked && status != Status::kClosed) return false;
   pool.totals();
-  pool.release();
-  pool.close_if_abandoned();
+  pool.orphan();
+  pool.close_if_orphaned();
   if (!kChildHasHeap) return true;
   Registry::instance().totals(-1);
   Pool* const own = make_pool("host", 64 * kKiB);

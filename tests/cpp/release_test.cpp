@@ -12,11 +12,11 @@ namespace {
 constexpr uint64_t kPage = JudgedEngine::kPage;
 
 /// A pool whose streams, but for the first, may be destroyed while their blocks live.
-class ShortLived : public testing::Test {
+class ExternalStreams : public testing::Test {
  protected:
-  ShortLived() {
+  ExternalStreams() {
     for (size_t stream = 1; stream < DeviceModel::kStreams; ++stream) {
-      pool_->declare_short_lived(DeviceModel::handle(stream));
+      pool_->declare_external(DeviceModel::handle(stream));
     }
   }
   /// Blocks of a page each: the stream of each, in the order of their addresses.
@@ -31,7 +31,7 @@ class ShortLived : public testing::Test {
   JudgedEngine pool_{8};
 };
 
-TEST_F(ShortLived, MemoryOfAStreamThatIsGoneComesLast) {
+TEST_F(ExternalStreams, MemoryOfAStreamThatIsGoneComesLast) {
   const uint64_t orphan = pool_.allocate(3 * kPage, 1);
   pool_.use(orphan, 1);
   destroy(1);
@@ -43,7 +43,7 @@ TEST_F(ShortLived, MemoryOfAStreamThatIsGoneComesLast) {
   EXPECT_EQ(pool_->counters().failures, 0U);
 }
 
-TEST_F(ShortLived, OneWaitForTheDeviceServesAll) {
+TEST_F(ExternalStreams, OneWaitForTheDeviceServesAll) {
   const std::vector<uint64_t> pages = make_pages({1, 2, 3, 1, 2, 3, 1, 2});
   for (const uint64_t page : pages) pool_.use(page, page == pages[0] ? 1 : 0);
   for (const size_t stream : {1, 2, 3}) destroy(stream);
@@ -54,7 +54,7 @@ TEST_F(ShortLived, OneWaitForTheDeviceServesAll) {
   EXPECT_EQ(device_waits(), 1U) << "it would help nothing";
 }
 
-TEST_F(ShortLived, WhatCanNeverBeServedIsNotWaitedFor) {
+TEST_F(ExternalStreams, WhatCanNeverBeServedIsNotWaitedFor) {
   const uint64_t orphan = pool_.allocate(kPage, 1);
   destroy(1);
   pool_.free(orphan);
@@ -62,7 +62,7 @@ TEST_F(ShortLived, WhatCanNeverBeServedIsNotWaitedFor) {
   EXPECT_EQ(device_waits(), 0U);
 }
 
-TEST_F(ShortLived, AStreamTakesItsOwnMemoryWithoutAnything) {
+TEST_F(ExternalStreams, AStreamTakesItsOwnMemoryWithoutAnything) {
   const uint64_t own = pool_.allocate(8 * kPage, 1);
   pool_.free(own);
   const size_t events = pool_.device().open_events();
@@ -72,7 +72,7 @@ TEST_F(ShortLived, AStreamTakesItsOwnMemoryWithoutAnything) {
   EXPECT_EQ(device_waits(), 0U);
 }
 
-TEST_F(ShortLived, EveryCallThatNamesAStreamRecordsWhatItLacks) {
+TEST_F(ExternalStreams, EveryCallThatNamesAStreamRecordsWhatItLacks) {
   const std::array<void (*)(JudgedEngine&, uint64_t), 3> calls = {
       [](JudgedEngine& pool, uint64_t) { pool.allocate(512, 1); },
       [](JudgedEngine& pool, uint64_t live) {
@@ -84,7 +84,7 @@ TEST_F(ShortLived, EveryCallThatNamesAStreamRecordsWhatItLacks) {
       [](JudgedEngine& pool, uint64_t live) { pool.free_on(live, 1, 0); }};
   for (const auto& call : calls) {
     JudgedEngine pool(16);
-    pool->declare_short_lived(DeviceModel::handle(1));
+    pool->declare_external(DeviceModel::handle(1));
     const uint64_t live = pool.allocate(kPage, 0);
     const uint64_t freed = pool.allocate(11 * kPage, 1);
     pool.use(freed, 1);
@@ -96,7 +96,7 @@ TEST_F(ShortLived, EveryCallThatNamesAStreamRecordsWhatItLacks) {
   }
 }
 
-TEST_F(ShortLived, AnEventThatFailsIsReportedAndNotThrown) {
+TEST_F(ExternalStreams, AnEventThatFailsIsReportedAndNotThrown) {
   pool_.free(pool_.allocate(kPage, 1));
   pool_->inject_fault("record_event", 1);
   testing::internal::CaptureStderr();
@@ -104,7 +104,7 @@ TEST_F(ShortLived, AnEventThatFailsIsReportedAndNotThrown) {
   EXPECT_NE(testing::internal::GetCapturedStderr().find("recorded later"), std::string::npos);
 }
 
-TEST_F(ShortLived, ACaptureNeverWaitsForTheDevice) {
+TEST_F(ExternalStreams, ACaptureNeverWaitsForTheDevice) {
   const uint64_t orphan = pool_.allocate(8 * kPage, 1);
   destroy(1);
   pool_.free(orphan);
@@ -118,17 +118,17 @@ TEST_F(ShortLived, ACaptureNeverWaitsForTheDevice) {
   EXPECT_EQ(device_waits(), 1U);
 }
 
-TEST_F(ShortLived, AFailedWaitForTheDeviceChangesNothing) {
+TEST_F(ExternalStreams, AFailedWaitForTheDeviceChangesNothing) {
   const uint64_t orphan = pool_.allocate(8 * kPage, 1);
   destroy(1);
   pool_.free(orphan);
-  pool_->inject_fault("wait_device", 1);
-  expect_error(Status::kSystem, "injected failure of wait_device",
+  pool_->inject_fault("synchronize_all", 1);
+  expect_error(Status::kSystem, "injected failure of synchronize_all",
                [&] { pool_.allocate(kPage, 0); });
   EXPECT_EQ(pool_.allocate(8 * kPage, 0), orphan);
 }
 
-TEST_F(ShortLived, GivingMemoryBackWaitsForTheDevice) {
+TEST_F(ExternalStreams, GivingMemoryBackWaitsForTheDevice) {
   const uint64_t orphan = pool_.allocate(kPage, 1);
   destroy(1);
   pool_.free(orphan);
@@ -141,7 +141,7 @@ TEST_F(ShortLived, GivingMemoryBackWaitsForTheDevice) {
   EXPECT_EQ(device_waits(), 2U);
 }
 
-TEST_F(ShortLived, WhatMergesAfterALookAtEventsIsNotTakenForObtainable) {
+TEST_F(ExternalStreams, WhatMergesAfterALookAtEventsIsNotTakenForObtainable) {
   pool_.free(pool_.allocate(2 * kPage, 3));  // from now on the place of such a request
   pool_.free(pool_.allocate(8 * kPage, 1));
   const uint64_t used = pool_.allocate(2 * kPage, 1);
@@ -156,7 +156,7 @@ TEST_F(ShortLived, WhatMergesAfterALookAtEventsIsNotTakenForObtainable) {
   EXPECT_NE(pool_.allocate(2 * kPage, 3), 0U);
 }
 
-TEST_F(ShortLived, StitchingJoinsWhatNeedsNoStreamThatIsGone) {
+TEST_F(ExternalStreams, StitchingJoinsWhatNeedsNoStreamThatIsGone) {
   const std::vector<uint64_t> pages = make_pages({0, 0, 1, 0, 0, 0, 0, 0});
   destroy(1);
   for (const size_t i : {0, 2, 4, 6}) pool_.free(pages[i]);
@@ -165,7 +165,7 @@ TEST_F(ShortLived, StitchingJoinsWhatNeedsNoStreamThatIsGone) {
   EXPECT_EQ(device_waits(), 0U);
 }
 
-class StretchPart : public ShortLived, public testing::WithParamInterface<size_t> {};
+class StretchPart : public ExternalStreams, public testing::WithParamInterface<size_t> {};
 
 TEST_P(StretchPart, IsTakenWhereTheRestCannotBeHad) {
   std::vector<size_t> streams(8, 0);
@@ -213,7 +213,7 @@ class ReleaseOnEachKind : public testing::TestWithParam<uint64_t> {};
 
 TEST_P(ReleaseOnEachKind, NeitherStreamIsNeededAfterwards) {
   JudgedEngine pool(16);
-  for (const size_t stream : {1, 2}) pool->declare_short_lived(DeviceModel::handle(stream));
+  for (const size_t stream : {1, 2}) pool->declare_external(DeviceModel::handle(stream));
   std::vector<uint64_t> pages;
   for (size_t i = 0; i < 16; ++i) pages.push_back(pool.allocate(kPage, 0));
   for (const size_t i : {0, 2, 4, 6, 7, 8, 9, 10, 11}) pool.free(pages[i]);
@@ -235,7 +235,7 @@ INSTANTIATE_TEST_SUITE_P(Sizes, ReleaseOnEachKind, testing::Values(1000, 5 * kPa
 
 TEST(ReleaseOn, ACaptureLeavesTheBlockToTheStreamThatFreedIt) {
   JudgedEngine pool(8);
-  pool->declare_short_lived(DeviceModel::handle(1));
+  pool->declare_external(DeviceModel::handle(1));
   const uint64_t address = pool.allocate(8 * kPage, 0);
   pool.device().set_capturing(true);
   pool.free_on(address, 1, 0);

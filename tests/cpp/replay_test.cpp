@@ -12,7 +12,7 @@ using Op = Replay::Op;
 
 class ReplayTest : public testing::Test {
  protected:
-  ~ReplayTest() override { pool_.release(); }
+  ~ReplayTest() override { pool_.orphan(); }
   Pool& pool_ = *Registry::instance().create({config_of("null", kMiB), false, true});
   Replay replay_{pool_, 3};
 };

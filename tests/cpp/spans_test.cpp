@@ -134,7 +134,7 @@ TEST(Spans, ChunksOfAStreamServeAnotherAfterAnEvent) {
 
 TEST(Spans, FreesOnAShortLivedStreamAreKnownWhenItIsGone) {
   JudgedEngine pool(16);
-  pool->declare_short_lived(DeviceModel::handle(1));
+  pool->declare_external(DeviceModel::handle(1));
   const uint64_t small = pool.allocate(8 * kKiB, 1);
   pool.use(small, 1);
   pool.free(small);
@@ -149,7 +149,7 @@ TEST(Spans, FreesOnAShortLivedStreamAreKnownWhenItIsGone) {
 
 TEST(Spans, SlotsOutliveTheirStream) {
   JudgedEngine pool(8);
-  pool->declare_short_lived(DeviceModel::handle(1));
+  pool->declare_external(DeviceModel::handle(1));
   const uint64_t small = pool.allocate(8 * kKiB, 1);
   const uint64_t used = pool.allocate(600, 1);
   pool.record_stream(used, 2);
@@ -178,7 +178,7 @@ TEST(Spans, ASlotFreedOnAnotherStreamStaysTakenUntilThatIsDone) {
 
 TEST(Spans, ChunksFreedOnAnotherStreamNeedNothingOfTheirOwn) {
   JudgedEngine pool(8);
-  pool->declare_short_lived(DeviceModel::handle(1));
+  pool->declare_external(DeviceModel::handle(1));
   const uint64_t small = pool.allocate(8 * kKiB, 1);
   pool.use(small, 1);
   pool.device().destroy_stream(1);
@@ -196,7 +196,7 @@ TEST(Spans, AStreamCanBeDeclaredShortLivedAfterItsFirstFrees) {
   const uint64_t small = pool.allocate(8 * kKiB, 1);
   pool.use(small, 1);
   pool.free(small);
-  pool->declare_short_lived(DeviceModel::handle(1));
+  pool->declare_external(DeviceModel::handle(1));
   pool.device().destroy_stream(1);
   EXPECT_NE(pool.allocate(8 * JudgedEngine::kPage, 0), 0U);
 }

@@ -136,14 +136,14 @@ TEST_F(StreamsTest, LongLivedStreamsCanAlwaysBeWaitedFor) {
   EXPECT_TRUE(streams_.obtainable(stream(0), tag, false)) << "its own";
   EXPECT_FALSE(streams_.obtainable(stream(1), tag, false));
   EXPECT_TRUE(streams_.obtainable(stream(1), tag, true));
-  streams_.declare_short_lived(DeviceModel::handle(2));
+  streams_.declare_external(DeviceModel::handle(2));
   EXPECT_TRUE(streams_.obtainable(stream(1), tag, true));
   streams_.note_alive(stream(0));
   EXPECT_EQ(open_events(), 1U) << "of the declaration";
 }
 
 TEST_F(StreamsTest, WhatAShortLivedStreamFreesIsItsOwnUntilItIsNamedAgain) {
-  streams_.declare_short_lived(DeviceModel::handle(0));
+  streams_.declare_external(DeviceModel::handle(0));
   device_.streams().work(0);
   streams_.poll();
   const Tag tag = streams_.tag_freed(stream(0), 0);
@@ -163,7 +163,7 @@ TEST_F(StreamsTest, WhatAShortLivedStreamFreesIsItsOwnUntilItIsNamedAgain) {
 }
 
 TEST_F(StreamsTest, NothingIsRecordedOnAStreamThatMayBeGone) {
-  streams_.declare_short_lived(DeviceModel::handle(0));
+  streams_.declare_external(DeviceModel::handle(0));
   device_.streams().work(0);
   device_.destroy_stream(0);
   const Tag tag = streams_.tag_freed(stream(0), 0);
@@ -179,7 +179,7 @@ TEST_F(StreamsTest, NothingIsRecordedOnAStreamThatMayBeGone) {
 }
 
 TEST_F(StreamsTest, UsesOfShortLivedStreamsAreRecordedAtTheFree) {
-  streams_.declare_short_lived(DeviceModel::handle(1));
+  streams_.declare_external(DeviceModel::handle(1));
   device_.streams().work(1);
   const Tag tag = streams_.tag_freed(stream(0), streams_.add_use(0, stream(1)));
   device_.destroy_stream(1);
@@ -192,7 +192,7 @@ TEST_F(StreamsTest, UsesOfShortLivedStreamsAreRecordedAtTheFree) {
 }
 
 TEST_F(StreamsTest, AUseThatACaptureLeftUnrecordedIsNotRecordedUninvited) {
-  streams_.declare_short_lived(DeviceModel::handle(1));
+  streams_.declare_external(DeviceModel::handle(1));
   device_.set_capturing(true);
   const Tag tag = streams_.tag_freed(stream(0), streams_.add_use(0, stream(1)));
   streams_.note_alive(stream(1));
@@ -208,7 +208,7 @@ TEST_F(StreamsTest, AUseThatACaptureLeftUnrecordedIsNotRecordedUninvited) {
 }
 
 TEST_F(StreamsTest, AUserThatComesAfterTheOwnerIsAllThereIsToWaitFor) {
-  streams_.declare_short_lived(DeviceModel::handle(0));
+  streams_.declare_external(DeviceModel::handle(0));
   device_.destroy_stream(0);
   const Tag tag = streams_.tag_used(streams_.add_use(0, stream(1)));
   EXPECT_FALSE(streams_.lack_events());
@@ -218,7 +218,7 @@ TEST_F(StreamsTest, AUserThatComesAfterTheOwnerIsAllThereIsToWaitFor) {
 }
 
 TEST_F(StreamsTest, EventsOfShortLivedStreamsDoNotPileUp) {
-  streams_.declare_short_lived(DeviceModel::handle(0));
+  streams_.declare_external(DeviceModel::handle(0));
   for (int i = 0; i < 1000; ++i) {
     streams_.tag_freed(stream(0), 0);
     streams_.note_alive(stream(0));

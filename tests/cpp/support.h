@@ -5,7 +5,9 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <random>
 #include <set>
 #include <string>
 #include <utility>
@@ -43,13 +45,25 @@ class QuietStderr {
   ~QuietStderr() { testing::internal::GetCapturedStderr(); }
 };
 
+/// A fresh seed, or the one in VRAMKIT_STRESS_SEED. Failure messages should show
+/// `replay_with(seed)`.
+inline uint64_t stress_seed() {
+  const char* const given = std::getenv("VRAMKIT_STRESS_SEED");
+  if (given != nullptr && *given != '\0') return std::strtoull(given, nullptr, 10);
+  return std::random_device{}();
+}
+inline std::string replay_with(uint64_t seed) {
+  return "replay with VRAMKIT_STRESS_SEED=" + std::to_string(seed);
+}
+
 inline EngineConfig config_of(const std::string& backend, uint64_t capacity_bytes,
                               uint64_t page_bytes = 64 * kKiB) {
   return {backend, "test", capacity_bytes, page_bytes};
 }
 
 inline constexpr std::array<const char*, 7> kBackendCalls = {
-    "back", "unback", "map_alias", "unmap_alias", "record_event", "wait_event", "wait_device"};
+    "map_primary",  "unmap_and_release", "map_alias",      "unmap_alias",
+    "record_event", "stream_wait",       "synchronize_all"};
 
 /// An engine on a device whose streams run late, judged; its backend can be told to fail.
 class JudgedEngine {

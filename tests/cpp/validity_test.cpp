@@ -35,7 +35,7 @@ class RandomOperations : public testing::TestWithParam<Game> {
     EXPECT_GT(unmapped_, 10U);
     EXPECT_GT(unbacked_, 10U);
     EXPECT_EQ(faults_ > 10, GetParam().faults);
-    EXPECT_EQ(device_waits_ > 0, GetParam().short_lived);
+    EXPECT_EQ(device_waits_ > 0, GetParam().external);
     if (GetParam().streams == 1) return;
     EXPECT_GT(waits_, 10U);
     EXPECT_GT(handovers_, 1000U);

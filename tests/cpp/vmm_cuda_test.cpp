@@ -18,16 +18,16 @@ class VmmCuda : public testing::Test {
 
   Engine engine(uint64_t pages) { return Engine({"cuda:0", "test", pages * kPage, kPage}); }
   /// Without the thread that maps in the background.
-  static bool map_ahead(Engine& pool, uint64_t pages) {
-    const std::shared_ptr<Ahead> ahead = pool.next_ahead(pages);
-    if (!ahead) return false;
-    EXPECT_LE(ahead->run().count, pages);
-    ahead->map();
-    pool.settle_ahead();
+  static bool map_next(Engine& pool, uint64_t pages) {
+    const std::shared_ptr<BackgroundMapping> mapping = pool.next_background_mapping(pages);
+    if (!mapping) return false;
+    EXPECT_LE(mapping->run().count, pages);
+    mapping->map();
+    pool.finish_background_mapping();
     return true;
   }
   static void map_all(Engine& pool) {
-    while (map_ahead(pool, 16)) {
+    while (map_next(pool, 16)) {
     }
   }
 };
@@ -72,7 +72,7 @@ TEST_F(VmmCuda, TrimReleasesWhatWasNeverMapped) {
 
 TEST_F(VmmCuda, WhatWasTrimmedIsNotTakenAgainInTheBackground) {
   Engine pool = engine(100);
-  EXPECT_TRUE(map_ahead(pool, 30));
+  EXPECT_TRUE(map_next(pool, 30));
   EXPECT_EQ(pool.trim(), 100 * kPage);
   map_all(pool);
   EXPECT_TRUE(gpu_.handles.empty());
@@ -81,7 +81,7 @@ TEST_F(VmmCuda, WhatWasTrimmedIsNotTakenAgainInTheBackground) {
 
 TEST_F(VmmCuda, ARequestThatFailsTakesNothingAndLosesNothing) {
   Engine pool = engine(100);
-  EXPECT_TRUE(map_ahead(pool, 10));
+  EXPECT_TRUE(map_next(pool, 10));
   EXPECT_EQ(pool.trim(), 100 * kPage);
   gpu_.pages = 50;  // somebody else has the rest now
   const uint64_t address = pool.allocate(10 * kPage, 0, 0);
@@ -95,15 +95,15 @@ TEST_F(VmmCuda, ARequestThatFailsTakesNothingAndLosesNothing) {
 TEST_F(VmmCuda, AFailedCommitKeepsWhatWasCommittedBefore) {
   CudaVmmBackend backend(0);
   backend.reserve({kPage, 200, 10});
-  backend.commit({0, 90});
-  expect_error(Status::kOutOfMemory, "has no memory", [&] { backend.commit({0, 150}); });
+  backend.create_physical({0, 90});
+  expect_error(Status::kOutOfMemory, "has no memory", [&] { backend.create_physical({0, 150}); });
   EXPECT_EQ(gpu_.handles.size(), 90U);
-  EXPECT_EQ(backend.uncommit({0, 150}), 90U);
+  EXPECT_EQ(backend.release_physical({0, 150}), 90U);
 }
 
 TEST_F(VmmCuda, PeersAreGrantedWhatIsMappedAndWhatWillBe) {
   Engine pool = engine(20);
-  map_ahead(pool, 5);
+  map_next(pool, 5);
   pool.add_peer(1);
   map_all(pool);
   EXPECT_EQ(gpu_.mappings.size(), 20U);
@@ -115,7 +115,7 @@ TEST_F(VmmCuda, PeersAreGrantedWhatIsMappedAndWhatWillBe) {
 TEST_F(VmmCuda, APeerThatCannotBeGrantedHarmsNothing) {
   gpu_.bad_peers = {2};
   Engine pool = engine(20);
-  map_ahead(pool, 5);
+  map_next(pool, 5);
   expect_error(Status::kSystem, "cuMemSetAccess failed", [&] { pool.add_peer(2); });
   map_all(pool);
   EXPECT_NE(pool.allocate(20 * kPage, 0, 0), 0U);
@@ -173,7 +173,7 @@ TEST_F(VmmCuda, AnEventOnACapturedStreamIsNotKept) {
 
 TEST_F(VmmCuda, TheDeviceIsWaitedForWhereAStreamIsGone) {
   Engine pool = engine(20);
-  pool.declare_short_lived(8);
+  pool.declare_external(8);
   const uint64_t address = pool.allocate(20 * kPage, 8, 0);
   gpu_.destroyed = {8};
   pool.release(address);
@@ -201,7 +201,7 @@ TEST_F(VmmCuda, APoolAbandonedDuringACaptureGoesAfterIt) {
   ASSERT_EQ(pool->allocate(kPage, 8, 0, &address), Status::kOk);
   vramkit_capture_begin(0, 8);
   gpu_.capturing = {8};
-  pool->release();
+  pool->orphan();
   pool->release_block(address);
   EXPECT_FALSE(gpu_.handles.empty());
   gpu_.capturing.clear();

@@ -26,7 +26,7 @@ def test_the_explanation() -> None:
         "capacity 64.0 MiB",
         "live 34.0 MiB in 5 blocks",
         "free 30.0 MiB",
-        "largest hole",
+        "largest free block",
         "Stitching cannot help: less is free than was wanted.",
         "To go on: free tensors or use a smaller batch",
         "pool.resize(",

@@ -345,7 +345,7 @@ def test_the_explanation_has_every_number() -> None:
     assert lines[0] == (
         "DefaultCPUAllocator: can't allocate memory. "
         "vramkit pool on cpu is out of memory. Wanted 40.0 MiB (41,943,040 bytes); capacity "
-        "64.0 MiB, live 34.0 MiB in 5 blocks, free 30.0 MiB, largest hole 24.0 MiB. "
+        "64.0 MiB, live 34.0 MiB in 5 blocks, free 30.0 MiB, largest free block 24.0 MiB. "
         "Stitching cannot help: less is free than was wanted."
     )
     assert lines[1].strip() == (
@@ -382,9 +382,10 @@ def test_the_explanation_says_what_scattered_pages_lack() -> None:
         with pytest.raises(torch.OutOfMemoryError) as caught:
             _bytes(8 * MIB)
     assert (
-        "free 16.0 MiB, largest hole 1.0 MiB. Stitching did not help: it joins wholly free pages "
-        "of 2.0 MiB, and of these there are 0 B, while the request needs 8.0 MiB; the other "
-        "16.0 MiB of free memory lie in pages that are partly in use."
+        "free 16.0 MiB, largest free block 1.0 MiB. Stitching did not help: "
+        "it joins wholly free pages of 2.0 MiB, and of these there are 0 B, while "
+        "the request needs 8.0 MiB; the other 16.0 MiB of free memory "
+        "lie in pages that are partly in use."
     ) in str(caught.value)
     assert len(kept) == 16
 

@@ -140,9 +140,9 @@ def test_the_text_of_a_failure() -> None:
     assert "result              OUT OF MEMORY" in text
     assert text.splitlines()[-1] == (
         "The pool ran out at event 1,234 of the trace, after 1,200 events: 6.0 MiB asked on stream "
-        "2, 5.0 MiB free of 1.0 GiB (1019.0 MiB live), the largest hole has 3.0 MiB, and stitching "
-        "could join 2 wholly free pages (4.0 MiB). Give a larger --capacity, or let --min-capacity "
-        "find the smallest that completes."
+        "2, 5.0 MiB free of 1.0 GiB (1019.0 MiB live), the largest free block has 3.0 MiB, and "
+        "stitching could join 2 wholly free pages (4.0 MiB). Give a larger --capacity, "
+        "or let --min-capacity find the smallest that completes."
     )
 
 

@@ -50,7 +50,7 @@ STATUS_FUNCTIONS: dict[str, Arguments] = {
     "vramkit_free": [_POOL, _ADDRESS, _OUT_U64],
     "vramkit_free_on": [_POOL, _ADDRESS, _STREAM, _OUT_U64],
     "vramkit_record_stream": [_POOL, _ADDRESS, _STREAM],
-    "vramkit_declare_short_lived_stream": [_POOL, _STREAM],
+    "vramkit_declare_external_stream": [_POOL, _STREAM],
     "vramkit_find_block": [_POOL, _ADDRESS, ctypes.POINTER(s.Block)],
     "vramkit_snapshot": [_POOL, ctypes.POINTER(s.Block), _COUNT, _OUT_U64],
     "vramkit_pool_stats": [_POOL, ctypes.POINTER(s.Stats)],

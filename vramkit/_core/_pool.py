@@ -99,9 +99,9 @@ class CorePool:
         """Say that work queued on ``stream`` uses the block."""
         call("vramkit_record_stream", self.handle, address, stream)
 
-    def declare_short_lived_stream(self, stream: int) -> None:
+    def declare_external_stream(self, stream: int) -> None:
         """Say that ``stream`` may be destroyed while the pool lives, even before its blocks."""
-        call("vramkit_declare_short_lived_stream", self.handle, stream)
+        call("vramkit_declare_external_stream", self.handle, stream)
 
     def find_block(self, address: int) -> s.Block:
         """The live block that holds ``address``."""

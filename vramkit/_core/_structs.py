@@ -12,7 +12,7 @@ ABI_VERSION = 4
 DEVICE_CPU = -1
 MAX_DEVICES = 64
 SIZE_CLASSES = 40
-STREAM_SHORT_LIVED = 1
+STREAM_EXTERNAL = 1
 
 
 class Status(enum.IntEnum):
@@ -216,5 +216,5 @@ class CoreApi(ctypes.Structure):
         ("device_add_peer", ctypes.c_void_p),
         ("pool_reset_peaks", ctypes.c_void_p),
         ("device_totals", ctypes.c_void_p),
-        ("declare_short_lived_stream", ctypes.c_void_p),
+        ("declare_external_stream", ctypes.c_void_p),
     )

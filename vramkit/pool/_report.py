@@ -39,13 +39,13 @@ class PoolStats:
     free_bytes: int
     """Capacity that is in no live block."""
     largest_free_bytes: int
-    """The largest contiguous hole."""
+    """The largest contiguous free block."""
     largest_stitch_bytes: int
     """Wholly free pages together, the most that stitching could serve."""
     pending_bytes: int
     """Freed, but work of another stream may still use it."""
     fragmentation: float
-    """The part of the free bytes that no single request could get, by its largest hole or by
+    """The part of the free bytes that no single request could get, by its largest free block or by
     stitching: 0 to 1."""
     live_blocks: int
     peak_live_blocks: int
@@ -64,14 +64,14 @@ class PoolStats:
     """Requests sent to PyTorch's own allocator (``overflow="native"``)."""
     overflow_bytes: int
     metadata_bytes: int
-    """Host memory for the pool's own books."""
+    """Host memory for the pool's own metadata."""
     size_classes: tuple[SizeClassStats, ...]
     """The size classes that were ever asked for, smallest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolBlock:
-    """A block of a pool: live memory, or a hole between live blocks."""
+    """A block of a pool: live memory, or a free block between live ones."""
 
     address: int
     size_bytes: int
@@ -184,10 +184,10 @@ def _memory_rows(stats: PoolStats) -> list[str]:
         ("Live with rounding", stats.allocated_bytes, stats.peak_allocated_bytes),
         ("Mapped", stats.mapped_bytes, stats.peak_mapped_bytes),
         ("Free", stats.free_bytes, None),
-        ("Largest hole", stats.largest_free_bytes, None),
+        ("Largest free block", stats.largest_free_bytes, None),
         ("Stitchable pages", stats.largest_stitch_bytes, None),
         ("Waiting for a stream", stats.pending_bytes, None),
-        ("Books of the pool", stats.metadata_bytes, None),
+        ("Pool metadata", stats.metadata_bytes, None),
     ]
     rows = [
         _row(name, format_mib(now), "" if peak is None else format_mib(peak))
@@ -201,7 +201,7 @@ def _count_rows(stats: PoolStats) -> list[str]:
         _row("Blocks", f"{stats.live_blocks:,}", f"{stats.allocations:,}"),
         _row("Stitched requests", "", f"{stats.stitched_requests:,}"),
         _row("Stitched pages", "", f"{stats.stitched_pages:,}"),
-        _row("Stitched addresses used again", "", f"{stats.alias_hits:,}"),
+        _row("Reused stitched addresses", "", f"{stats.alias_hits:,}"),
         _row("Mapping calls", "", f"{stats.mapping_calls:,}"),
         _row("Waits between streams", "", f"{stats.cross_stream_waits:,}"),
     ]

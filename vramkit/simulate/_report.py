@@ -75,7 +75,7 @@ def failure_text(failure: Failure, replay: Replay) -> str:
         f"The pool ran out at {where}, after {counted(failure.replayed_events, 'event')}: "
         f"{asked} asked on stream {failure.stream}, "
         f"{free} free of {format_mib(replay.capacity_bytes)} "
-        f"({format_mib(failure.live_bytes)} live), the largest hole has "
+        f"({format_mib(failure.live_bytes)} live), the largest free block has "
         f"{format_mib(failure.largest_hole_bytes)}, and stitching could join "
         f"{pages} ({format_mib(pages_bytes)}). "
         "Give a larger --capacity, or let --min-capacity find the smallest that completes."

@@ -39,8 +39,8 @@ uint64_t number(const void* address) { return reinterpret_cast<uint64_t>(address
 
 void check_device(int32_t device) {
   if (device >= VRAMKIT_DEVICE_CPU && device < VRAMKIT_MAX_DEVICES) return;
-  vramkit::fail(Status::kInvalidArgument, "device %d is not between -1 (the CPU) and %d", device,
-                VRAMKIT_MAX_DEVICES - 1);
+  vramkit::throw_error(Status::kInvalidArgument, "device %d is not between -1 (the CPU) and %d",
+                       device, VRAMKIT_MAX_DEVICES - 1);
 }
 
 /// Leaves the text for a request that a pool has answered with that status.
@@ -87,7 +87,7 @@ vramkit_stats stats_of(const Engine& engine) {
   stats.peak_mapped_bytes = engine.pages().peak_backed_count() * page;
   stats.held_bytes = engine.held_bytes();
   stats.free_bytes = stats.capacity_bytes - counters.allocated_bytes;
-  stats.largest_free_bytes = engine.largest_hole();
+  stats.largest_free_bytes = engine.largest_free_extent();
   stats.largest_stitch_bytes = engine.free_page_bytes();
   stats.pending_bytes = engine.pending_bytes();
   stats.live_blocks = counters.live_blocks;
@@ -108,7 +108,7 @@ vramkit_stats stats_of(const Engine& engine) {
 
 vramkit::PoolConfig config_from(const vramkit_pool_config* config) {
   if (config == nullptr || config->backend == nullptr) {
-    vramkit::fail(Status::kInvalidArgument, "a pool needs a config with a backend");
+    vramkit::throw_error(Status::kInvalidArgument, "a pool needs a config with a backend");
   }
   const uint64_t page = config->page_bytes != 0 ? config->page_bytes : 2 * vramkit::kMiB;
   const std::string label = config->label != nullptr ? config->label : config->backend;
@@ -131,11 +131,11 @@ vramkit_status vramkit_pool_close(vramkit_pool* pool) {
 }
 
 vramkit_status vramkit_pool_release(vramkit_pool* pool) {
-  return guarded([&] { pool_of(pool).release(); });
+  return guarded([&] { pool_of(pool).orphan(); });
 }
 
 vramkit_status vramkit_prepare_exit() {
-  return guarded([] { Registry::instance().stop_backing(); });
+  return guarded([] { Registry::instance().stop_background_mapping(); });
 }
 
 vramkit_status vramkit_pool_resize(vramkit_pool* pool, uint64_t capacity_bytes) {
@@ -185,8 +185,8 @@ vramkit_status vramkit_record_stream(vramkit_pool* pool, void* address, uint64_t
   return guarded([&] { pool_of(pool).record_stream(number(address), stream); });
 }
 
-vramkit_status vramkit_declare_short_lived_stream(vramkit_pool* pool, uint64_t stream) {
-  return guarded([&] { pool_of(pool).declare_short_lived(stream); });
+vramkit_status vramkit_declare_external_stream(vramkit_pool* pool, uint64_t stream) {
+  return guarded([&] { pool_of(pool).declare_external(stream); });
 }
 
 vramkit_pool* vramkit_owner(const void* address) {
@@ -198,7 +198,8 @@ vramkit_status vramkit_find_block(vramkit_pool* pool, const void* address, vramk
     need(block, "block");
     const auto found = pool_of(pool).find(number(address));
     if (!found) {
-      vramkit::fail(Status::kForeignPointer, "no live block of this pool contains %p", address);
+      vramkit::throw_error(Status::kForeignPointer, "no live block of this pool contains %p",
+                           address);
     }
     *block = to_c(*found);
   });
@@ -285,7 +286,7 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
   auto* const pool = reinterpret_cast<Pool*>(vramkit_active_pool(device));
   if (pool == nullptr) return VRAMKIT_NOT_ROUTED;
   const vramkit_status answer = guarded([&] {
-    if ((flags & VRAMKIT_STREAM_SHORT_LIVED) != 0) pool->declare_short_lived(stream);
+    if ((flags & VRAMKIT_STREAM_EXTERNAL) != 0) pool->declare_external(stream);
     uint64_t got = 0;
     vramkit::Collected collected;
     const uint32_t stack_id = pool->capture_stack();
@@ -320,7 +321,7 @@ const vramkit_core_api* vramkit_core() {
       vramkit_active_pool,      vramkit_record_stream,    vramkit_find_block,
       vramkit_pool_stats,       vramkit_snapshot,         vramkit_device_pools,
       vramkit_capture_begin,    vramkit_capture_end,      vramkit_device_add_peer,
-      vramkit_pool_reset_peaks, vramkit_device_totals,    vramkit_declare_short_lived_stream,
+      vramkit_pool_reset_peaks, vramkit_device_totals,    vramkit_declare_external_stream,
   };
   return &api;
 }
@@ -356,7 +357,7 @@ vramkit_status vramkit_capture_begin(int32_t device, uint64_t stream) {
 vramkit_status vramkit_capture_end(int32_t device, uint64_t stream) {
   return guarded([&] {
     vramkit::end_capture(device, stream);
-    Registry::instance().close_abandoned();
+    Registry::instance().close_orphaned();
   });
 }
 

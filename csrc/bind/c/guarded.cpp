@@ -26,7 +26,7 @@ vramkit_status failed(Status status, const char* text) noexcept {
 
 void need(const void* argument, const char* name) {
   if (argument == nullptr) {
-    fail(Status::kInvalidArgument, "the argument %s is a null pointer", name);
+    throw_error(Status::kInvalidArgument, "the argument %s is a null pointer", name);
   }
 }
 

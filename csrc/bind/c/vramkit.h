@@ -100,7 +100,7 @@ VRAMKIT_API vramkit_status vramkit_record_stream(vramkit_pool* pool, void* addre
 
 // A stream that may be destroyed while the pool lives, even while blocks of it do. It must be there
 // during the calls that name it, and when a block is freed that was recorded for it.
-VRAMKIT_API vramkit_status vramkit_declare_short_lived_stream(vramkit_pool* pool, uint64_t stream);
+VRAMKIT_API vramkit_status vramkit_declare_external_stream(vramkit_pool* pool, uint64_t stream);
 
 // The pool whose address range holds `address`, or null. Takes no lock.
 VRAMKIT_API vramkit_pool* vramkit_owner(const void* address);
@@ -149,7 +149,7 @@ typedef struct vramkit_stats {
   uint64_t peak_mapped_bytes;
   uint64_t held_bytes;            // taken from the device, mapped or not
   uint64_t free_bytes;            // capacity not in live blocks
-  uint64_t largest_free_bytes;    // largest contiguous hole
+  uint64_t largest_free_bytes;    // largest contiguous free block
   uint64_t largest_stitch_bytes;  // wholly free pages together: what stitching could serve
   uint64_t pending_bytes;         // freed, waiting for work of another stream
   uint64_t live_blocks;
@@ -213,8 +213,8 @@ VRAMKIT_API vramkit_status vramkit_pool_set_stack_hooks(vramkit_pool* pool, vram
 // child, for a device that no scope can have, and on overflow; *overflowed is then the pool that
 // just overflowed for the first time (warn once), else null. OUT_OF_MEMORY: vramkit_last_error() is
 // the whole explanation.
-// flags: VRAMKIT_STREAM_SHORT_LIVED where the stream may be destroyed while the pool lives.
-enum { VRAMKIT_STREAM_SHORT_LIVED = 1 };
+// flags: VRAMKIT_STREAM_EXTERNAL where the stream may be destroyed while the pool lives.
+enum { VRAMKIT_STREAM_EXTERNAL = 1 };
 VRAMKIT_API vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t stream,
                                                uint32_t flags, void** address,
                                                vramkit_pool** overflowed);
@@ -267,7 +267,7 @@ typedef struct vramkit_core_api {
   vramkit_status (*device_add_peer)(int32_t, int32_t);
   vramkit_status (*pool_reset_peaks)(vramkit_pool*);
   vramkit_status (*device_totals)(int32_t, vramkit_totals*);
-  vramkit_status (*declare_short_lived_stream)(vramkit_pool*, uint64_t);
+  vramkit_status (*declare_external_stream)(vramkit_pool*, uint64_t);
 } vramkit_core_api;
 
 VRAMKIT_API const vramkit_core_api* vramkit_core(void);
@@ -371,7 +371,8 @@ VRAMKIT_API vramkit_status vramkit_host_unregister(void* address);
 // ---- controls of the test decorators -------------------------------------------------------
 
 // "+faults": the n-th next backend call of that name fails (n >= 1; 0 disarms). Names: reserve,
-// back, unback, map_alias, unmap_alias, record_event, wait_event, wait_device.
+// map_primary, unmap_and_release, map_alias, unmap_alias, record_event, stream_wait,
+// synchronize_all.
 VRAMKIT_API vramkit_status vramkit_fault(vramkit_pool* pool, const char* call, uint64_t nth);
 
 // "+late_events": lets the oldest `count` recorded events complete. Without this call they stay

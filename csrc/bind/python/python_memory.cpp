@@ -69,7 +69,7 @@ Object* allocate(Object* memory, uint64_t size_bytes, uint64_t stream) {
   std::string text;
   {
     const Released released;
-    if (stream != kDefault) status = vramkit_declare_short_lived_stream(pool, stream);
+    if (stream != kDefault) status = vramkit_declare_external_stream(pool, stream);
     if (status == VRAMKIT_OK) status = vramkit_alloc(pool, size_bytes, stream, 0, &address);
     if (status != VRAMKIT_OK) text = vramkit_last_error();
   }
@@ -87,7 +87,7 @@ void free_block(Object* memory, uint64_t address, uint64_t stream) {
   if (stream == kLegacyDefault) stream = kDefault;
   const Released released;
   vramkit_status status = VRAMKIT_OK;
-  if (stream != kDefault) status = vramkit_declare_short_lived_stream(pool, stream);
+  if (stream != kDefault) status = vramkit_declare_external_stream(pool, stream);
   if (status == VRAMKIT_OK) {
     status = vramkit_free_on(pool, reinterpret_cast<void*>(address), stream, nullptr);
   }

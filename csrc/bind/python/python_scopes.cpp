@@ -119,7 +119,7 @@ bool exit(const vramkit_route& route) {
 void end(const vramkit_route& route) noexcept {
   try {
     Registry::instance().close_all_of(route.owner);
-    if (route.pool != nullptr) pool_of(route)->release();
+    if (route.pool != nullptr) pool_of(route)->orphan();
   } catch (const std::exception& error) {
     report("a pool stays open though its object is gone: %s", error.what());
   }

@@ -38,7 +38,7 @@ using RecordContext = History::RecordContext;
 /// is even; torch's own have odd ids, and the default stream has 0.
 uint32_t lifetime_of(c10::cuda::CUDAStream stream) {
   const bool external = stream.id() != 0 && (stream.id() & 1) == 0;
-  return external ? VRAMKIT_STREAM_SHORT_LIVED : 0;
+  return external ? VRAMKIT_STREAM_EXTERNAL : 0;
 }
 
 uint64_t number(cudaStream_t stream) { return reinterpret_cast<uint64_t>(stream); }
@@ -75,7 +75,7 @@ class CudaAdapter final : public Versioned {
     // Whether an arbitrary stream is one of torch's own cannot be asked.
     const uint32_t lifetime = current.stream() == stream ? lifetime_of(current)
                               : stream == nullptr        ? 0
-                                                         : VRAMKIT_STREAM_SHORT_LIVED;
+                                                         : VRAMKIT_STREAM_EXTERNAL;
     void* const address = allocate_routed(device, size_bytes, stream, lifetime);
     return address != nullptr ? address : native().raw_alloc_with_stream(size_bytes, stream);
   }
@@ -124,8 +124,8 @@ class CudaAdapter final : public Versioned {
     // A view made by another library may point into the block.
     vramkit_block block{};
     vramkit_status status = core->find_block(pool, data.get(), &block);
-    if (status == VRAMKIT_OK && lifetime_of(stream) == VRAMKIT_STREAM_SHORT_LIVED) {
-      status = core->declare_short_lived_stream(pool, number(stream.stream()));
+    if (status == VRAMKIT_OK && lifetime_of(stream) == VRAMKIT_STREAM_EXTERNAL) {
+      status = core->declare_external_stream(pool, number(stream.stream()));
     }
     if (status == VRAMKIT_OK) {
       status = core->record_stream(pool, address_of(block), number(stream.stream()));

@@ -36,8 +36,8 @@ class PoolStatistics {
 };
 
 /// Appends the pools' blocks by address. PyTorch wants a segment's blocks to adjoin: a smaller gap
-/// appears as an inactive block; one of whole pages (lent to stitched blocks, or given back to the
-/// driver) ends the segment. Each stitched block is a segment of its own.
+/// appears as an inactive block; one of whole pages (aliased by stitched blocks, or given back to
+/// the driver) ends the segment. Each stitched block is a segment of its own.
 void append_segments(std::vector<SegmentInfo>& segments, c10::DeviceIndex device,
                      const History& history);
 

@@ -1,4 +1,4 @@
-#include "pool/recall.h"
+#include "pool/placement_cache.h"
 
 #include <gtest/gtest.h>
 
@@ -19,94 +19,94 @@ namespace {
 constexpr uint64_t kRequest = 0x1234567890abcdef;
 constexpr uint64_t kOther = 0x1234567891abcdef;
 
-TEST(Recall, KnowsWhatWasNoted) {
-  Recall recall(1024);
-  EXPECT_EQ(recall.find(kRequest), std::nullopt);
-  recall.note(kRequest, 4096);
-  EXPECT_EQ(recall.find(kRequest), 4096U);
-  recall.note(kRequest, 8192);
-  EXPECT_EQ(recall.find(kRequest), 8192U);
-  EXPECT_EQ(recall.find(kOther), std::nullopt);
+TEST(PlacementCache, KnowsWhatWasNoted) {
+  PlacementCache cache(1024);
+  EXPECT_EQ(cache.find(kRequest), std::nullopt);
+  cache.remember(kRequest, 4096);
+  EXPECT_EQ(cache.find(kRequest), 4096U);
+  cache.remember(kRequest, 8192);
+  EXPECT_EQ(cache.find(kRequest), 8192U);
+  EXPECT_EQ(cache.find(kOther), std::nullopt);
 }
 
-TEST(Recall, KeepsTheLatestFourOfThoseThatShareASet) {
-  Recall recall(1024);
+TEST(PlacementCache, KeepsTheLatestFourOfThoseThatShareASet) {
+  PlacementCache cache(1024);
   const auto request = [](uint64_t i) { return 5 + 256 * (i + 1); };
-  for (uint64_t i = 0; i < 6; ++i) recall.note(request(i), 512 * i);
-  EXPECT_EQ(recall.find(request(0)), std::nullopt);
-  EXPECT_EQ(recall.find(request(1)), std::nullopt);
-  recall.note(request(2), 22 * 512);
-  recall.note(request(6), 6 * 512);
-  EXPECT_EQ(recall.find(request(2)), 22U * 512);
-  EXPECT_EQ(recall.find(request(3)), std::nullopt);
-  EXPECT_EQ(recall.find(request(6)), 6U * 512);
-  EXPECT_LE(recall.metadata_bytes(), 1024 * 16U);
+  for (uint64_t i = 0; i < 6; ++i) cache.remember(request(i), 512 * i);
+  EXPECT_EQ(cache.find(request(0)), std::nullopt);
+  EXPECT_EQ(cache.find(request(1)), std::nullopt);
+  cache.remember(request(2), 22 * 512);
+  cache.remember(request(6), 6 * 512);
+  EXPECT_EQ(cache.find(request(2)), 22U * 512);
+  EXPECT_EQ(cache.find(request(3)), std::nullopt);
+  EXPECT_EQ(cache.find(request(6)), 6U * 512);
+  EXPECT_LE(cache.metadata_bytes(), 1024 * 16U);
 }
 
-TEST(Recall, KnowsThatThereWasNoPlace) {
-  Recall recall(1024);
-  recall.note(kRequest, ~uint64_t{0});
-  EXPECT_EQ(recall.find(kRequest), ~uint64_t{0});
+TEST(PlacementCache, KnowsThatThereWasNoPlace) {
+  PlacementCache cache(1024);
+  cache.remember(kRequest, ~uint64_t{0});
+  EXPECT_EQ(cache.find(kRequest), ~uint64_t{0});
 }
 
-TEST(Recall, GrowsRatherThanForget) {
-  Recall recall(65536);
+TEST(PlacementCache, GrowsRatherThanForget) {
+  PlacementCache cache(65536);
   std::mt19937_64 random(5);
   std::vector<uint64_t> requests(500);
   for (uint64_t& request : requests) {
     request = random();
-    recall.note(request, request);
+    cache.remember(request, request);
   }
-  for (const uint64_t request : requests) EXPECT_EQ(recall.find(request), request);
-  EXPECT_LE(recall.metadata_bytes(), 65536U);
+  for (const uint64_t request : requests) EXPECT_EQ(cache.find(request), request);
+  EXPECT_LE(cache.metadata_bytes(), 65536U);
 }
 
-TEST(Recall, GrowsAndForgetsNothingByThat) {
-  Recall recall(65536);
+TEST(PlacementCache, GrowsAndForgetsNothingByThat) {
+  PlacementCache cache(65536);
   std::mt19937_64 random(11);
   std::vector<uint64_t> requests(12000);
   uint64_t smallest = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i] = random();
-    recall.note(requests[i], i * 512);
-    if (i == 0) smallest = recall.metadata_bytes();
+    cache.remember(requests[i], i * 512);
+    if (i == 0) smallest = cache.metadata_bytes();
   }
   size_t known = 0;
-  for (size_t i = 0; i < requests.size(); ++i) known += recall.find(requests[i]) == i * 512;
+  for (size_t i = 0; i < requests.size(); ++i) known += cache.find(requests[i]) == i * 512;
   EXPECT_GT(known, requests.size() * 99 / 100)
       << "sets of a table that is not full rarely overflow";
   EXPECT_LE(smallest, 16384U);
-  const uint64_t grown = recall.metadata_bytes();
+  const uint64_t grown = cache.metadata_bytes();
   for (int round = 0; round < 20; ++round) {
-    for (size_t i = 0; i < 1000; ++i) recall.note(requests[i], i * 512);
+    for (size_t i = 0; i < 1000; ++i) cache.remember(requests[i], i * 512);
   }
-  EXPECT_EQ(recall.metadata_bytes(), grown) << "known requests need no room";
+  EXPECT_EQ(cache.metadata_bytes(), grown) << "known requests need no room";
   EXPECT_LE(grown, 65536 * 16U);
 }
 
-TEST(LayoutMark, IsTheSameWhateverTheOrder) {
-  LayoutMark one;
-  LayoutMark other;
-  const uint64_t empty = one.with_request(512, 0);
+TEST(LiveSetHash, IsTheSameWhateverTheOrder) {
+  LiveSetHash one;
+  LiveSetHash other;
+  const uint64_t empty = one.request_key(512, 0);
   one.toggle(0, 512);
   one.toggle(512, 1024);
   other.toggle(512, 1024);
   other.toggle(0, 512);
-  EXPECT_EQ(one.with_request(512, 0), other.with_request(512, 0));
+  EXPECT_EQ(one.request_key(512, 0), other.request_key(512, 0));
   one.toggle(512, 1024);
   one.toggle(0, 512);
-  EXPECT_EQ(one.with_request(512, 0), empty);
+  EXPECT_EQ(one.request_key(512, 0), empty);
 }
 
-TEST(LayoutMark, TellsPlacesSizesAndStreamsApart) {
+TEST(LiveSetHash, TellsPlacesSizesAndStreamsApart) {
   std::set<uint64_t> marks;
   for (uint64_t place = 0; place < 16; ++place) {
     for (uint64_t size = 1; size <= 16; ++size) {
-      LayoutMark layout;
+      LiveSetHash layout;
       layout.toggle(place * 512, size * 512);
       for (uint64_t stream = 0; stream < 4; ++stream) {
         for (uint64_t asked = 1; asked <= 4; ++asked) {
-          marks.insert(layout.with_request(asked * 512, stream));
+          marks.insert(layout.request_key(asked * 512, stream));
         }
       }
     }

@@ -1,4 +1,4 @@
-// Pages that a thread maps while others use the pool.
+// One run of pages that a thread maps while others use the pool.
 #pragma once
 
 #include <atomic>
@@ -10,23 +10,24 @@
 
 namespace vramkit {
 
-/// Owned by the pool and by the thread that maps: the pool may be closed once the pages are mapped,
-/// before that thread has come to know it.
-class Ahead {
+/// The pool and the thread that maps own it together: the pool may be closed once the pages are
+/// mapped, before that thread has learnt of it. The backend outlives the mapping, because closing
+/// waits for it first (`Pages::finish_background_mapping`).
+class BackgroundMapping {
  public:
-  Ahead(Backend& backend, PageRun run) : backend_(backend), run_(run) {}
-  Ahead(const Ahead&) = delete;
-  Ahead& operator=(const Ahead&) = delete;
+  BackgroundMapping(Backend& backend, PageRun run) : backend_(backend), run_(run) {}
+  BackgroundMapping(const BackgroundMapping&) = delete;
+  BackgroundMapping& operator=(const BackgroundMapping&) = delete;
 
   PageRun run() const { return run_; }
   bool touches(PageRun other) const {
     return run_.first < other.first + other.count && other.first < run_.first + run_.count;
   }
 
-  /// Once, and without the pool's lock.
+  /// The background thread calls it once, without the pool's lock. Blocks in the driver.
   void map() noexcept {
     try {
-      backend_.back(run_);
+      backend_.map_primary(run_);
     } catch (Error& error) {
       failure_ = std::move(error);
     } catch (const std::exception&) {
@@ -36,9 +37,10 @@ class Ahead {
     done_.notify_all();
   }
 
-  /// Blocks until the pages are mapped, or cannot be.
+  /// Blocks until the pages are mapped, or cannot be. Called under the pool's lock: `map` needs
+  /// none.
   void wait() const { done_.wait(false, std::memory_order_acquire); }
-  /// After `wait`.
+  /// What went wrong, after `wait`; none of the pages is then mapped.
   const std::optional<Error>& failure() const { return failure_; }
 
  private:
