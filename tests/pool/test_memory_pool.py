@@ -13,8 +13,8 @@ import torch
 from helpers.pools import MIB, is_in, is_native, run_script, stats_of
 
 import vramkit
-from vramkit import CapacityError, MemoryPool, PoolBusyError, PoolClosedError
-from vramkit.errors import InvalidArgumentError
+from vramkit import MemoryPool
+from vramkit.errors import CapacityError, InvalidArgumentError, PoolBusyError, PoolClosedError
 
 
 def _bytes(size: int) -> torch.Tensor:
@@ -48,10 +48,10 @@ def test_the_options_can_be_read_and_not_set() -> None:
     for name in ("capacity_bytes", "device", "page_bytes", "overflow"):
         with pytest.raises(AttributeError, match="has no setter"):
             setattr(pool, name, 5)
+    pool.resize("16MiB")
     pool.close()
-    assert (pool.page_bytes, pool.overflow) == (MIB, "native")
-    with pytest.raises(PoolClosedError):
-        _ = pool.capacity_bytes
+    assert (pool.capacity_bytes, pool.page_bytes, pool.overflow) == (16 * MIB, MIB, "native")
+    assert pool.device == torch.device("cpu")
 
 
 def test_page_bytes() -> None:

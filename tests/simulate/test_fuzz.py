@@ -10,7 +10,8 @@ import fuzz_simulate
 import pytest
 from _mutants import make_input, make_options
 
-from vramkit.simulate import TraceError, _npz, _snapshot
+from vramkit.errors import TraceError
+from vramkit.simulate import _npz, _snapshot
 
 
 def run(tmp_path: Path, *, seconds: float) -> tuple[int, list[Path]]:

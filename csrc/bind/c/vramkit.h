@@ -21,7 +21,7 @@ extern "C" {
 
 #define VRAMKIT_API __attribute__((visibility("default")))
 
-enum { VRAMKIT_ABI_VERSION = 3 };
+enum { VRAMKIT_ABI_VERSION = 4 };
 
 typedef enum vramkit_status {
   VRAMKIT_OK = 0,
