@@ -162,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = options.seed or secrets.token_hex(4)
     save = options.save or Path(tempfile.mkdtemp(prefix="vramkit-fuzz-"))
+    save.mkdir(parents=True, exist_ok=True)
     print(f"seed {seed}, inputs are written to {save}", flush=True)
     status = fuzz(options.seconds, seed, save)
     if not status and not options.save:

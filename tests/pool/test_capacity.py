@@ -45,7 +45,7 @@ def test_what_a_capacity_may_be(capacity: float | str, size_bytes: int) -> None:
 
 @pytest.mark.parametrize("capacity", [0.0, -0.5, 1.5, float("nan"), float("inf")])
 def test_parts_outside_0_to_1_are_refused(capacity: float) -> None:
-    with pytest.raises(CapacityError, match=r"a part of the free memory and must be in \(0, 1\]"):
+    with pytest.raises(CapacityError, match=r"a fraction of the free memory must be in \(0, 1\]"):
         capacity_bytes(capacity, page_bytes=PAGE)
 
 

@@ -109,6 +109,12 @@ def test_texts_that_a_terminal_would_obey_are_found(
     assert fuzz_simulate.judge(saved) == (2, None)
 
 
+def test_the_folder_for_inputs_is_created(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    assert fuzz_simulate.main(["--seconds", "0.1", "--seed", "7", "--save", str(folder)]) == 0
+    assert folder.is_dir()
+
+
 def test_the_limits_end_with_their_blocks() -> None:
     with fuzz_simulate.time_limit(0.05), fuzz_simulate.memory_limit(1 << 20):
         pass

@@ -115,7 +115,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of the subcommands."""
     parser = Parser(
         prog="vramkit",
-        description="More out of the memory that you have, for PyTorch users.",
+        description="Memory pools and memory budgets for PyTorch tensors.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vramkit {__version__}")

@@ -150,7 +150,7 @@ def _part_of_free(part: float, room: Room | None, name: str) -> int:
         )
     if not 0 < part <= 1:
         raise CapacityError(
-            f"{name} {part!r}: a float is a part of the free memory and must be in (0, 1]; "
+            f"{name} {part!r}: a fraction of the free memory must be in (0, 1]; "
             "write bytes as an integer or as a text such as '2GiB'"
         )
     return int(part * room.free_bytes)
