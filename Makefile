@@ -4,7 +4,7 @@
 #   ARGS=...              goes to the command: make test ARGS="tests/pool -x"
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check native build lint format docs doctest native-test bench torch-headers packages clean \
+.PHONY: help demo test check native build environment lint format docs doctest native-test bench torch-headers packages clean \
         print-python rebuild
 
 export TORCH VRAMKIT_CUDA_ARCHS VRAMKIT_WERROR
@@ -35,6 +35,8 @@ check: lint build ## what to run before each commit: style, types, the quick tes
 	  tests/test_errors.py tests/test_init.py tests/test_units.py $(ARGS)
 
 build: $(STAMPS)/native ## compile what has changed in csrc/
+
+environment: $(STAMPS)/demo $(STAMPS)/dev $(STAMPS)/docs $(STAMPS)/test # all that other targets install
 
 lint: $(STAMPS)/dev ## check style and types
 	$(PYTHON) -m ruff check .

@@ -30,6 +30,7 @@ if __name__ == "__main__":
 from _mutants import make_input, make_options
 
 from vramkit import cli, simulate
+from vramkit.errors import TraceError
 
 INPUT_SECONDS = 10.0
 INPUT_BYTES = 512 << 20
@@ -99,7 +100,7 @@ def _judge_reading(path: Path, memory_bytes: int) -> str | None:
     try:
         with memory_limit(memory_bytes):
             simulate.load_trace(path)
-    except simulate.TraceError as err:
+    except TraceError as err:
         if isinstance(err.__cause__, MemoryError):
             return f"it takes more than {memory_bytes >> 20} MiB\n{traceback.format_exc()}"
     return None
@@ -161,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = options.seed or secrets.token_hex(4)
     save = options.save or Path(tempfile.mkdtemp(prefix="vramkit-fuzz-"))
+    save.mkdir(parents=True, exist_ok=True)
     print(f"seed {seed}, inputs are written to {save}", flush=True)
     status = fuzz(options.seconds, seed, save)
     if not status and not options.save:

@@ -31,6 +31,10 @@ def test_all_lists_every_exception() -> None:
         (errors.DoubleFreeError, RuntimeError),
         (errors.SystemCallError, OSError),
         (errors.NativeLibraryError, ImportError),
+        (errors.MissingExtraError, ImportError),
+        (errors.ArgumentTypeError, TypeError),
+        (errors.ScopeError, RuntimeError),
+        (errors.TraceError, ValueError),
     ],
 )
 def test_builtin_bases_and_texts(exception: type[Exception], builtin: type[Exception]) -> None:

@@ -1,54 +1,52 @@
-"""More out of the memory that you have: a memory pool for PyTorch tensors.
+"""Memory pools, memory budgets and a data loader for PyTorch.
 
-Importing this package imports neither torch nor a driver; names load at first use.
+Importing this package imports neither torch nor a driver. Its names are loaded at first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vramkit import errors
-    from vramkit.errors import (
-        CapacityError,
-        PoolBusyError,
-        PoolClosedError,
-        VramkitError,
-    )
+    from vramkit import cli as cli
+    from vramkit import errors as errors
+    from vramkit import loader as loader
+    from vramkit import pool as pool
+    from vramkit import simulate as simulate
+    from vramkit import units as units
     from vramkit.loader import DataLoader
     from vramkit.pool import MemoryPool
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CapacityError",
     "DataLoader",
     "MemoryPool",
-    "PoolBusyError",
-    "PoolClosedError",
-    "VramkitError",
     "__version__",
-    "errors",
 ]
 
-_HOMES = {
-    "CapacityError": "vramkit.errors",
-    "DataLoader": "vramkit.loader",
-    "MemoryPool": "vramkit.pool",
-    "PoolBusyError": "vramkit.errors",
-    "PoolClosedError": "vramkit.errors",
-    "VramkitError": "vramkit.errors",
-}
+_HOMES = {"DataLoader": "vramkit.loader", "MemoryPool": "vramkit.pool"}
+# Public too; they resolve without an import of their own.
+_SUBMODULES = ("cli", "errors", "loader", "pool", "simulate", "units")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("vramkit.errors")
+    if name in _SUBMODULES:
+        return importlib.import_module(f"vramkit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'vramkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(_HOMES[name])
+    try:
+        value = getattr(module, name)
+    except AttributeError:
+        # A signal handler has interrupted the import: the rest of it cannot run before it returns.
+        raise AttributeError(
+            f"vramkit.{name} is still being imported by the code that this call interrupted; "
+            f"a program whose signal handlers use it must use vramkit.{name} once before it "
+            "installs them"
+        ) from None
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_SUBMODULES])

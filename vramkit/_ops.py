@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from vramkit._build import library_dir, ops_cpu_path
+from vramkit._build import BuildError, library_dir, ops_cpu_path
+from vramkit.errors import NativeLibraryError
 
 _CUDA_LIBRARY = "libvramkit_ops_cuda.so"
 
@@ -54,7 +55,10 @@ def count_mismatches(tensor: torch.Tensor, *, seed: int) -> torch.Tensor:
 
 
 def _load_libraries() -> None:
-    torch.ops.load_library(ops_cpu_path())
+    try:
+        torch.ops.load_library(ops_cpu_path())
+    except BuildError as err:
+        raise NativeLibraryError(f"no operators for CPU tensors: {err}") from err
     cuda_library = library_dir() / _CUDA_LIBRARY
     if torch.backends.cuda.is_built() and cuda_library.is_file():
         torch.ops.load_library(cuda_library)

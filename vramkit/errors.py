@@ -1,25 +1,29 @@
 """The exceptions of vramkit.
 
-Every exception is a :class:`VramkitError` and also the builtin that fits, so that both
-``except vramkit.VramkitError`` and ``except ValueError`` work. A pool that runs out of memory
-inside a tensor operation raises ``torch.OutOfMemoryError``, as PyTorch's own allocators do.
+Every exception is a :class:`VramkitError` and also the builtin exception that fits, so that both
+``except vramkit.errors.VramkitError`` and ``except ValueError`` work. A pool that runs out of
+memory inside a tensor operation raises ``torch.OutOfMemoryError``, as PyTorch's own allocators do.
 
 >>> issubclass(CapacityError, VramkitError) and issubclass(CapacityError, ValueError)
 True
 """
 
 __all__ = [
+    "ArgumentTypeError",
     "CapacityError",
     "DoubleFreeError",
     "ForeignPointerError",
     "ForkedPoolError",
     "InvalidArgumentError",
     "LoaderClosedError",
+    "MissingExtraError",
     "NativeLibraryError",
     "PoolBusyError",
     "PoolClosedError",
     "PoolOutOfMemoryError",
+    "ScopeError",
     "SystemCallError",
+    "TraceError",
     "UnsupportedDeviceError",
     "VramkitError",
 ]
@@ -35,6 +39,14 @@ class InvalidArgumentError(VramkitError, ValueError):
 
 class CapacityError(InvalidArgumentError):
     """A pool capacity that is malformed, too small, or more than the machine has."""
+
+
+class TraceError(InvalidArgumentError):
+    """A trace that cannot be read, or whose events contradict each other."""
+
+
+class ArgumentTypeError(VramkitError, TypeError):
+    """An argument is of a type that can never work, or cannot do what was asked of it."""
 
 
 class UnsupportedDeviceError(VramkitError, NotImplementedError):
@@ -57,6 +69,10 @@ class PoolBusyError(VramkitError, RuntimeError):
     """The pool still has live blocks or open scopes where none may be."""
 
 
+class ScopeError(VramkitError, RuntimeError):
+    """A scope was closed that nobody has opened."""
+
+
 class ForkedPoolError(VramkitError, RuntimeError):
     """The pool belongs to the parent of this process."""
 
@@ -71,6 +87,10 @@ class DoubleFreeError(VramkitError, RuntimeError):
 
 class SystemCallError(VramkitError, OSError):
     """The operating system or the driver refused a call."""
+
+
+class MissingExtraError(VramkitError, ImportError):
+    """A package that one of vramkit's extras installs cannot be imported."""
 
 
 class NativeLibraryError(VramkitError, ImportError):

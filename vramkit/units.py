@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 from typing import SupportsIndex
 
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 
 __all__ = ["advised_size", "counted", "format_apart", "format_mib", "parse_bytes"]
 
@@ -42,7 +42,7 @@ def parse_bytes(size: SupportsIndex | str, *, name: str = "size", also: str = ""
         The size in bytes.
 
     Raises:
-        TypeError: ``size`` is neither an integer nor a text (``bool`` is neither).
+        ArgumentTypeError: ``size`` is neither an integer nor a text (``bool`` is neither).
         InvalidArgumentError: The text cannot be read, or the size is below one byte.
 
     >>> parse_bytes("2GiB"), parse_bytes("2GB"), parse_bytes("1.5 KiB"), parse_bytes(4096)
@@ -145,11 +145,11 @@ def _parse_integer(size: SupportsIndex, name: str) -> int:
         f"got {size!r} of type {type(size).__name__}"
     )
     if isinstance(size, bool):
-        raise TypeError(message)
+        raise ArgumentTypeError(message)
     try:
         return operator.index(size)
     except TypeError:
-        raise TypeError(message) from None
+        raise ArgumentTypeError(message) from None
 
 
 def _parse_text(text: str, name: str, also: str) -> int:

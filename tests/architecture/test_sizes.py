@@ -1,4 +1,4 @@
-"""One idea per file: at most 500 lines; functions: at most 50."""
+"""One idea per file: at most 500 lines; functions: at most 50; lines of prose: 120 columns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _FILE_LINES = 500
 _FUNCTION_LINES = 50
 _FOLDERS = ("vramkit", "csrc", "tests", "benchmarks", "scripts", "examples", "docs")
+_PROSE_COLUMNS = 120
 _NATIVE = (".h", ".cpp", ".cu", ".cuh")
 
 _NOISE = re.compile(
@@ -59,6 +60,34 @@ def violations(name: str, text: str) -> list[str]:
         for function, count in functions
         if count > _FUNCTION_LINES
     ]
+
+
+def long_prose(text: str) -> list[int]:
+    """Return the numbers of the lines of a document that are too long; tables and code may be."""
+    found, in_code = [], False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            in_code = not in_code
+        elif not in_code and not line.startswith("|") and len(line) > _PROSE_COLUMNS:
+            found.append(number)
+    return found
+
+
+def test_prose_is_wrapped() -> None:
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    documents = [path for path in documents if "_build" not in path.parts]
+    assert len(documents) > 10
+    found = {
+        path.name: numbers
+        for path in documents
+        if (numbers := long_prose(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+def test_the_guard_sees_long_prose() -> None:
+    long = "a" * 121
+    assert long_prose(f"| {long} |\n```\n{long}\n```\n{long}\n{long[1:]}\n") == [5]
 
 
 def test_sizes() -> None:

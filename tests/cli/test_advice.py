@@ -14,9 +14,10 @@ import pytest
 import torch
 from helpers.traces import Row, write_npz, write_snapshot
 
-from vramkit import MemoryPool, VramkitError
+from vramkit import MemoryPool
 from vramkit._core import CorePool
 from vramkit.cli import _parsers, main
+from vramkit.errors import VramkitError
 from vramkit.units import parse_bytes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -157,7 +157,7 @@ def test_help_and_version_import_neither_torch_nor_numpy() -> None:
             "vramkit simulate: a defect of vramkit, please report it with the",
         ),
         (OSError("odd"), 70, "vramkit simulate: a defect of vramkit, please report it with the"),
-        (vramkit.VramkitError("bad"), 2, "vramkit simulate: bad"),
+        (vramkit.errors.VramkitError("bad"), 2, "vramkit simulate: bad"),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])

@@ -118,7 +118,7 @@ def test_a_budget_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--budget", "2G"], "--budget '2G': the unit 'G' is ambiguous"),
         (["--budget", "50%"], "--budget '50%' cannot be read; write a number and a unit, such as"),
         (["--budget", "-1GiB"], "--budget must be at least 1 byte, got '-1GiB'"),
-        (["--budget", "1.5"], "--budget 1.5: a float is a part of the free memory and must be in"),
+        (["--budget", "1.5"], "--budget 1.5: a fraction of the free memory must be in"),
         (
             ["--budget", "1024"],
             "--budget '1024' is 1.0 KiB, less than one page of 2.0 MiB; a whole",

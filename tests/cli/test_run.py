@@ -101,6 +101,54 @@ def test_beyond_the_budget_the_script_is_out_of_memory(tmp_path: Path) -> None:
     assert _in_pool("--overflow", "native", str(path)).returncode == 0
 
 
+def test_an_out_of_memory_error_names_the_options_that_help(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(_LARGE)
+    last = _in_pool(str(path)).stderr.splitlines()[-1]
+    assert last.startswith("Under `vramkit run`, give the pool more memory with --budget, or")
+    assert last.endswith("with --overflow native.")
+    path.write_text("raise RuntimeError('out of memory')")
+    assert "--budget" not in _in_pool(str(path)).stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(): raise ValueError('mine')\nf()",
+        "try:\n    1 / 0\nexcept ZeroDivisionError as err:\n    raise KeyError('mine') from err",
+        "import beside",
+        "def f(:\n",
+        "import sys\nsys.excepthook = lambda *a: print(a[0], a[2].tb_lineno, a[2].tb_next)\n1 / 0",
+        "import threading\nt = threading.Thread(target=lambda: 1 / 0, name='t')\nt.start()\n",
+    ],
+)
+def test_a_traceback_is_the_one_that_python_shows(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(text)
+    (tmp_path / "beside.py").write_text("def f(): 1 / 0\nf()\n")
+    expected = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, check=False
+    )
+    assert expected.returncode == 1 or "threading" in text
+    done = _in_pool(str(path))
+    assert (done.returncode, done.stdout) == (expected.returncode, expected.stdout)
+    assert done.stderr == expected.stderr
+
+
+def test_a_traceback_of_a_module_shows_no_frame_of_vramkit(tmp_path: Path) -> None:
+    package = tmp_path / "pkg"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text("1 / 0")
+    (package / "bad.py").write_text("")
+    lines = _in_pool("-m", "pkg", cwd=tmp_path).stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[1].startswith(f'  File "{package / "__main__.py"}", line 1, in <module>')
+    (package / "__init__.py").write_text("1 / 0")
+    lines = _in_pool("-m", "pkg.bad", cwd=tmp_path).stderr.splitlines()
+    assert lines[1].startswith(f'  File "{package / "__init__.py"}", line 1, in <module>')
+
+
 def test_the_summary_goes_to_standard_error_also_after_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "train.py"
     path.write_text("import torch\nx = torch.empty(1 << 20)\nraise SystemExit(3)\n")
@@ -153,7 +201,15 @@ def test_signals_end_the_script_as_they_end_python(number: signal.Signals, tmp_p
         (["--budget", "8MiB", "-m"], "-m needs the name of a module"),
         (["--budget", "8MiB", "-m", "no_such_module"], "no module named 'no_such_module'"),
         (["--budget", "8MiB", "-m", "no_such.module"], "no module named 'no_such.module'"),
-        (["--budget", "much", __file__], "much"),
+        (["--budget", "much", __file__], "vramkit run: --budget 'much' cannot be read; write a"),
+        (
+            ["--budget", "1.5", "--device", "cpu", __file__],
+            "vramkit run: --budget 1.5: a fraction of the free memory must be in (0, 1]; write b",
+        ),
+        (
+            ["--budget", "1MiB", "--device", "cpu", __file__],
+            "vramkit run: --budget '1MiB' is 1.0 MiB, less than one page of 2.0 MiB",
+        ),
         (["--budget", "1024TiB", "--device", "cpu", __file__], "at most"),
     ],
 )

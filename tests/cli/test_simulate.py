@@ -42,9 +42,10 @@ def test_a_replay_that_completes(trace: str, capsys: pytest.CaptureFixture[str])
 def test_a_pool_that_runs_out(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", trace, "--capacity", "250MiB"]) == 1
     assert (
-        "The pool ran out at event 3 of the trace, after 2 events: 300.0 MiB asked on stream 0, "
-        "250.0 MiB free of 250.0 MiB (0 B live), the largest free block has 250.0 MiB, and "
-        "stitching could join 125 wholly free pages (250.0 MiB)."
+        "The pool ran out at event 3 of the trace, after 2 events: a request of 300.0 MiB on "
+        "stream 0 did not fit. Of 250.0 MiB, 0 B were live and 250.0 MiB free; the largest "
+        "free block had 250.0 MiB, and stitching could have joined 125 wholly free pages "
+        "(250.0 MiB)."
     ) in capsys.readouterr().out
 
 

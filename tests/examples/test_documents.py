@@ -60,7 +60,7 @@ def test_every_exception_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "document"), [("simulate", "simulate"), ("demo", "quickstart")]
+    ("command", "document"), [("simulate", "simulate"), ("demo", "quickstart"), ("run", "run")]
 )
 def test_every_option_is_named(
     command: str, document: str, capsys: pytest.CaptureFixture[str]

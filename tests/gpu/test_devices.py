@@ -5,8 +5,8 @@ import torch
 from helpers.gpu import assert_given_back, bytes_on_gpu, free_bytes
 from helpers.pools import MIB, is_in, run_script
 
-from vramkit import CapacityError, MemoryPool
-from vramkit.errors import InvalidArgumentError
+from vramkit import MemoryPool
+from vramkit.errors import CapacityError, InvalidArgumentError
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda"), 0, None])

@@ -8,7 +8,8 @@ from helpers.gpu import ConvNet, bytes_on_gpu, clean
 from helpers.pools import MIB, is_in, is_native
 from torch import nn
 
-from vramkit import MemoryPool, PoolBusyError
+from vramkit import MemoryPool
+from vramkit.errors import PoolBusyError
 
 
 def test_an_explicit_mem_pool_wins(pool: MemoryPool) -> None:

@@ -9,9 +9,9 @@ import torch
 from helpers.gpu import SHORT_SLEEP_CYCLES, assert_given_back, bytes_on_gpu, free_bytes
 from helpers.pools import MIB, is_in, is_native
 
-from vramkit import CapacityError, MemoryPool, PoolBusyError
+from vramkit import MemoryPool
 from vramkit._core import owner
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import CapacityError, InvalidArgumentError, PoolBusyError
 
 needs_rmm = pytest.mark.skipif(importlib.util.find_spec("rmm") is None, reason="no rmm")
 needs_cupy = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no cupy")

@@ -8,7 +8,8 @@ import torch
 from helpers.gpu import bytes_on_gpu
 from helpers.pools import MIB, is_in, is_native, stats_of
 
-from vramkit import MemoryPool, PoolClosedError
+from vramkit import MemoryPool
+from vramkit.errors import PoolClosedError
 
 
 def test_only_inside_the_scope(pool: MemoryPool) -> None:

@@ -7,7 +7,8 @@ import torch
 from helpers.gpu import ConvNet, assert_given_back, bytes_on_gpu, free_bytes, make_step, train
 from helpers.pools import MIB, is_in, run_script
 
-from vramkit import CapacityError, MemoryPool, PoolBusyError
+from vramkit import MemoryPool
+from vramkit.errors import CapacityError, PoolBusyError
 
 
 def test_trim_gives_memory_back_to_the_driver(pool: MemoryPool) -> None:

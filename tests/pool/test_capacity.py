@@ -6,7 +6,7 @@ import pytest
 
 from vramkit._core import CorePool
 from vramkit.errors import CapacityError, InvalidArgumentError
-from vramkit.pool import _capacity, _cuda, _machine
+from vramkit.pool import _capacity, _cuda, _host_memory
 from vramkit.pool._capacity import checked_page_bytes, default_page_bytes, room_on
 from vramkit.pool._device import CPU, PoolDevice
 
@@ -20,8 +20,8 @@ def capacity_bytes(capacity: float | str, *, page_bytes: int) -> int:
 
 @pytest.fixture(autouse=True)
 def _machine_of_8_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_machine, "total_bytes", lambda: 8 * GIB)
-    monkeypatch.setattr(_machine, "free_bytes", lambda: 4 * GIB)
+    monkeypatch.setattr(_host_memory, "total_bytes", lambda: 8 * GIB)
+    monkeypatch.setattr(_host_memory, "free_bytes", lambda: 4 * GIB)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_a_capacity_may_be(capacity: float | str, size_bytes: int) -> None:
 
 @pytest.mark.parametrize("capacity", [0.0, -0.5, 1.5, float("nan"), float("inf")])
 def test_parts_outside_0_to_1_are_refused(capacity: float) -> None:
-    with pytest.raises(CapacityError, match=r"a part of the free memory and must be in \(0, 1\]"):
+    with pytest.raises(CapacityError, match=r"a fraction of the free memory must be in \(0, 1\]"):
         capacity_bytes(capacity, page_bytes=PAGE)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers.pools import MIB, run_script
+from helpers.pools import MIB, is_in, is_native, run_script
 
 from vramkit import MemoryPool
 
@@ -172,6 +172,37 @@ def test_threads_that_meet_a_full_pool_together(small: MemoryPool) -> None:
     assert any(outcomes)
     gc.collect()
     small._core.check()
+
+
+class _Owner(_Cycle):
+    """Garbage that owns the active pool and a tensor of it."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.pool = MemoryPool("64MiB", device="cpu")
+        self.pool.activate()
+        super().__init__(size_bytes)
+
+
+def test_a_collection_may_end_the_pool_that_serves() -> None:
+    _Owner(40 * MIB)
+    assert is_native(torch.empty(40 * MIB, dtype=torch.uint8))
+
+
+def test_after_the_end_of_its_pool_a_request_goes_to_the_scope_around_it(small: MemoryPool) -> None:
+    with small:
+        _Owner(40 * MIB)
+        assert is_in(small, torch.empty(40 * MIB, dtype=torch.uint8))
+
+
+def test_a_pool_whose_owner_is_gone_serves_no_more_though_it_has_blocks(small: MemoryPool) -> None:
+    with small:
+        owner = _Owner(40 * MIB)
+        kept = torch.ones(MIB)
+        del owner
+        made = torch.empty(40 * MIB, dtype=torch.uint8)
+        assert is_in(small, made)
+    assert kept.sum() == MIB
+    assert small.stats().failures == 0
 
 
 def test_the_exception_that_is_handled_stays() -> None:

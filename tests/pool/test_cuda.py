@@ -9,7 +9,7 @@ import torch
 from vramkit import MemoryPool
 from vramkit._core import CorePool
 from vramkit.errors import PoolBusyError
-from vramkit.pool import _cuda, _ending
+from vramkit.pool import _close, _cuda
 from vramkit.pool._device import CPU, PoolDevice
 from vramkit.pool._report import format_summary
 
@@ -101,10 +101,10 @@ def test_close_drops_them_only_when_something_is_in_the_way(
     core = CorePool.create(backend="host", label="cuda:5", capacity_bytes=8 * MIB)
     workspace = core.alloc(4 * MIB)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: core.free(workspace))
-    _ending.close(core, PoolDevice(5))
+    _close.close(core, PoolDevice(5))
     assert dropped == ["wait 5"]
     empty = CorePool.create(backend="host", label="cuda:5", capacity_bytes=8 * MIB)
-    _ending.close(empty, PoolDevice(5))
+    _close.close(empty, PoolDevice(5))
     assert dropped == ["wait 5"]
 
 
@@ -114,7 +114,7 @@ def test_close_names_what_remains_and_why(dropped: list[str]) -> None:
     addresses.append(core.alloc(7))
     graph = _Graph()
     with pytest.raises(PoolBusyError) as caught:
-        _ending.close(core, PoolDevice(5))
+        _close.close(core, PoolDevice(5))
     del graph
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("cuda:5: cannot close: the pool still holds 11 live blocks ")
@@ -129,7 +129,7 @@ def test_close_on_the_cpu_asks_nobody(dropped: list[str]) -> None:
     core = CorePool.create(backend="host", label="cpu", capacity_bytes=8 * MIB)
     address = core.alloc(100)
     with pytest.raises(PoolBusyError, match="\nThe largest:"):
-        _ending.close(core, CPU)
+        _close.close(core, CPU)
     core.free(address)
-    _ending.close(core, CPU)
+    _close.close(core, CPU)
     assert dropped == []

@@ -109,13 +109,32 @@ def test_the_child_allocates_natively(pool: MemoryPool) -> None:
             assert all(bool((tensor == index).all()) for index, tensor in enumerate(made))
             held.resize_(1000)
             assert held[:100].sum() == 100
-            with pool:
-                assert is_native(torch.empty(1000))
             torch.nn.Linear(10, 10)(torch.ones(3, 10)).sum().backward()
 
         _run_child(work)
         assert is_in(pool, torch.empty(1000))
     assert filler.nbytes == 250 * MIB
+
+
+def test_the_child_cannot_enter_the_parent_s_pool(pool: MemoryPool) -> None:
+    @pool
+    def decorated() -> torch.Tensor:
+        return torch.empty(1000)
+
+    with pool:
+
+        def work() -> None:
+            for enter in (pool.__enter__, pool.activate, decorated):
+                with pytest.raises(ForkedPoolError, match="parent"):
+                    enter()
+            assert is_native(torch.empty(1000))
+            with pool.outside():
+                assert is_native(torch.empty(1000))
+            assert pool.capacity_bytes == 256 * MIB
+            pool.deactivate()
+
+        _run_child(work)
+        assert is_in(pool, decorated())
 
 
 def test_the_child_leaves_the_scopes_that_it_inherits(pool: MemoryPool) -> None:

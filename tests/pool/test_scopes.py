@@ -11,8 +11,9 @@ import pytest
 import torch
 from helpers.pools import is_in, is_native
 
-from vramkit import MemoryPool, PoolBusyError, PoolClosedError
+from vramkit import MemoryPool
 from vramkit._core import open_tokens
+from vramkit.errors import ArgumentTypeError, PoolBusyError, PoolClosedError, ScopeError
 
 
 @pytest.fixture
@@ -325,9 +326,16 @@ def test_what_is_more_than_a_function_is_refused(
         pool(decorated)  # type: ignore[arg-type]
 
 
-@functools.cache
-def _cached(size: int) -> torch.Tensor:
+def _uncached(size: int) -> torch.Tensor:
     return torch.empty(size)
+
+
+@pytest.mark.parametrize("cache", [functools.cache, functools.lru_cache(maxsize=3)])
+def test_a_cached_function_is_refused(
+    pool: MemoryPool, cache: Callable[[object], Callable[[int], torch.Tensor]]
+) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"_uncached keeps .*@functools\.cache .* above"):
+        pool(cache(_uncached))
 
 
 def test_every_kind_of_function_is_decorated(pool: MemoryPool) -> None:
@@ -335,7 +343,7 @@ def test_every_kind_of_function_is_decorated(pool: MemoryPool) -> None:
         pool(functools.partial(torch.empty, 1000))(),
         pool(lambda: torch.empty(1000))(),
         pool(torch.empty)(1000),
-        pool(_cached)(1000),
+        functools.cache(pool(_uncached))(1000),
         pool(torch.ones(1000).clone)(),
         pool(torch.Tensor.clone)(torch.ones(1000)),
     ]
@@ -356,6 +364,33 @@ def test_close_inside_the_scope_is_refused(pool: MemoryPool) -> None:
         with pytest.raises(PoolBusyError, match=r"the pool has 1 open scope, so"):
             pool.close()
         assert is_in(pool, torch.empty(1000))
+
+
+def test_close_names_the_way_out_of_each_open_scope(pool: MemoryPool) -> None:
+    pool.activate()
+    with pytest.raises(PoolBusyError, match=r"1 open scope, .*; call `pool.deactivate\(\)` before"):
+        pool.close()
+    with pool:
+        both = r"call `pool.deactivate\(\)` and leave the `with` block before close"
+        with pytest.raises(PoolBusyError, match=both):
+            pool.close()
+        pool.deactivate()
+        with pool, pytest.raises(PoolBusyError, match="; leave the `with` blocks before close"):
+            pool.close()
+
+
+@pytest.mark.parametrize("arguments", [(), (None,), (None, None, None, None)])
+def test_an_exit_takes_three_arguments(pool: MemoryPool, arguments: tuple[None, ...]) -> None:
+    for scope in (pool, pool.outside()):
+        with scope:
+            text = rf"__exit__\(\) takes 3 arguments .*, got {len(arguments)}"
+            with pytest.raises(ArgumentTypeError, match=text):
+                scope.__exit__(*arguments)  # type: ignore[arg-type]
+
+
+def test_an_exit_without_a_scope_is_an_error(pool: MemoryPool) -> None:
+    with pytest.raises(ScopeError, match="no scope is open"):
+        pool.__exit__(None, None, None)
 
 
 def test_a_forgotten_scope_ends_with_its_pool() -> None:
@@ -381,6 +416,28 @@ def test_a_closed_pool_cannot_be_activated() -> None:
     with pytest.raises(PoolClosedError):
         pool.activate()
     pool.deactivate()
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_whatever_interrupts_activate_the_pool_knows_whether_it_is_active(
+    pool: MemoryPool, monkeypatch: pytest.MonkeyPatch, opens: bool
+) -> None:
+    enter = MemoryPool.__enter__
+
+    def interrupted(self: MemoryPool) -> None:
+        if opens:
+            enter(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MemoryPool, "__enter__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.activate()
+    monkeypatch.undo()
+    assert is_in(pool, torch.ones(8)) == opens
+    pool.activate()
+    assert is_in(pool, torch.ones(8))
+    pool.deactivate()
+    assert is_native(torch.ones(8))
 
 
 def test_a_with_block_inside_an_active_pool_leaves_it_active(pool: MemoryPool) -> None:

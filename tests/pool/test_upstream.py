@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from vramkit import CapacityError, MemoryPool, PoolBusyError
+from vramkit import MemoryPool
 from vramkit._core import CorePool
-from vramkit.errors import InvalidArgumentError
-from vramkit.pool import _ending, _interop, _upstream
+from vramkit.errors import CapacityError, InvalidArgumentError, PoolBusyError
+from vramkit.pool import _close, _interop, _upstream
 from vramkit.pool._device import pool_device
 
 MIB = 1 << 20
@@ -93,7 +93,7 @@ def test_the_memory_is_held_until_the_last_block_is_freed() -> None:
         references = [weakref.ref(buffer) for buffer in buffers]
         for core in cores:
             _upstream.keep(core, buffers.pop(0))  # type: ignore[arg-type]
-            _ending.let_go(core)
+            _close.release(core)
         time.sleep(0.3)
         gc.collect()
         assert [reference() is None for reference in references] == [False, False]
@@ -109,7 +109,7 @@ def test_an_empty_pool_s_memory_is_given_back_at_once() -> None:
     buffer = _Buffer(size=MIB, mr=_Resource(0))
     reference = weakref.ref(buffer)
     _upstream.keep(core, buffer)  # type: ignore[arg-type]
-    _ending.let_go(core)
+    _close.release(core)
     del buffer
     gc.collect()
     assert reference() is None
@@ -123,10 +123,10 @@ def test_a_closed_pool_s_memory_is_given_back_while_its_object_lives() -> None:
     del buffer
     address = core.alloc(MIB)
     with pytest.raises(PoolBusyError):
-        _ending.close(core, pool_device("cpu"))
+        _close.close(core, pool_device("cpu"))
     assert reference() is not None
     core.free(address)
-    _ending.close(core, pool_device("cpu"))
+    _close.close(core, pool_device("cpu"))
     assert reference() is None
 
 
@@ -145,10 +145,10 @@ def test_an_interrupted_finalizer_takes_no_memory_from_under_a_block(
 
     monkeypatch.setattr(CorePool, "release", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        _ending.let_go(core)
+        _close.release(core)
     monkeypatch.undo()
     gc.collect()
     assert reference() is not None
     core.free(address)
-    _ending.let_go(core)
+    _close.release(core)
     assert reference() is None

@@ -4,7 +4,8 @@ from helpers.traces import Row, live_curve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramkit.simulate import Events, TraceError
+from vramkit.errors import TraceError
+from vramkit.simulate import Events
 from vramkit.simulate._events import RecordedEvents, normalise
 
 CODES = {"alloc": 0, "free_requested": 1, "free_completed": 2}

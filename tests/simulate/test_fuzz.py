@@ -10,7 +10,8 @@ import fuzz_simulate
 import pytest
 from _mutants import make_input, make_options
 
-from vramkit.simulate import TraceError, _npz, _snapshot
+from vramkit.errors import TraceError
+from vramkit.simulate import _npz, _snapshot
 
 
 def run(tmp_path: Path, *, seconds: float) -> tuple[int, list[Path]]:
@@ -106,6 +107,12 @@ def test_texts_that_a_terminal_would_obey_are_found(
     assert re.search(r"prints .*(\\x|\\n)", capsys.readouterr().out)
     monkeypatch.undo()
     assert fuzz_simulate.judge(saved) == (2, None)
+
+
+def test_the_folder_for_inputs_is_created(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    assert fuzz_simulate.main(["--seconds", "0.1", "--seed", "7", "--save", str(folder)]) == 0
+    assert folder.is_dir()
 
 
 def test_the_limits_end_with_their_blocks() -> None:

@@ -8,7 +8,8 @@ import pytest
 from helpers.traces import Row, snapshot_of, write_npz
 
 from vramkit.cli import main
-from vramkit.simulate import Events, TraceError, load_trace
+from vramkit.errors import TraceError
+from vramkit.simulate import Events, load_trace
 
 MIB = 1 << 20
 BASE = 0x7F00_0000_0000

@@ -8,7 +8,8 @@ from helpers.hostile import HOSTILE, ROWS
 from helpers.traces import write_npz
 
 from vramkit.cli import main
-from vramkit.simulate import TraceError, load_trace
+from vramkit.errors import TraceError
+from vramkit.simulate import load_trace
 
 
 @pytest.mark.parametrize("name", HOSTILE)

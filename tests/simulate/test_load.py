@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from helpers.traces import TRACES, live_curve, write_npz
 
-from vramkit.simulate import TraceError, load_trace
+from vramkit.errors import TraceError
+from vramkit.simulate import load_trace
 
 # Table of the recorded traces: most requested bytes live at once.
 PEAKS = {

@@ -7,7 +7,8 @@ from helpers.traces import Row, outcome_of, write_npz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramkit.simulate import TraceError, load_trace
+from vramkit.errors import TraceError
+from vramkit.simulate import load_trace
 
 ROWS: list[Row] = [
     ("segment_alloc", 64, 2 << 20, 0),

@@ -139,10 +139,20 @@ def test_the_text_of_a_failure() -> None:
     text = to_text(simulation(failure=FAILURE), title="t.npz")
     assert "result              OUT OF MEMORY" in text
     assert text.splitlines()[-1] == (
-        "The pool ran out at event 1,234 of the trace, after 1,200 events: 6.0 MiB asked on stream "
-        "2, 5.0 MiB free of 1.0 GiB (1019.0 MiB live), the largest free block has 3.0 MiB, and "
-        "stitching could join 2 wholly free pages (4.0 MiB). Give a larger --capacity, "
-        "or let --min-capacity find the smallest that completes."
+        "The pool ran out at event 1,234 of the trace, after 1,200 events: a request of 6.0 MiB on "
+        "stream 2 did not fit. Of 1.0 GiB, 1019.0 MiB were live and 5.0 MiB free; the largest free "
+        "block had 3.0 MiB, and stitching could have joined 2 wholly free pages (4.0 MiB). Give a "
+        "larger --capacity, or let --min-capacity find the smallest that completes."
+    )
+
+
+def test_sizes_of_a_failure_that_look_the_same_show_their_bytes() -> None:
+    sizes = {"requested_bytes": GIB + 1, "free_bytes": GIB, "largest_hole_bytes": GIB - 512}
+    text = to_text(simulation(failure=Failure(**{**FAILURE.__dict__, **sizes})), title="t.npz")
+    assert "a request of 1.0 GiB (1,073,741,825 bytes) on stream" in text
+    assert (
+        "1.0 GiB (1,073,741,824 bytes) free; the largest free block had 1.0 GiB (1,073,741,312"
+        in text
     )
 
 

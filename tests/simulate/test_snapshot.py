@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from helpers.traces import Call, Row, snapshot_of, write_npz, write_snapshot
 
-from vramkit.simulate import Events, TraceError, load_trace
+from vramkit.errors import TraceError
+from vramkit.simulate import Events, load_trace
 
 STREAM = 0x5581_0000_0000
 ROWS: list[Row] = [

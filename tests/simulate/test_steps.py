@@ -6,7 +6,8 @@ from helpers.traces import TRACES, events_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramkit.simulate import Events, Step, TraceError, find_heaviest_step, load_trace
+from vramkit.errors import TraceError
+from vramkit.simulate import Events, Step, find_heaviest_step, load_trace
 
 
 def loop(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from vramkit._core._library import CORE_LIBRARY, EXCEPTIONS, library
 from vramkit._core._structs import Status
+from vramkit.errors import ArgumentTypeError, ScopeError
 
 # CPython's functions that the core calls, in the order of the header.
 API_FUNCTIONS = (
@@ -74,6 +75,7 @@ class PythonApi(ctypes.Structure):
     route_name: str
     tokens: object
     exit_error: type[BaseException]
+    type_error: type[BaseException]
     status_errors: "ctypes.Array[ctypes.py_object[type[BaseException]]]"
     _fields_ = (
         *((name, ctypes.c_void_p) for name in API_FUNCTIONS),
@@ -81,6 +83,7 @@ class PythonApi(ctypes.Structure):
         ("route_name", ctypes.py_object),
         ("tokens", ctypes.py_object),
         ("exit_error", ctypes.py_object),
+        ("type_error", ctypes.py_object),
         ("status_errors", ctypes.py_object * len(Status)),
     )
 
@@ -153,7 +156,7 @@ def python_part() -> ctypes.PyDLL:
     for name in API_FUNCTIONS:
         setattr(api, name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p))
     api.none, api.route_name, api.tokens = None, "_route", open_tokens
-    api.exit_error = RuntimeError
+    api.exit_error, api.type_error = ScopeError, ArgumentTypeError
     for status in Status:
         api.status_errors[status] = EXCEPTIONS.get(status, RuntimeError)
     _kept.append(api)

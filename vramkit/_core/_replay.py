@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vramkit._core._library import call, invoke, library, raise_status
 from vramkit._core._pool import CorePool
 from vramkit._core._structs import Status
+from vramkit.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,7 @@ def last_error() -> str:
 
 def _address(column: "NDArray[np.generic]", dtype: str, length: int) -> int:
     if column.dtype.name != dtype or column.shape != (length,) or not column.flags.c_contiguous:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"a replay column must be a contiguous {dtype} array of shape ({length},), got "
             f"{column.dtype.name} {column.shape}"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from vramkit import __version__
 from vramkit.cli._arguments import Parser, join_values
-from vramkit.cli._output import note, settle_stderr, write_json
+from vramkit.cli._output import flush_stderr, note, write_json
 from vramkit.cli._run import split
 from vramkit.cli._simulate import ROUNDS
 from vramkit.cli._status import CommandError, OutputError, Status, UsageError
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             note(f"vramkit: {err}; free space there, or write elsewhere")
         return int(err.status)
     finally:
-        settle_stderr()
+        flush_stderr()
     return outcome() if callable(outcome) else int(outcome)
 
 
@@ -115,7 +115,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of the subcommands."""
     parser = Parser(
         prog="vramkit",
-        description="More out of the memory that you have, for PyTorch users.",
+        description="Memory pools and memory budgets for PyTorch tensors.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vramkit {__version__}")

@@ -56,7 +56,7 @@ def note(text: str, stream: TextIO | None = None) -> None:
         _silence(stream)
 
 
-def settle_stderr() -> None:
+def flush_stderr() -> None:
     """Let nothing unwritten be left that would change the exit status at the end."""
     try:
         if sys.stderr is not None:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, TracebackType
 
 from vramkit.errors import InvalidArgumentError
 
 Program = Callable[[], None]
+
+_HOME = Path(__file__).parent
 
 
 def find(words: list[str]) -> Program:
@@ -43,6 +45,33 @@ def find(words: list[str]) -> Program:
         return lambda: _run_spec(PathFinder.find_spec("__main__", [absolute]), absolute)
     sys.path.insert(0, str(path.resolve().parent))
     return lambda: _run_file(absolute)
+
+
+def hide_frames_of_vramkit() -> None:
+    """Let the traceback that ends the process begin with the program, as under ``python``."""
+    show = sys.excepthook
+
+    def show_program(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        shown = _from_program(traceback)
+        show(kind, error.with_traceback(shown), shown)
+
+    sys.excepthook = show_program
+
+
+def _from_program(traceback: TracebackType | None) -> TracebackType | None:
+    """What follows the frames of this command, and those of an import that it began."""
+    first = step = traceback
+    while step is not None:
+        if Path(step.tb_frame.f_code.co_filename).parent == _HOME:
+            first = step.tb_next
+        if step.tb_frame.f_code is _execute.__code__:
+            return first
+        step = step.tb_next
+    while first is not None and first.tb_frame.f_code.co_filename.startswith("<frozen "):
+        first = first.tb_next
+    return first
 
 
 def _module(words: list[str]) -> Program:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vramkit.cli import _program
+from vramkit.cli._budget import capacity_of, read_budget
 from vramkit.cli._output import note
 from vramkit.errors import ForkedPoolError, InvalidArgumentError
 
@@ -90,10 +91,14 @@ def run(arguments: argparse.Namespace) -> Callable[[], int]:
         raise InvalidArgumentError("nothing to run: give a script, or -m and a module")
     program = _program.find(arguments.program)
     from vramkit.pool import MemoryPool
+    from vramkit.pool._device import pool_device
 
+    budget = read_budget(arguments.budget)
+    device = pool_device(arguments.device or _device_of_this_rank())
+    capacity_of(budget, device)  # an error that names --budget
     pool = MemoryPool(
-        _capacity(arguments.budget),
-        device=arguments.device or _device_of_this_rank(),
+        budget,
+        device=device.name,
         overflow=arguments.overflow,
         record_stacks=arguments.record_stacks,
     )
@@ -103,6 +108,10 @@ def run(arguments: argparse.Namespace) -> Callable[[], int]:
         pool.activate()
         try:
             program()
+        except BaseException as err:
+            _program.hide_frames_of_vramkit()
+            _advise(err)
+            raise
         finally:
             if arguments.summary:
                 _summarize(pool)
@@ -120,13 +129,14 @@ def _summarize(pool: "MemoryPool") -> None:
         return  # the program has closed standard error
 
 
-def _capacity(text: str) -> str | float:
-    """Read a plain fraction as a number: to the pool, a text is always a size."""
-    try:
-        fraction = float(text)
-    except ValueError:
-        return text
-    return fraction if "." in text and 0.0 < fraction <= 1.0 else text
+def _advise(err: BaseException) -> None:
+    """Add to the pool's advice, which is for programs, what the command line can do."""
+    texts = (each for each in err.args if isinstance(each, str))
+    if any("vramkit pool on " in text and "To go on:" in text for text in texts):
+        err.add_note(
+            "Under `vramkit run`, give the pool more memory with --budget, or send such requests "
+            "to PyTorch's allocator with --overflow native."
+        )
 
 
 def _device_of_this_rank() -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 
 from torch.utils.data import _utils
 
+from vramkit.errors import LoaderClosedError
 from vramkit.loader._packing import Packed
 from vramkit.loader._resume import Epoch
 from vramkit.loader._staged import Staged
@@ -96,7 +97,7 @@ class BatchIterator:
     def __next__(self) -> Any:
         begin = time.perf_counter()
         if self._closed:
-            raise RuntimeError(self._closed)
+            raise LoaderClosedError(self._closed)
         if not self._delivery.depth:
             batch = self._deliver_next()
             self._on_batch(time.perf_counter() - begin)
@@ -158,7 +159,7 @@ class BatchIterator:
         return ready is not None and bool(ready())
 
     def end(self, why: str) -> None:
-        """End the iteration; asking for more raises a RuntimeError with this text."""
+        """End the iteration; asking for more raises a LoaderClosedError with this text."""
         self._closed = why
         self._flights.clear()
         shutdown = getattr(self._source, "_shutdown_workers", None)

@@ -180,10 +180,8 @@ class ResultChannel:
         lease = exchange.assigned.pop(slot, None)
         if lease is not None and capacity:
             exchange.arena.map(lease.slot, capacity)
-        if isinstance(content, tuple):
+        if isinstance(content, tuple) and lease is not None:
             offset, size = content
-            if lease is None:
-                raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
             content = ctypes.string_at(lease.slot.address + offset, size)
         exchange.tally.fetch_s += seconds
         if refusal:
@@ -193,7 +191,7 @@ class ResultChannel:
             return ForkingPickler.loads(number), ForkingPickler.loads(content)
         exchange.tally.staged_bytes += used_bytes
         if lease is None:
-            raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
+            raise AssertionError(f"a worker names slot {slot}, which was not lent to it")
         batch: Packed | Staged
         if kind == PICKLED:
             batch = Packed(lease, content, used_bytes)

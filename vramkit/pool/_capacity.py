@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import SupportsIndex, cast
 
 from vramkit.errors import CapacityError, InvalidArgumentError
-from vramkit.pool import _cuda, _machine
+from vramkit.pool import _cuda, _host_memory
 from vramkit.pool._device import PoolDevice
 from vramkit.units import advised_size, format_apart, format_mib, parse_bytes
 
@@ -50,7 +50,7 @@ def room_on(device: PoolDevice, *, held_bytes: int = 0) -> Room:
     if device.kind == "cuda":
         free = _cuda.free_bytes(device.ordinal)
         return Room(free, free + held_bytes, _cuda.describe_memory(device.ordinal))
-    free, most = _machine.free_bytes(), _machine.total_bytes()
+    free, most = _host_memory.free_bytes(), _host_memory.total_bytes()
     text = (
         f"this process can have at most {format_mib(most)} (the machine's memory or its control "
         f"group's limit), of which {format_mib(free)} are free now"
@@ -70,7 +70,7 @@ def capacity_bytes(
         name: What the capacity is called, for the error's text.
 
     Raises:
-        TypeError: ``capacity`` is of another type.
+        ArgumentTypeError: ``capacity`` is of another type.
         CapacityError: It cannot be read, is below a page, or is more than there is.
     """
     wanted = _bytes_of(capacity, room, name)
@@ -107,7 +107,7 @@ def checked_page_bytes(page_bytes: SupportsIndex | str, *, name: str = "page_byt
         name: What the page size is called, for the error's text.
 
     Raises:
-        TypeError: It is no integer or text.
+        ArgumentTypeError: It is no integer or text.
         InvalidArgumentError: It is no power of two, below 64 KiB, or above 1 GiB.
     """
     size = parse_bytes(page_bytes, name=name)
@@ -150,7 +150,7 @@ def _part_of_free(part: float, room: Room | None, name: str) -> int:
         )
     if not 0 < part <= 1:
         raise CapacityError(
-            f"{name} {part!r}: a float is a part of the free memory and must be in (0, 1]; "
+            f"{name} {part!r}: a fraction of the free memory must be in (0, 1]; "
             "write bytes as an integer or as a text such as '2GiB'"
         )
     return int(part * room.free_bytes)

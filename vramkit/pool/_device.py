@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vramkit._core import DEVICE_CPU
-from vramkit.errors import InvalidArgumentError, UnsupportedDeviceError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UnsupportedDeviceError
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def pool_device(device: "torch.device | str | int | None") -> PoolDevice:
             or the CPU where there is none.
 
     Raises:
-        TypeError: ``device`` is of another type.
+        ArgumentTypeError: ``device`` is of another type.
         InvalidArgumentError: PyTorch knows no such device, or this machine has none of that number.
         UnsupportedDeviceError: There is no pool for that device, in this version or here.
         RuntimeError: CUDA was started before this process was forked.
@@ -124,7 +124,7 @@ def _parse(device: "torch.device | str | int") -> "torch.device":
     if isinstance(device, torch.device):
         return device
     if isinstance(device, bool) or not isinstance(device, str | int):
-        raise TypeError(
+        raise ArgumentTypeError(
             "device must be a torch.device, a text such as 'cuda:0' or 'cpu', the number of a CUDA "
             f"device, or None, got {device!r} of type {type(device).__name__}"
         )

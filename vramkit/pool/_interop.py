@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vramkit._core import CorePool, callback
+from vramkit.errors import MissingExtraError
 
 if TYPE_CHECKING:
     import cupy
@@ -62,7 +63,7 @@ def rmm_resource(core: CorePool, keeper: object) -> "rmm.mr.CallbackMemoryResour
     """An RMM resource over the pool, which keeps ``keeper`` alive.
 
     Raises:
-        ImportError: RMM is not installed.
+        MissingExtraError: RMM is not installed.
     """
     rmm, memory = rmm_module(), RmmMemory(core, keeper)
     return rmm.mr.CallbackMemoryResource(
@@ -76,7 +77,7 @@ def cupy_allocator(
     """An allocator for ``cupy.cuda.set_allocator``, which keeps ``keeper`` alive.
 
     Raises:
-        ImportError: CuPy is not installed.
+        MissingExtraError: CuPy is not installed.
     """
     cuda = _import("cupy", extra="cupy").cuda
     memory = CupyMemory(core, keeper, ordinal=ordinal, current_stream=cuda.get_current_stream)
@@ -91,7 +92,7 @@ def rmm_module() -> ModuleType:
     """The package ``rmm``.
 
     Raises:
-        ImportError: It is not installed, with the command that installs it.
+        MissingExtraError: It is not installed, with the command that installs it.
     """
     return _import("rmm", extra="rmm")
 
@@ -100,7 +101,7 @@ def _import(name: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as err:
-        raise ImportError(
+        raise MissingExtraError(
             f"this needs the package {name}, which cannot be imported ({err}); install it with: "
             f"pip install 'vramkit[{extra}]'",
             name=name,

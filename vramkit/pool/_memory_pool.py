@@ -1,5 +1,6 @@
 """The memory pool as a context manager."""
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,8 +15,9 @@ from typing import (
     TypeVar,
 )
 
-from vramkit._core import natively_entered
+from vramkit._core import natively_entered, open_tokens
 from vramkit.errors import (
+    ArgumentTypeError,
     CapacityError,
     ForkedPoolError,
     InvalidArgumentError,
@@ -23,12 +25,11 @@ from vramkit.errors import (
     PoolClosedError,
     PoolOutOfMemoryError,
     UnsupportedDeviceError,
-    VramkitError,
 )
-from vramkit.pool import _capacity, _cuda, _ending, _interop, _stacks
+from vramkit.pool import _capacity, _close, _cuda, _interop, _stacks
+from vramkit.pool._create import create_core
 from vramkit.pool._decorate import decorated
 from vramkit.pool._device import pool_device
-from vramkit.pool._making import make_core
 from vramkit.pool._report import (
     PoolBlock,
     PoolStats,
@@ -82,7 +83,7 @@ class MemoryPool:
             after the pool has closed. Such a pool neither stitches nor changes its size.
 
     Raises:
-        TypeError: An argument is of the wrong type.
+        ArgumentTypeError: An argument is of the wrong type.
         CapacityError: The capacity cannot be read, or the device does not have it.
         InvalidArgumentError: Another argument can never work.
         UnsupportedDeviceError: There is no pool for the device.
@@ -112,23 +113,24 @@ class MemoryPool:
         if overflow not in ("error", "native"):
             raise InvalidArgumentError(f"overflow must be 'error' or 'native', got {overflow!r}")
         self._device = pool_device(device)
-        made = make_core(
+        created = create_core(
             capacity,
             device=self._device,
             page_bytes=page_bytes,
             overflow_native=overflow == "native",
             upstream=upstream,
         )
-        self._core = made.core
+        self._core = created.core
         self._route = self._core.route
-        self._page_bytes = made.page_bytes
+        self._page_bytes = created.page_bytes
         self._overflow = overflow
         self._has_upstream = upstream is not None
+        self._note_capacity()
         self._closed = False
         self._active = False
         if upstream is not None:
             # At process exit other threads may still use the memory; the system takes it back.
-            weakref.finalize(self, _ending.let_go, self._core).atexit = False
+            weakref.finalize(self, _close.release, self._core).atexit = False
         if record_stacks:
             _stacks.record_stacks_of(self._core)
 
@@ -137,10 +139,9 @@ class MemoryPool:
     def __enter__(self) -> Self:
         """Route the device's allocations of the whole process to this pool.
 
-        In a forked child the parent's pools route nothing: there PyTorch's allocator serves.
-
         Raises:
             PoolClosedError: The pool is closed.
+            ForkedPoolError: The pool belongs to the parent of this process.
         """
         raise NotImplementedError
 
@@ -153,7 +154,7 @@ class MemoryPool:
         """End the scope that this thread or task opened last.
 
         Raises:
-            RuntimeError: No scope is open.
+            ScopeError: No scope is open.
         """
         raise NotImplementedError
 
@@ -178,11 +179,13 @@ class MemoryPool:
             return
         # The flag first, here and in deactivate(): between it and the native call no signal handler
         # can run, so that the flag says what is so.
+        before = open_tokens.get()[-1:]
         self._active = True
         try:
             self.__enter__()
-        except VramkitError:
-            self._active = False
+        except BaseException:
+            # A signal handler may raise after the scope has opened.
+            self._active = open_tokens.get()[-1:] != before
             raise
 
     def deactivate(self) -> None:
@@ -195,8 +198,9 @@ class MemoryPool:
         """Wrap a function or a coroutine function: each call runs in a scope of this pool.
 
         Raises:
-            TypeError: A generator, whose scope would stay open between its values; or a class, a
-                module or another object that is more than a function.
+            ArgumentTypeError: A generator, whose scope would stay open between its values; a
+                function with a cache; or a class, a module or another object that is more than
+                a function.
 
         >>> import torch
         >>> pool = MemoryPool("64MiB", device="cpu")
@@ -234,7 +238,7 @@ class MemoryPool:
         >>> rmm.mr.set_current_device_resource(pool.rmm_resource())  # doctest: +SKIP
 
         Raises:
-            ImportError: RMM is not installed: ``pip install 'vramkit[rmm]'``.
+            MissingExtraError: RMM is not installed: ``pip install 'vramkit[rmm]'``.
             UnsupportedDeviceError: The pool is not on a CUDA device.
         """
         self._require_cuda("rmm_resource()")
@@ -249,7 +253,7 @@ class MemoryPool:
         >>> cupy.cuda.set_allocator(pool.cupy_allocator())  # doctest: +SKIP
 
         Raises:
-            ImportError: CuPy is not installed: ``pip install 'vramkit[cupy]'``.
+            MissingExtraError: CuPy is not installed: ``pip install 'vramkit[cupy]'``.
             UnsupportedDeviceError: The pool is not on a CUDA device.
         """
         self._require_cuda("cupy_allocator()")
@@ -314,10 +318,14 @@ class MemoryPool:
     def capacity_bytes(self) -> int:
         """The most that the pool may hold, in bytes; :meth:`resize` changes it.
 
-        Raises:
-            PoolClosedError: The pool is closed.
+        Of a closed pool, and in a forked child, it is the last capacity that the pool had.
         """
-        return self._core.stats()["capacity_bytes"]
+        with contextlib.suppress(PoolClosedError, ForkedPoolError):
+            self._note_capacity()
+        return self._capacity_bytes
+
+    def _note_capacity(self) -> None:
+        self._capacity_bytes = self._core.stats()["capacity_bytes"]
 
     @property
     def page_bytes(self) -> int:
@@ -364,6 +372,7 @@ class MemoryPool:
             self._core.resize(wanted)
         except PoolOutOfMemoryError as err:
             raise CapacityError(str(err)) from err
+        self._note_capacity()
 
     def close(self) -> None:
         """Give everything back. A closed pool stays closed; closing it again does nothing.
@@ -380,10 +389,18 @@ class MemoryPool:
         if scopes:
             raise PoolBusyError(
                 f"the pool has {counted(scopes, 'open scope')}, so tensors would still "
-                "be allocated from it; leave the `with` block before close()"
+                f"be allocated from it; {self._how_to_leave(scopes)} before close()"
             )
-        _ending.close(self._core, self._device)
+        self._note_capacity()
+        _close.close(self._core, self._device)
         self._closed = True
+
+    def _how_to_leave(self, scopes: int) -> str:
+        blocks = scopes - self._active
+        ways = ["call `pool.deactivate()`"] if self._active else []
+        if blocks > 0:
+            ways.append("leave the `with` block" + "s" * (blocks > 1))
+        return " and ".join(ways)
 
     @property
     def closed(self) -> bool:
@@ -408,9 +425,9 @@ class MemoryPool:
         """Refuse: a pool is memory of this process.
 
         Raises:
-            TypeError: Always.
+            ArgumentTypeError: Always.
         """
-        raise TypeError(
+        raise ArgumentTypeError(
             "a MemoryPool cannot be copied or pickled: it is memory of this process. Make a pool "
             "in each process, and keep it out of what is sent to spawned workers"
         )

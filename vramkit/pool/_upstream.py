@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vramkit._core import CorePool, is_closed, owner
-from vramkit.errors import CapacityError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, CapacityError, InvalidArgumentError
 from vramkit.pool._interop import rmm_module
 from vramkit.units import format_mib
 
@@ -27,7 +27,7 @@ def take(
         The owner of the memory, the address of its first whole page, and the bytes from there on.
 
     Raises:
-        TypeError: ``upstream`` is no RMM resource.
+        ArgumentTypeError: ``upstream`` is no RMM resource.
         CapacityError: The resource does not have that much.
         InvalidArgumentError: The resource's memory is itself a vramkit pool's.
     """
@@ -35,7 +35,7 @@ def take(
 
     rmm = rmm_module()
     if not isinstance(upstream, rmm.mr.DeviceMemoryResource):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"upstream must be an rmm.mr.DeviceMemoryResource, got {upstream!r} of type "
             f"{type(upstream).__name__}"
         )

@@ -1,7 +1,6 @@
 """Replays recorded allocation traces through the pool, for any capacity, on any machine."""
 
 from vramkit.simulate._capacity import find_min_capacity, parse_capacity
-from vramkit.simulate._errors import TraceError
 from vramkit.simulate._events import Events
 from vramkit.simulate._load import load_trace
 from vramkit.simulate._repeat import Repetition, repeat_step
@@ -19,7 +18,6 @@ __all__ = [
     "RoundCounters",
     "Simulation",
     "Step",
-    "TraceError",
     "find_heaviest_step",
     "find_min_capacity",
     "load_trace",

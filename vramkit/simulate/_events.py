@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vramkit._core import ReplayOp
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 from vramkit.simulate._limits import MAX_STREAMS
 
 Int64 = NDArray[np.int64]

@@ -7,7 +7,7 @@ that printing it never ends.
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 
 _T = TypeVar("_T")
 

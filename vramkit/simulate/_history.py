@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 from vramkit.simulate._events import Action, Events, RecordedEvents, normalise
 from vramkit.simulate._segments import Picture
 from vramkit.units import format_mib

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 from vramkit.simulate._events import Events
 from vramkit.simulate._history import History, to_events
 from vramkit.simulate._npz import read_npz
@@ -30,7 +30,7 @@ def load_trace(path: str | Path, *, device: int | None = None) -> Events:
     >>> load_trace("nowhere.npz")
     Traceback (most recent call last):
         ...
-    vramkit.simulate._errors.TraceError: nowhere.npz: there is no such file; check the path
+    vramkit.errors.TraceError: nowhere.npz: there is no such file; check the path
     """
     try:
         with open_regular(Path(path)) as file:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 from vramkit.simulate._events import Action, RecordedEvents
 from vramkit.simulate._limits import MAX_ACTION_CHARACTERS, MAX_ACTIONS, MAX_EVENTS
 from vramkit.simulate._npy import NpyError, read_npy

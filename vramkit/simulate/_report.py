@@ -69,15 +69,18 @@ def failure_text(failure: Failure, replay: Replay) -> str:
     if failure.round is not None:
         where += f" (round {failure.round})" if failure.round else " (before the first round)"
     pages_bytes = failure.free_whole_pages * replay.page_bytes
-    asked, free = format_apart(failure.requested_bytes, failure.free_bytes)
+    free, hole, joined = (
+        format_apart(size, failure.requested_bytes)[0]
+        for size in (failure.free_bytes, failure.largest_hole_bytes, pages_bytes)
+    )
+    requested, _ = format_apart(failure.requested_bytes, failure.free_bytes)
     pages = counted(failure.free_whole_pages, "wholly free page")
     return (
         f"The pool ran out at {where}, after {counted(failure.replayed_events, 'event')}: "
-        f"{asked} asked on stream {failure.stream}, "
-        f"{free} free of {format_mib(replay.capacity_bytes)} "
-        f"({format_mib(failure.live_bytes)} live), the largest free block has "
-        f"{format_mib(failure.largest_hole_bytes)}, and stitching could join "
-        f"{pages} ({format_mib(pages_bytes)}). "
+        f"a request of {requested} on stream {failure.stream} did not fit. Of "
+        f"{format_mib(replay.capacity_bytes)}, {format_mib(failure.live_bytes)} were live and "
+        f"{free} free; the largest free block had {hole}, and stitching could have joined "
+        f"{pages} ({joined}). "
         "Give a larger --capacity, or let --min-capacity find the smallest that completes."
     )
 

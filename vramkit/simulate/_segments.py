@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 from vramkit.simulate._events import Int64
 from vramkit.simulate._fields import check_unshared, field, is_private, size, unsigned
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 from vramkit.simulate._events import Action, Int64, RecordedEvents
 from vramkit.simulate._fields import check_unshared, field, is_private, size, unsigned
 from vramkit.simulate._history import History

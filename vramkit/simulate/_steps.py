@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vramkit.simulate._errors import TraceError
+from vramkit.errors import TraceError
 from vramkit.simulate._events import Events, Int64
 
 # Levels tried as floor, as fractions of the peak.

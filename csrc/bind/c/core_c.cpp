@@ -117,6 +117,29 @@ vramkit::PoolConfig config_from(const vramkit_pool_config* config) {
           config->debug_checks != 0};
 }
 
+/// A try on the pool of the latest scope; CLOSED if the collection has ended that scope.
+vramkit_status allocate_on_route(Pool* pool, int32_t device, uint64_t size_bytes, uint64_t stream,
+                                 uint32_t flags, void** address, vramkit_pool** overflowed) {
+  return guarded([&] {
+    if ((flags & VRAMKIT_STREAM_EXTERNAL) != 0) pool->declare_external(stream);
+    uint64_t got = 0;
+    vramkit::Collected collected;
+    const uint32_t stack_id = pool->capture_stack();
+    Status status = pool->allocate(size_bytes, stream, stack_id, &got);
+    // Where an overflow is no error, a collection for each would cost more than it saves.
+    if (status == Status::kOutOfMemory && !pool->overflow_native() &&
+        vramkit::collect_for(*pool, size_bytes, &collected)) {
+      if (Registry::instance().active(device) != pool) return Status::kClosed;
+      status = pool->allocate(size_bytes, stream, stack_id, &got);
+    }
+    *address = reinterpret_cast<void*>(got);
+    if (status != Status::kOutOfMemory) return status;
+    if (!pool->overflow_native()) return with_reason(*pool, size_bytes, status, collected);
+    if (pool->count_overflow(size_bytes)) *overflowed = handle_of(pool);
+    return Status::kNotRouted;
+  });
+}
+
 }  // namespace
 
 vramkit_status vramkit_pool_create(const vramkit_pool_config* config, vramkit_pool** pool) {
@@ -283,26 +306,17 @@ vramkit_status vramkit_route_alloc(int32_t device, uint64_t size_bytes, uint64_t
     return failed(Status::kInvalidArgument, "the argument address or overflowed is a null pointer");
   }
   *overflowed = nullptr;
-  auto* const pool = reinterpret_cast<Pool*>(vramkit_active_pool(device));
-  if (pool == nullptr) return VRAMKIT_NOT_ROUTED;
-  const vramkit_status answer = guarded([&] {
-    if ((flags & VRAMKIT_STREAM_EXTERNAL) != 0) pool->declare_external(stream);
-    uint64_t got = 0;
-    vramkit::Collected collected;
-    const uint32_t stack_id = pool->capture_stack();
-    // Where an overflow is no error, a collection for each would cost more than it saves.
-    const Status status =
-        pool->overflow_native()
-            ? pool->allocate(size_bytes, stream, stack_id, &got)
-            : vramkit::allocate_or_collect(*pool, size_bytes, stream, stack_id, &got, &collected);
-    *address = reinterpret_cast<void*>(got);
-    if (status != Status::kOutOfMemory) return status;
-    if (!pool->overflow_native()) return with_reason(*pool, size_bytes, status, collected);
-    if (pool->count_overflow(size_bytes)) *overflowed = handle_of(pool);
-    return Status::kNotRouted;
-  });
-  // Another thread may close the pool at any point of this.
-  return answer == VRAMKIT_CLOSED || answer == VRAMKIT_FORKED ? VRAMKIT_NOT_ROUTED : answer;
+  for (Pool* last = nullptr;;) {
+    auto* const pool = reinterpret_cast<Pool*>(vramkit_active_pool(device));
+    // The pool that has just ended may be routed to for a moment longer.
+    if (pool == nullptr || pool == last) return VRAMKIT_NOT_ROUTED;
+    const vramkit_status answer =
+        allocate_on_route(pool, device, size_bytes, stream, flags, address, overflowed);
+    // A garbage collection or another thread may end the pool at any point of this; then the
+    // request goes where it would go now.
+    if (answer != VRAMKIT_CLOSED && answer != VRAMKIT_FORKED) return answer;
+    last = pool;
+  }
 }
 
 vramkit_status vramkit_route_free(void* address, uint64_t* size_bytes) {

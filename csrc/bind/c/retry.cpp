@@ -26,11 +26,9 @@ uint64_t less(uint64_t before, uint64_t after) { return before - std::min(before
 
 void set_garbage_collector(GarbageCollector collector) { garbage_collector = collector; }
 
-Status allocate_or_collect(Pool& pool, uint64_t size, uint64_t stream, uint32_t stack_id,
-                           uint64_t* address, Collected* collected) {
-  const Status first = pool.allocate(size, stream, stack_id, address);
+bool collect_for(Pool& pool, uint64_t size, Collected* collected) {
   const GarbageCollector collect = garbage_collector;
-  if (first != Status::kOutOfMemory || collect == nullptr) return first;
+  if (collect == nullptr) return false;
   uint64_t live_bytes = 0;
   uint64_t live_blocks = 0;
   const bool hopeless = pool.inspect([&](Engine& engine) {
@@ -39,7 +37,7 @@ Status allocate_or_collect(Pool& pool, uint64_t size, uint64_t stream, uint32_t 
     return live_blocks == 0 || size > engine.capacity_bytes();
   });
   const int64_t begin_ns = now_ns();
-  if (hopeless || begin_ns < pool.next_collection_ns() || !collect()) return first;
+  if (hopeless || begin_ns < pool.next_collection_ns() || !collect()) return false;
   pool.inspect([&](Engine& engine) {
     collected->ran = true;
     collected->bytes = less(live_bytes, engine.counters().live_bytes);
@@ -50,6 +48,13 @@ Status allocate_or_collect(Pool& pool, uint64_t size, uint64_t stream, uint32_t 
     const int64_t end_ns = now_ns();
     pool.next_collection_ns() = end_ns + kPausePerDuration * (end_ns - begin_ns);
   }
+  return true;
+}
+
+Status allocate_or_collect(Pool& pool, uint64_t size, uint64_t stream, uint32_t stack_id,
+                           uint64_t* address, Collected* collected) {
+  const Status first = pool.allocate(size, stream, stack_id, address);
+  if (first != Status::kOutOfMemory || !collect_for(pool, size, collected)) return first;
   return pool.allocate(size, stream, stack_id, address);
 }
 

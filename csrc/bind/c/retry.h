@@ -21,8 +21,12 @@ struct Collected {
   uint64_t blocks = 0;
 };
 
-/// As Pool::allocate; a full pool gets one collection and a second try, unless the last one was in
-/// vain a moment ago.
+/// Runs a collection for a request that the pool has refused, unless the last one was in vain a
+/// moment ago or none can help; false if it did not run. A collection may end the pool: its object
+/// may be garbage too, and then this throws kClosed.
+bool collect_for(Pool& pool, uint64_t size, Collected* collected);
+
+/// As Pool::allocate; a full pool gets one collection and a second try.
 Status allocate_or_collect(Pool& pool, uint64_t size, uint64_t stream, uint32_t stack_id,
                            uint64_t* address, Collected* collected);
 

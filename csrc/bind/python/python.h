@@ -63,7 +63,8 @@ typedef struct vramkit_python_api {
   vramkit_object* none;
   vramkit_object* route_name;         // the text "_route"
   vramkit_object* tokens;             // a ContextVar: the open tokens of this thread or task
-  vramkit_object* exit_error;         // raised by an exit without a scope: RuntimeError
+  vramkit_object* exit_error;         // raised by an exit without a scope
+  vramkit_object* type_error;         // raised by a call with the wrong number of arguments
   vramkit_object* status_errors[10];  // the exception for each vramkit_status
 } vramkit_python_api;
 

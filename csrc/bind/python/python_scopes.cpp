@@ -17,6 +17,7 @@ namespace vramkit::python {
 namespace {
 
 constexpr const char* kRoute = "vramkit.route";
+constexpr int kExitArguments = 3;
 
 using Tokens = std::vector<uint64_t>;
 
@@ -71,13 +72,9 @@ bool set_tokens_of_this_task(const Tokens& tokens) {
   return static_cast<bool>(undo);
 }
 
-/// Refuses a closed pool. In a forked child a pool of the parent routes nothing.
+/// Refuses a closed pool, and in a forked child the parent's pools.
 void check_open(Pool& pool) {
-  try {
-    pool.inspect([](Engine&) {});
-  } catch (const Error& error) {
-    if (error.status() != Status::kForked) throw;
-  }
+  pool.inspect([](Engine&) {});
 }
 
 bool enter(const vramkit_route& route) {
@@ -187,8 +184,15 @@ vramkit_object* vramkit_python_enter(vramkit_object* self, vramkit_object* const
   });
 }
 
-vramkit_object* vramkit_python_exit(vramkit_object* self, vramkit_object* const*, intptr_t) {
+vramkit_object* vramkit_python_exit(vramkit_object* self, vramkit_object* const*, intptr_t count) {
   return own::answered([&]() -> vramkit_object* {
+    if (count != own::kExitArguments) {
+      const std::string text =
+          vramkit::format("__exit__() takes %d arguments (kind, error, traceback), got %d",
+                          own::kExitArguments, static_cast<int>(count));
+      own::api.PyErr_SetString(own::api.type_error, text.c_str());
+      return nullptr;
+    }
     own::Ref capsule;
     const vramkit_route* const route = own::route_of(self, capsule);
     if (route == nullptr || !own::exit(*route)) return nullptr;

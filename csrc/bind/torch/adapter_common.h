@@ -49,10 +49,12 @@ inline void report_to_profiler(vramkit_pool* pool, void* address, int64_t change
 inline void warn_overflow(vramkit_pool* pool, std::size_t size_bytes) {
   vramkit_stats stats{};
   if (core->pool_stats(pool, &stats) != VRAMKIT_OK) return;
-  TORCH_WARN("vramkit: a pool of ", mib(stats.capacity_bytes), " (", mib(stats.live_bytes),
-             " live) has no room for ", mib(size_bytes),
-             ": they come from PyTorch's own allocator, as overflow=\"native\" asks. Further "
-             "requests do so silently; stats().overflow_allocations counts them.");
+  TORCH_WARN(
+      "vramkit: a pool of ", mib(stats.capacity_bytes), " (", mib(stats.live_bytes),
+      " live) has no room for ", mib(size_bytes),
+      ". PyTorch's own allocator serves this request and later ones that do not fit, because "
+      "of overflow=\"native\". No further warning follows; stats().overflow_allocations "
+      "counts these requests.");
 }
 
 /// Frees run in destructors, and at process exit: nobody could catch an exception.

@@ -1,18 +1,18 @@
 """Train a small Conv+ReLU classifier on handwritten digits inside a memory pool.
 
 The same training runs outside the pool first; every loss must be the same, bit for bit. Writes a
-picture of the pool's memory over time. Exit status: 0 when all is well, 1 when the accuracy or the
-losses are not as they must be or the budget is too small, 2 for bad input or usage, 71 when this
+picture of the pool's memory over time. Exit status: 0 for success, 1 when the accuracy or the
+losses are not as required or the budget is too small, 2 for bad input or usage, 71 when this
 machine has no memory left, 74 when the picture or the output cannot be written.
 """
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vramkit.cli._arguments import integer
+from vramkit.cli._budget import capacity_of, read_budget
 from vramkit.cli._output import note, write, write_json
 from vramkit.cli._status import Status
 from vramkit.errors import InvalidArgumentError
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # PyTorch takes seeds of 64 bits.
 _LARGEST_SEED = (1 << 64) - 1
-# As for MemoryPool, a float is a part of the free memory.
-_PART = re.compile(r"[0-9]{0,20}\.[0-9]{1,20}", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,16 +98,10 @@ def check_budget(text: str | None, device: "torch.device") -> int:
         CapacityError: It cannot be read, is less than a page, or more than there is.
     """
     from vramkit.cli._demo._run import budget_for
-    from vramkit.pool import _capacity
     from vramkit.pool._device import pool_device
 
-    capacity = text or budget_for(device)
-    return _capacity.capacity_bytes(
-        float(capacity) if _PART.fullmatch(capacity) else capacity,
-        page_bytes=_capacity.SMALLEST_DEFAULT_PAGE_BYTES,
-        room=_capacity.room_on(pool_device(device)),
-        name="--budget",
-    )
+    capacity = read_budget(text or budget_for(device))
+    return capacity_of(capacity, pool_device(device))
 
 
 def _check_out(out: Path) -> None:

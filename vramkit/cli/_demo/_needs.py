@@ -2,13 +2,9 @@
 
 import importlib
 
-from vramkit.errors import VramkitError
+from vramkit.errors import MissingExtraError
 
 _PACKAGES = ("sklearn", "matplotlib", "tqdm")
-
-
-class MissingExtraError(VramkitError, ImportError):
-    """A package that the demo needs is not installed."""
 
 
 def require_packages() -> None:

@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def faults(self) -> list[str]:
-        """What is not as it must be; empty if all is well."""
+        """What is not as required; empty after a success."""
         found = []
         if self.accuracy < WANTED_ACCURACY:
             found.append(

@@ -1,4 +1,4 @@
-"""Makes a pool of the core on a device."""
+"""Creates a pool of the core on a device."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsIndex
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Made:
+class CreatedPool:
     """A new pool.
 
     Attributes:
@@ -25,18 +25,18 @@ class Made:
     page_bytes: int
 
 
-def make_core(
+def create_core(
     capacity: _capacity.Capacity,
     *,
     device: PoolDevice,
     page_bytes: SupportsIndex | str | None,
     overflow_native: bool,
     upstream: "DeviceMemoryResource | None",
-) -> Made:
-    """Make the pool, with PyTorch's allocator for that device led to it.
+) -> CreatedPool:
+    """Create the pool, and route PyTorch's allocator for that device to it.
 
     Raises:
-        TypeError: An argument is of the wrong type.
+        ArgumentTypeError: An argument is of the wrong type.
         CapacityError: The capacity cannot be read, or the device does not have it.
         InvalidArgumentError: Another argument can never work.
         NativeLibraryError: A native library is missing and cannot be built.
@@ -60,17 +60,17 @@ def make_core(
     else:
         _adapter.install_cpu()
     if upstream is None:
-        core = _create(device.backend, device, wanted, page, overflow_native)
-        return Made(core, page)
+        core = _create_on(device.backend, device, wanted, page, overflow_native)
+        return CreatedPool(core, page)
     buffer, address, usable = _upstream.take(
         upstream, wanted, page_bytes=page, ordinal=device.ordinal
     )
-    core = _create(f"{device.backend}@{address}", device, usable, page, overflow_native)
+    core = _create_on(f"{device.backend}@{address}", device, usable, page, overflow_native)
     _upstream.keep(core, buffer)
-    return Made(core, page)
+    return CreatedPool(core, page)
 
 
-def _create(
+def _create_on(
     backend: str, device: PoolDevice, size_bytes: int, page: int, overflow_native: bool
 ) -> CorePool:
     try:

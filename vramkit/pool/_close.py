@@ -1,4 +1,4 @@
-"""How a pool ends: closed by its user, or let go with its object."""
+"""The end of a pool: its user closes it, or its object is gone."""
 
 from vramkit._core import BlockState, CorePool, frames
 from vramkit.errors import ForkedPoolError, PoolBusyError, PoolClosedError
@@ -39,7 +39,7 @@ def _close_core(core: CorePool) -> None:
     _upstream.give_back()
 
 
-def let_go(core: CorePool) -> None:
+def release(core: CorePool) -> None:
     """The pool object is gone: the memory that a resource gave goes back after the last block."""
     core.close_scopes()
     try:
