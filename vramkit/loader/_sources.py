@@ -14,6 +14,7 @@ from vramkit.loader._arrays import NotArraysError, find_arrays
 from vramkit.loader._gathering import Gathering
 from vramkit.loader._local_fetch import InlineIterator, make_fetch
 from vramkit.loader._runtime import Runtime
+from vramkit.loader._stream_collate import stack_privately
 from vramkit.loader._threads import ThreadIterator
 from vramkit.loader._worker_iterator import StagedWorkers
 
@@ -96,7 +97,7 @@ def _obstacle(loader: Any) -> str:
         return "collate_fn is not default_collate"
     if loader.worker_init_fn is not None:
         return "worker_init_fn has to run in workers"
-    if functions.get(torch.Tensor) is not _collate.collate_tensor_fn:
+    if functions.get(torch.Tensor) not in (_collate.collate_tensor_fn, stack_privately):
         return "default_collate_fn_map has another function for tensors"
     if loader.num_workers == 0 and loader.timeout:
         return "timeout without workers"

@@ -241,8 +241,11 @@ def stack_privately(
     return torch.stack(list(batch), 0, out=out)
 
 
-def stack_into(writer: SlotWriter) -> Callable[..., torch.Tensor]:
-    """Stack as PyTorch's function does, straight into the slot that is being filled."""
+def collate_into(writer: SlotWriter) -> Callable[[list[Any]], Any]:
+    """Return what collates as ``default_collate`` does, with its tensors in the current slot.
+
+    Nobody else may keep these tensors: the slot is used again.
+    """
 
     def stack(
         batch: Sequence[torch.Tensor], *, collate_fn_map: dict[Any, Any] | None = None
@@ -255,4 +258,14 @@ def stack_into(writer: SlotWriter) -> Callable[..., torch.Tensor]:
         out = writer.tensor(offset, first.dtype, (len(batch), *first.shape))
         return torch.stack(list(batch), 0, out=out)
 
-    return stack
+    def collate(samples: list[Any]) -> Any:
+        functions = _collate.default_collate_fn_map
+        if functions.get(torch.Tensor) in (_TENSOR_FUNCTION, stack_privately):
+            # In the order of the original: it decides which function serves a subclass.
+            functions = {
+                kind: stack if kind is torch.Tensor else function
+                for kind, function in functions.items()
+            }
+        return _collate.collate(samples, collate_fn_map=functions)
+
+    return collate

@@ -29,7 +29,7 @@ from vramkit.loader._packing import Packer
 from vramkit.loader._slot_writer import SlotWriter
 from vramkit.loader._stream_collate import (
     StreamingCollate,
-    stack_into,
+    collate_into,
     stack_privately,
 )
 
@@ -252,11 +252,13 @@ def _install_fetchers(writer: SlotWriter, fetches: _Fetches) -> None:
     def create_fetcher(
         kind: int, dataset: Any, auto_collation: bool, collate_fn: Any, drop_last: bool
     ) -> Any:
-        own = collate_fn is default_collate
-        _replace_stack(stack_into(writer) if own else stack_privately)
-        get = _sample_getter(dataset) if own and auto_collation else None
+        get = None
+        if collate_fn is default_collate:
+            # Only here: what the data set's own code collates, it may keep.
+            collate_fn = collate_into(writer)
+            get = _sample_getter(dataset) if auto_collation else None
         if kind == _DatasetKind.Map and get is not None:
-            fetch = _StreamingFetcher(get, StreamingCollate(writer, default_collate)).fetch
+            fetch = _StreamingFetcher(get, StreamingCollate(writer, collate_fn)).fetch
         else:
             torchs: Any = create(kind, dataset, auto_collation, collate_fn, drop_last)  # type: ignore[no-untyped-call]
             fetch = torchs.fetch
@@ -264,17 +266,9 @@ def _install_fetchers(writer: SlotWriter, fetches: _Fetches) -> None:
         return _MeasuredFetcher(fetch, fetches)
 
     _DatasetKind.create_fetcher = staticmethod(create_fetcher)  # type: ignore[method-assign]
-
-
-def _replace_stack(stack: Callable[..., torch.Tensor]) -> None:
     functions = _collate.default_collate_fn_map
-    if functions.get(torch.Tensor) is _collate.collate_tensor_fn or functions.get(
-        torch.Tensor
-    ) is _ours.get("stack"):
-        _ours["stack"] = functions[torch.Tensor] = stack
-
-
-_ours: dict[str, Callable[..., torch.Tensor]] = {}
+    if functions.get(torch.Tensor) is _collate.collate_tensor_fn:
+        functions[torch.Tensor] = stack_privately
 
 
 def run(end: WorkerEnd, arguments: list[Any]) -> None:
