@@ -97,13 +97,16 @@ def inherited():
         assert float(torch.ones(1000).sum()) == 1000
         assert on_cpu.stats().allocations > 0
 
-def leaves_the_scope():
-    with pool:
+def is_refused_the_parents_pool():
+    try:
+        with pool:
+            raise AssertionError("entered")
+    except ForkedPoolError:
         assert float(torch.ones(10).sum()) == 10
 
 in_child(refused)
 in_child(inherited)
-in_child(leaves_the_scope)
+in_child(is_refused_the_parents_pool)
 with pool:
     in_child(inherited)
     more = torch.ones(1000, device="cuda")
