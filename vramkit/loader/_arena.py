@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from typing import Self
 
+from vramkit.errors import SystemCallError
 from vramkit.loader import _memory_map
 from vramkit.loader._pinning import Pinning
 
@@ -123,14 +124,35 @@ class Arena:
         if slot.capacity >= needed_bytes:
             return
         capacity = round_capacity(needed_bytes)
-        _memory_map.commit(self.fd, slot_offset(slot.index), capacity)
-        self.map(slot, capacity)
+        offset = slot_offset(slot.index)
+        # The last page alone: the file reaches as far as the slot then, whatever others extend.
+        _memory_map.commit(self.fd, offset + capacity - _GRANULE, _GRANULE)
+        address = _memory_map.map_file(self.fd, offset, capacity)
+        try:
+            _memory_map.populate(address, capacity)
+        except SystemCallError:
+            _memory_map.unmap(address, capacity)
+            raise
+        self._adopt(slot, address, capacity)
 
     def map(self, slot: Slot, capacity: int) -> None:
         """Map a slot to which a worker has given so much memory."""
         if slot.capacity == capacity and slot.address:
             return
         address = _memory_map.map_file(self.fd, slot_offset(slot.index), capacity)
+        self._adopt(slot, address, capacity)
+
+    def prepare(self, count: int, needed_bytes: int) -> None:
+        """Make free slots of so many bytes before they are needed.
+
+        Raises:
+            SystemCallError: There is no memory for them.
+        """
+        leases = [self.lease() for _ in range(count)]
+        for lease in leases:
+            self.grow(lease.slot, needed_bytes)
+
+    def _adopt(self, slot: Slot, address: int, capacity: int) -> None:
         self._unmap(slot)
         slot.address, slot.capacity = address, capacity
         if self._pinning is not None:

@@ -56,6 +56,9 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._fetcher = _DatasetKind.create_fetcher(
             _DatasetKind.Map, loader.dataset, True, loader.collate_fn, loader.drop_last
         )
+        if stage and loader.batch_size is not None:
+            # Memory is not pinned while training runs: kernels would wait.
+            gathering.prepare(self._most_jobs + depth + 1, loader.batch_size)
         self._drawn: deque[Any] = deque()
         self._jobs: deque[Job | Selected | _Fetched] = deque()
         self._start()

@@ -12,6 +12,7 @@ from vramkit._core import Gatherer, Piece, Plan, Segment
 from vramkit.errors import InvalidArgumentError, VramkitError
 from vramkit.loader._arena import Arena
 from vramkit.loader._arrays import Column, columns_of
+from vramkit.loader._packing import ALIGNMENT
 from vramkit.loader._staged import Staged, empty_batch
 
 # Smaller batches get memory of their own: a slot would cost more than it saves.
@@ -94,6 +95,15 @@ class Gathering:
         self._process = os.getpid()
         self._gatherer = _gatherer_of(self._process)
         self._whole = all(column.tensor is not None for column in self._columns)
+
+    def prepare(self, count: int, rows: int) -> None:
+        """Make staging memory for so many batches of so many rows.
+
+        Raises:
+            SystemCallError: There is no memory for it.
+        """
+        padding = ALIGNMENT * len(self._columns)
+        self._arena.prepare(count, rows * self._row_bytes + padding)
 
     def _select(self, indices: torch.Tensor) -> Selected | None:
         """Make a small batch at once; for it, PyTorch's own operator costs least."""

@@ -1,12 +1,18 @@
 """Mappings of a shared memory file at addresses that do not move."""
 
 import ctypes
+import errno
 import functools
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from vramkit.errors import SystemCallError
 
+_PAGE = mmap.PAGESIZE
+_POPULATING_THREADS = min(8, len(os.sched_getaffinity(0)))
+# To start a thread pays for no less.
+_POPULATED_BY_ONE = 8 << 20
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -24,6 +30,8 @@ def _libc() -> ctypes.CDLL:
     ]
     libc.munmap.restype = ctypes.c_int
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.restype = ctypes.c_int
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.fallocate.restype = ctypes.c_int
     libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     return libc
@@ -59,6 +67,35 @@ def commit(fd: int, offset: int, size_bytes: int) -> None:
         raise SystemCallError(
             err.errno, f"fallocate of {size_bytes:,} bytes of staging memory: {err.strerror}"
         ) from err
+
+
+def populate(address: int, size_bytes: int) -> None:
+    """Give a mapping its memory now, large ones by several threads.
+
+    Raises:
+        SystemCallError: There is no memory.
+    """
+    parts = min(_POPULATING_THREADS, max(1, size_bytes // _POPULATED_BY_ONE))
+    step = -(-size_bytes // parts // _PAGE) * _PAGE
+    pieces = [(address + at, min(step, size_bytes - at)) for at in range(0, size_bytes, step)]
+    if len(pieces) == 1:
+        failures = {_populate_one(pieces[0])}
+    else:
+        with ThreadPoolExecutor(len(pieces)) as pool:
+            failures = set(pool.map(_populate_one, pieces))
+    # A kernel before 5.14 does not know the advice; the pages come when they are first written.
+    failures -= {0, errno.EINVAL}
+    if failures:
+        number = failures.pop()
+        raise SystemCallError(
+            number, f"populating {size_bytes:,} bytes of staging memory: {os.strerror(number)}"
+        )
+
+
+def _populate_one(piece: tuple[int, int]) -> int:
+    populate_write = 23
+    failed = _libc().madvise(*piece, populate_write)
+    return ctypes.get_errno() if failed else 0
 
 
 def discard(fd: int, offset: int, size_bytes: int) -> None:
