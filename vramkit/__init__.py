@@ -14,12 +14,14 @@ if TYPE_CHECKING:
         PoolClosedError,
         VramkitError,
     )
+    from vramkit.loader import DataLoader
     from vramkit.pool import MemoryPool
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
+    "DataLoader",
     "MemoryPool",
     "PoolBusyError",
     "PoolClosedError",
@@ -30,6 +32,7 @@ __all__ = [
 
 _HOMES = {
     "CapacityError": "vramkit.errors",
+    "DataLoader": "vramkit.loader",
     "MemoryPool": "vramkit.pool",
     "PoolBusyError": "vramkit.errors",
     "PoolClosedError": "vramkit.errors",

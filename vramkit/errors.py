@@ -14,6 +14,7 @@ __all__ = [
     "ForeignPointerError",
     "ForkedPoolError",
     "InvalidArgumentError",
+    "LoaderClosedError",
     "NativeLibraryError",
     "PoolBusyError",
     "PoolClosedError",
@@ -38,6 +39,10 @@ class CapacityError(InvalidArgumentError):
 
 class UnsupportedDeviceError(VramkitError, NotImplementedError):
     """The device has no pool in this version or on this machine."""
+
+
+class LoaderClosedError(VramkitError, RuntimeError):
+    """The data loader has been closed."""
 
 
 class PoolOutOfMemoryError(VramkitError, MemoryError):

@@ -49,6 +49,8 @@ Driver open_driver() {
   look_up(library, "cuMemMap", d.memory_map);
   look_up(library, "cuMemUnmap", d.memory_unmap);
   look_up(library, "cuMemSetAccess", d.memory_access);
+  look_up(library, "cuMemHostRegister_v2", d.host_register);
+  look_up(library, "cuMemHostUnregister", d.host_unregister);
   look_up(library, "cuEventCreate", d.event_create);
   look_up(library, "cuEventDestroy_v2", d.event_destroy);
   look_up(library, "cuEventRecord", d.event_record);

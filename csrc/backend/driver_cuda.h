@@ -21,6 +21,8 @@ inline constexpr Result kSuccess = 0;
 inline constexpr Result kOutOfMemory = 2;
 inline constexpr Result kDeinitialized = 4;
 inline constexpr Result kNotReady = 600;
+inline constexpr Result kHostMemoryAlreadyRegistered = 712;
+inline constexpr Result kHostMemoryNotRegistered = 713;
 inline constexpr Result kCaptureUnsupported = 900;
 
 struct Location {
@@ -50,6 +52,7 @@ inline constexpr int kPosixFileDescriptor = 1;
 inline constexpr int kReadWrite = 3;
 inline constexpr int kCaptureRelaxed = 2;
 inline constexpr unsigned kEventWithoutTiming = 2;
+inline constexpr unsigned kHostRegisterPortable = 1;
 inline constexpr int kAttributeVirtualMemory = 102;
 inline constexpr int kAttributePosixHandles = 103;
 inline constexpr int kAttributeRdmaWithVirtualMemory = 110;
@@ -80,6 +83,8 @@ struct Driver {
   Result (*memory_map)(Address, size_t, size_t, MemoryHandle, unsigned long long);
   Result (*memory_unmap)(Address, size_t);
   Result (*memory_access)(Address, size_t, const AccessDescription*, size_t);
+  Result (*host_register)(void*, size_t, unsigned);
+  Result (*host_unregister)(void*);
   Result (*event_create)(EventHandle*, unsigned);
   Result (*event_destroy)(EventHandle);
   Result (*event_record)(EventHandle, Stream);

@@ -10,7 +10,7 @@ import pytest
 import vramkit
 
 ROOT = Path(__file__).resolve().parents[2]
-_PUBLIC_MODULES = ("cli", "errors", "pool", "simulate", "units")
+_PUBLIC_MODULES = ("cli", "errors", "loader", "pool", "simulate", "units")
 _MOST_NAMES = 10
 
 

@@ -1,5 +1,14 @@
-"""The binding of the pool core (csrc/bind/c/vramkit.h)."""
+"""The binding of the native core (csrc/bind/c/vramkit.h)."""
 
+from vramkit._core._gather import (
+    Gatherer,
+    Piece,
+    Plan,
+    Segment,
+    host_register,
+    host_unregister,
+    stream_copy,
+)
 from vramkit._core._library import CORE_LIBRARY, library
 from vramkit._core._pool import (
     CorePool,
@@ -38,13 +47,19 @@ __all__ = [
     "BlockState",
     "CorePool",
     "CoreReplay",
+    "Gatherer",
+    "Piece",
+    "Plan",
     "ReplayOp",
+    "Segment",
     "SizeClass",
     "Status",
     "active_pool",
     "callback",
     "close_scope",
     "frames",
+    "host_register",
+    "host_unregister",
     "is_closed",
     "last_error",
     "library",
@@ -54,4 +69,5 @@ __all__ = [
     "owner",
     "set_library_paths",
     "stacks_kept",
+    "stream_copy",
 ]

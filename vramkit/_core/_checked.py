@@ -14,6 +14,7 @@ from vramkit.errors import CapacityError, InvalidArgumentError
 
 _INTEGERS: dict[type, tuple[int, int]] = {
     ctypes.c_uint64: (0, 2**64 - 1),
+    ctypes.c_int64: (-(2**63), 2**63 - 1),
     ctypes.c_uint32: (0, 2**32 - 1),
     ctypes.c_int32: (-(2**31), 2**31 - 1),
     ctypes.c_void_p: (0, 2**64 - 1),

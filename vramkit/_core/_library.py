@@ -22,6 +22,10 @@ _FLAGS = Integer("flags", ctypes.c_uint32)
 _COUNT = Integer("count", ctypes.c_uint64)
 _TOKEN = Integer("token", ctypes.c_uint64)
 _DEVICE = Integer("device", ctypes.c_int32)
+_GATHERER = Address("the gatherer's handle")
+_PLAN = Address("the plan's handle")
+_TICKET = Integer("ticket", ctypes.c_uint64)
+_OUT_I32 = ctypes.POINTER(ctypes.c_int32)
 _OUT_U64 = ctypes.POINTER(ctypes.c_uint64)
 _OUT_POINTER = ctypes.POINTER(ctypes.c_void_p)
 
@@ -91,6 +95,28 @@ STATUS_FUNCTIONS: dict[str, Arguments] = {
         _COUNT,
         _OUT_U64,
     ],
+    "vramkit_stream_copy": [Address("to"), Address("from"), _SIZE],
+    "vramkit_gather_plan_create": [ctypes.POINTER(s.Piece), _COUNT, _OUT_POINTER],
+    "vramkit_gatherer_create": [Integer("threads", ctypes.c_uint32), _OUT_POINTER],
+    "vramkit_gatherer_close": [_GATHERER],
+    "vramkit_gatherer_submit": [
+        _GATHERER,
+        _PLAN,
+        _OUT_U64,
+        _COUNT,
+        _ADDRESS,
+        _COUNT,
+        _OUT_U64,
+    ],
+    "vramkit_gatherer_wait": [
+        _GATHERER,
+        _TICKET,
+        Integer("timeout_ns", ctypes.c_int64),
+        _OUT_I32,
+    ],
+    "vramkit_gatherer_done": [_GATHERER, _TICKET, _OUT_I32],
+    "vramkit_host_register": [_ADDRESS, _SIZE, _DEVICE],
+    "vramkit_host_unregister": [_ADDRESS],
     "vramkit_fault": [_POOL, ctypes.c_char_p, _COUNT],
     "vramkit_complete_events": [_POOL, _COUNT],
 }
@@ -102,6 +128,8 @@ OTHER_FUNCTIONS: dict[str, tuple[type | None, Arguments]] = {
     "vramkit_active_pool": (ctypes.c_void_p, [_DEVICE]),
     "vramkit_core": (ctypes.POINTER(s.CoreApi), []),
     "vramkit_replay_destroy": (None, [_ADDRESS]),
+    "vramkit_gather_plan_destroy": (None, [_PLAN]),
+    "vramkit_gatherer_destroy": (None, [_GATHERER]),
 }
 
 EXCEPTIONS: dict[s.Status, type[errors.VramkitError]] = {

@@ -8,7 +8,7 @@ import enum
 
 from vramkit._core._checked import CheckedStructure
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 DEVICE_CPU = -1
 MAX_DEVICES = 64
 SIZE_CLASSES = 40
@@ -162,6 +162,34 @@ class Totals(ctypes.Structure):
             "freed_allocated_bytes",
             "shortages",
         )
+    )
+
+
+class Segment(CheckedStructure):
+    """``vramkit_segment``."""
+
+    address: int
+    first_row: int
+    rows: int
+    _fields_ = (
+        ("address", ctypes.c_uint64),
+        ("first_row", ctypes.c_uint64),
+        ("rows", ctypes.c_uint64),
+    )
+
+
+class Piece(CheckedStructure):
+    """``vramkit_piece``."""
+
+    segments: "ctypes.Array[Segment]"
+    segment_count: int
+    row_bytes: int
+    row_stride_bytes: int
+    _fields_ = (
+        ("segments", ctypes.POINTER(Segment)),
+        ("segment_count", ctypes.c_uint64),
+        ("row_bytes", ctypes.c_uint64),
+        ("row_stride_bytes", ctypes.c_uint64),
     )
 
 

@@ -1,4 +1,4 @@
-// The C interface: statuses and texts instead of exceptions.
+// The C interface of the pools: statuses and texts instead of exceptions.
 #include <cstring>
 #include <new>
 #include <string>
@@ -6,6 +6,7 @@
 #include "backend/device_cuda.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "bind/c/guarded.h"
 #include "bind/c/retry.h"
 #include "bind/c/vramkit.h"
 #include "pool/pool.h"
@@ -13,10 +14,13 @@
 #include "pool/replay.h"
 
 using vramkit::Engine;
-using vramkit::Error;
+using vramkit::failed;
+using vramkit::guarded;
+using vramkit::need;
 using vramkit::Pool;
 using vramkit::Registry;
 using vramkit::Status;
+using vramkit::tell;
 
 static_assert(static_cast<int>(Status::kNotRouted) == VRAMKIT_NOT_ROUTED);
 static_assert(static_cast<int>(Status::kBusy) == VRAMKIT_BUSY);
@@ -25,51 +29,6 @@ static_assert(VRAMKIT_SIZE_CLASSES == vramkit::kSizeClasses);
 static_assert(VRAMKIT_MAX_DEVICES == Registry::kMaxDevices);
 
 namespace {
-
-thread_local std::string last_error;
-thread_local const char* fixed_error = nullptr;  // where no memory was left for a text of its own
-
-void tell(std::string text) {
-  last_error = std::move(text);
-  fixed_error = nullptr;
-}
-
-vramkit_status failed(Status status, const char* text) noexcept {
-  try {
-    tell(text);
-  } catch (const std::bad_alloc&) {
-    fixed_error = "this call failed, and the machine has no memory left for the reason";
-  }
-  return static_cast<vramkit_status>(status);
-}
-
-/// Runs `body`, which returns nothing or a Status.
-template <typename Body>
-vramkit_status guarded(Body body) {
-  try {
-    if constexpr (std::is_void_v<decltype(body())>) {
-      body();
-      return VRAMKIT_OK;
-    } else {
-      return static_cast<vramkit_status>(body());
-    }
-  } catch (const Error& error) {
-    return failed(error.status(), error.what());
-  } catch (const std::bad_alloc&) {
-    return failed(Status::kSystem,
-                  "the machine has no memory left for the pool's metadata; end other programs or "
-                  "use less memory outside the pool, then try again");
-  } catch (const std::exception& error) {
-    return failed(Status::kSystem, error.what());
-  }
-}
-
-/// Refuses null for an argument that must point to something.
-void need(const void* argument, const char* name) {
-  if (argument == nullptr) {
-    vramkit::fail(Status::kInvalidArgument, "the argument %s is a null pointer", name);
-  }
-}
 
 Pool& pool_of(vramkit_pool* handle) {
   need(handle, "pool");
@@ -159,10 +118,6 @@ vramkit::PoolConfig config_from(const vramkit_pool_config* config) {
 }
 
 }  // namespace
-
-const char* vramkit_last_error() {
-  return fixed_error != nullptr ? fixed_error : last_error.c_str();
-}
 
 vramkit_status vramkit_pool_create(const vramkit_pool_config* config, vramkit_pool** pool) {
   return guarded([&] {

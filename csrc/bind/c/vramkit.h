@@ -1,4 +1,4 @@
-// The plain C interface of the pool core (libvramkit_core).
+// The plain C interface of the native core (libvramkit_core): pools, and the loader's copies.
 //
 // Contract of every function:
 //  - thread-safe; may be called without Python's GIL;
@@ -21,7 +21,7 @@ extern "C" {
 
 #define VRAMKIT_API __attribute__((visibility("default")))
 
-enum { VRAMKIT_ABI_VERSION = 3 };
+enum { VRAMKIT_ABI_VERSION = 4 };
 
 typedef enum vramkit_status {
   VRAMKIT_OK = 0,
@@ -294,6 +294,79 @@ VRAMKIT_API vramkit_status vramkit_replay_run(vramkit_replay* replay, const uint
                                               const int64_t* id, const int64_t* size_bytes,
                                               const int32_t* stream, uint64_t count,
                                               uint64_t* done);
+
+// ---- copies of the loader ------------------------------------------------------------------
+
+// memcpy whose stores bypass the CPU's caches where that is faster: for large copies into memory
+// that another device or process reads next. The ranges must not overlap.
+VRAMKIT_API vramkit_status vramkit_stream_copy(void* to, const void* from, uint64_t size_bytes);
+
+// Rows of an array that lie in memory at a constant distance.
+typedef struct vramkit_segment {
+  uint64_t address;    // of its first row
+  uint64_t first_row;  // its number in the array: the rows of the segments before it
+  uint64_t rows;
+} vramkit_segment;
+
+// An array of rows of equal size, in one segment or several.
+typedef struct vramkit_piece {
+  const vramkit_segment* segments;  // sorted by first_row, without gaps
+  uint64_t segment_count;
+  uint64_t row_bytes;
+  uint64_t row_stride_bytes;  // from the start of a row to that of the next one of its segment
+} vramkit_piece;
+
+// Which arrays are gathered together. Immutable; the pieces are copied, the rows' memory is
+// borrowed until the last job on it is over.
+typedef struct vramkit_gather_plan vramkit_gather_plan;
+
+VRAMKIT_API vramkit_status vramkit_gather_plan_create(const vramkit_piece* pieces,
+                                                      uint64_t piece_count,
+                                                      vramkit_gather_plan** plan);
+// Jobs that use the plan go on. A null plan is left alone.
+VRAMKIT_API void vramkit_gather_plan_destroy(vramkit_gather_plan* plan);
+
+// Threads that copy rows. In a child forked from the creator's process every function but destroy
+// answers FORKED.
+typedef struct vramkit_gatherer vramkit_gatherer;
+
+// At most 1,024 threads; with 0, each job is done inside submit.
+VRAMKIT_API vramkit_status vramkit_gatherer_create(uint32_t threads, vramkit_gatherer** gatherer);
+
+// Abandons the jobs that are not over and ends the threads: afterwards nothing is read or written
+// for it. Threads that wait for a job, and all later calls, get CLOSED.
+VRAMKIT_API vramkit_status vramkit_gatherer_close(vramkit_gatherer* gatherer);
+
+// Closes and frees it; no other call on it may be under way, nor follow. In a forked child it does
+// nothing but keep the memory. A null gatherer is left alone.
+VRAMKIT_API void vramkit_gatherer_destroy(vramkit_gatherer* gatherer);
+
+// Copies row indices[k] of each piece of the plan to destinations[piece] + k * row_bytes. The index
+// list is copied; the destinations, of which there is one a piece, are borrowed until the job is
+// over. INVALID_ARGUMENT, and nothing is copied, if an index is out of range. *ticket receives what
+// names the job; 0 if it is already over, as small ones are.
+VRAMKIT_API vramkit_status vramkit_gatherer_submit(
+    vramkit_gatherer* gatherer, const vramkit_gather_plan* plan, const uint64_t* destinations,
+    uint64_t destination_count, const int64_t* indices, uint64_t index_count, uint64_t* ticket);
+
+// Helps with the job until it is over or the time has passed; *is_over receives which (1 or 0). A
+// negative time never passes.
+// Once it is over, the ticket is forgotten: a further call is an INVALID_ARGUMENT, except for
+// ticket 0.
+VRAMKIT_API vramkit_status vramkit_gatherer_wait(vramkit_gatherer* gatherer, uint64_t ticket,
+                                                 int64_t timeout_ns, int32_t* is_over);
+
+// Whether the job is over, without waiting; the ticket stays.
+VRAMKIT_API vramkit_status vramkit_gatherer_done(vramkit_gatherer* gatherer, uint64_t ticket,
+                                                 int32_t* is_over);
+
+// Locks host memory and makes it known to the CUDA driver, so that devices copy from and to it at
+// full speed. Slow, and kernel launches wait meanwhile. The memory must stay mapped until it is
+// unregistered, when no copy may be under way. SYSTEM, with the limit on locked memory, if the
+// driver refuses.
+VRAMKIT_API vramkit_status vramkit_host_register(void* address, uint64_t size_bytes,
+                                                 int32_t device);
+VRAMKIT_API vramkit_status vramkit_host_unregister(void* address);
 
 // ---- controls of the test decorators -------------------------------------------------------
 

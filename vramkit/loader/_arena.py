@@ -1,0 +1,188 @@
+"""Staging memory: slots of one memory file that the parent and its workers map."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Self
+
+from vramkit.loader import _memory_map
+
+# Distance of two slots in the file. The file is sparse: a slot takes memory only for its capacity.
+SLOT_STRIDE = 1 << 40
+_GRANULE = 1 << 16
+
+
+def slot_offset(index: int) -> int:
+    """Where the slot begins in the file."""
+    return index * SLOT_STRIDE
+
+
+def round_capacity(needed_bytes: int) -> int:
+    """The capacity that a slot gets for a batch: an eighth more, so that it seldom grows again."""
+    wanted = needed_bytes + needed_bytes // 8
+    return -(-wanted // _GRANULE) * _GRANULE
+
+
+class Slot:
+    """One place for one batch, as this process sees it."""
+
+    __slots__ = ("address", "capacity", "index", "pinned", "worker")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.address = 0
+        self.capacity = 0
+        self.pinned = False
+        # The worker that has the slot mapped already.
+        self.worker = -1
+
+
+class Lease:
+    """The right to a slot; it ends with the last reference, in any thread.
+
+    Tensors over the slot hold the lease, so the slot is used again only after they are gone.
+    """
+
+    __slots__ = ("_arena", "slot")
+
+    def __init__(self, arena: "Arena", slot: Slot) -> None:
+        self._arena = arena
+        self.slot = slot
+
+    def __del__(self) -> None:
+        self._arena.take_back(self.slot)
+
+
+class Arena:
+    """The slots of one loader.
+
+    Threads may lease, grow and give back side by side. The process that made the arena owns it: in
+    a forked child nothing is given back.
+
+    Args:
+        budget_bytes: The memory that all slots together may take.
+        pin: Called with the address and the capacity of each new mapping; returns whether the
+            memory is pinned now.
+        unpin: Called with the address before such a mapping ends.
+
+    Raises:
+        SystemCallError: The system makes no memory file.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        *,
+        pin: Callable[[int, int], bool] | None = None,
+        unpin: Callable[[int], None] | None = None,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self.fd = os.memfd_create("vramkit-loader", os.MFD_CLOEXEC)
+        self._pin, self._unpin = pin, unpin
+        self._pid = os.getpid()
+        self._slots: list[Slot] = []
+        self._free: deque[Slot] = deque()
+        self._empty: list[Slot] = []
+        self._closed = False
+        # Leases end without it, in destructors: what they touch is atomic under the GIL.
+        self._lock = threading.Lock()
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The memory of all slots."""
+        return sum(slot.capacity for slot in self._slots)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """The memory of all slots that is pinned."""
+        return sum(slot.capacity for slot in self._slots if slot.pinned)
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are."""
+        return len(self._slots)
+
+    def lease(self, worker: int = -1) -> Lease:
+        """Take a free slot, one that the worker has mapped if there is one, or make another."""
+        with self._lock:
+            slot = self._take(worker)
+            if slot is None and self._empty:
+                slot = self._empty.pop()
+            if slot is None:
+                slot = Slot(len(self._slots))
+                self._slots.append(slot)
+        slot.worker = worker
+        return Lease(self, slot)
+
+    def _take(self, worker: int) -> Slot | None:
+        for slot in list(self._free):
+            if slot.worker == worker:
+                self._free.remove(slot)
+                return slot
+        return self._free.popleft() if self._free else None
+
+    def grow(self, slot: Slot, needed_bytes: int) -> None:
+        """Give a leased slot memory for so many bytes, and map it.
+
+        Raises:
+            SystemCallError: There is no memory for it.
+        """
+        if slot.capacity >= needed_bytes:
+            return
+        capacity = round_capacity(needed_bytes)
+        _memory_map.commit(self.fd, slot_offset(slot.index), capacity)
+        self.map(slot, capacity)
+
+    def map(self, slot: Slot, capacity: int) -> None:
+        """Map a slot to which a worker has given so much memory."""
+        if slot.capacity == capacity and slot.address:
+            return
+        address = _memory_map.map_file(self.fd, slot_offset(slot.index), capacity)
+        self._unmap(slot)
+        slot.address, slot.capacity = address, capacity
+        if self._pin is not None:
+            slot.pinned = self._pin(address, capacity)
+
+    def take_back(self, slot: Slot) -> None:
+        """End the lease of a slot; called by the lease."""
+        if os.getpid() != self._pid:
+            return
+        if self._closed:
+            self._unmap(slot)
+        else:
+            self._free.append(slot)
+
+    def trim(self, keep: int) -> None:
+        """Give back the memory of free slots beyond the first ``keep``."""
+        while len(self._free) > keep:
+            slot = self._free.pop()
+            capacity = slot.capacity
+            self._unmap(slot)
+            if capacity:
+                _memory_map.discard(self.fd, slot_offset(slot.index), capacity)
+            # The slot itself stays, empty: workers know it by its number.
+            self._empty.append(slot)
+
+    def close(self) -> None:
+        """Give everything back; slots under lease follow when their lease ends."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        while self._free:
+            self._unmap(self._free.pop())
+        os.close(self.fd)
+
+    def _unmap(self, slot: Slot) -> None:
+        if not slot.address:
+            return
+        if slot.pinned and self._unpin is not None:
+            self._unpin(slot.address)
+        _memory_map.unmap(slot.address, slot.capacity)
+        slot.address, slot.capacity, slot.pinned = 0, 0, False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()

@@ -1,0 +1,105 @@
+"""Batches gathered from the arrays of a data set, without calling the data set at all."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import _DatasetKind
+from torch.utils.data import dataloader as _torch
+
+from vramkit.loader._gathering import Gathering, Job
+from vramkit.loader._indices import as_indices, tensor_batches
+
+_TorchIterator: Any = _torch._BaseDataLoaderIter
+# Batches that are being gathered besides those that are delivered.
+_SPARE_JOBS = 2
+
+
+class _Fetched:
+    """A batch that the arrays could not give: PyTorch's way gives it, or its error."""
+
+    def __init__(self, fetch: Callable[[Any], Any], index: Any) -> None:
+        self._fetch, self._index = fetch, index
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> Any:
+        index = self._index
+        return self._fetch(index.tolist() if isinstance(index, torch.Tensor) else index)
+
+
+class ArrayIterator(_TorchIterator):  # type: ignore[misc]
+    """Yields batches of the rows that the sampler names.
+
+    Indices are drawn when PyTorch's iterators would draw them: with ``num_workers=0`` when a batch
+    is asked for, else ``num_workers * prefetch_factor`` batches ahead.
+
+    Args:
+        loader: The loader.
+        gathering: Gathers the rows.
+        depth: How many batches are delivered before they are asked for.
+        stage: Put all batches into staging memory, to move on from there.
+    """
+
+    def __init__(self, loader: Any, gathering: Gathering, depth: int, *, stage: bool) -> None:
+        super().__init__(loader)
+        self._pin_memory = False
+        self._gathering = gathering
+        self._stage = stage
+        drawn = (loader.prefetch_factor or 0) * loader.num_workers
+        self._eager = drawn > 0
+        self._most_drawn = max(drawn, depth + _SPARE_JOBS if depth else 0)
+        self._most_jobs = min(self._most_drawn, depth + _SPARE_JOBS)
+        self._fetcher = _DatasetKind.create_fetcher(
+            _DatasetKind.Map, loader.dataset, True, loader.collate_fn, loader.drop_last
+        )
+        self._drawn: deque[Any] = deque()
+        self._jobs: deque[Job | _Fetched] = deque()
+        self._start()
+
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
+        super()._reset(loader, first_iter)
+        self._start()
+
+    def _start(self) -> None:
+        self._jobs.clear()
+        self._drawn.clear()
+        batches = tensor_batches(self._index_sampler)
+        if batches is not None:
+            self._sampler_iter = batches
+        if self._eager:
+            self._fill(self._most_drawn)
+
+    def _fill(self, drawn: int) -> None:
+        while len(self._drawn) + len(self._jobs) < drawn:
+            try:
+                self._drawn.append(self._next_index())
+            except StopIteration:
+                break
+        while self._drawn and len(self._jobs) < max(1, self._most_jobs):
+            self._jobs.append(self._job(self._drawn.popleft()))
+
+    def _job(self, index: Any) -> "Job | _Fetched":
+        indices = as_indices(index)
+        job = None if indices is None else self._gathering.start(indices, stage=self._stage)
+        return _Fetched(self._fetcher.fetch, index) if job is None else job
+
+    def ready(self) -> bool:
+        """Whether the next batch is there."""
+        if not self._jobs:
+            self._fill(self._most_drawn)
+        return bool(self._jobs) and self._jobs[0].done()
+
+    def _next_data(self) -> Any:
+        if not self._jobs:
+            self._fill(1)
+        if not self._jobs:
+            raise StopIteration
+        job = self._jobs.popleft()
+        self._fill(self._most_drawn)
+        return job.result()
+
+    def _shutdown_workers(self) -> None:
+        self._jobs.clear()

@@ -1,0 +1,228 @@
+"""Data sets that are arrays in memory: which these are, and where their rows lie.
+
+PyTorch's ``TensorDataset``, ``Subset``, ``StackDataset`` and ``ConcatDataset`` of such are known.
+A data set of another class takes part if it has the method ``__vramkit_arrays__``; nothing is
+guessed about one that has not.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
+
+from vramkit.loader._packing import is_plain
+
+METHOD = "__vramkit_arrays__"
+
+
+class NotArraysError(Exception):
+    """The data set cannot be gathered; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows of a column in one piece of memory."""
+
+    address: int
+    rows: int
+    row_stride_bytes: int
+    # Keeps the memory alive.
+    owner: object
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One array of the samples: row i belongs to sample i.
+
+    Attributes:
+        segments: Where the rows lie, in order.
+        dtype: Type of the elements.
+        shape: Shape of one row.
+        order: The row of each sample where it is not the sample's own number, else None.
+    """
+
+    segments: tuple[Segment, ...]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    order: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many samples there are."""
+        return len(self.order) if self.order is not None else self.stored_rows
+
+    @property
+    def stored_rows(self) -> int:
+        """How many rows the segments have."""
+        return sum(segment.rows for segment in self.segments)
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of one row."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.dtype.itemsize
+
+
+def find_arrays(dataset: Any) -> Any:
+    """Return the structure of a sample, with a :class:`Column` for each array.
+
+    Raises:
+        NotArraysError: The data set is not known to be arrays.
+    """
+    kind = type(dataset)
+    if kind is TensorDataset:
+        return tuple(_tensor_column(each) for each in dataset.tensors)
+    if kind is Subset:
+        return _reorder(find_arrays(dataset.dataset), _order_of(dataset.indices))
+    if kind is StackDataset:
+        return _stacked(dataset.datasets)
+    if kind is ConcatDataset:
+        return _concatenate([find_arrays(each) for each in dataset.datasets])
+    if hasattr(kind, METHOD):
+        return _declared(dataset)
+    raise NotArraysError(
+        f"{kind.__qualname__} is not known to be arrays; a method {METHOD}() that returns them "
+        "makes it so"
+    )
+
+
+def columns_of(structure: Any) -> list[Column]:
+    """Return the columns of a structure, from left to right."""
+    if isinstance(structure, Column):
+        return [structure]
+    parts = structure.values() if isinstance(structure, dict) else structure
+    return [column for part in parts for column in columns_of(part)]
+
+
+def _stacked(datasets: Any) -> Any:
+    if isinstance(datasets, dict):
+        return {key: find_arrays(each) for key, each in datasets.items()}
+    return tuple(find_arrays(each) for each in datasets)
+
+
+def _declared(dataset: Any) -> Any:
+    structure = _declared_part(getattr(dataset, METHOD)(), type(dataset).__qualname__)
+    rows = {column.rows for column in columns_of(structure)}
+    if rows != {len(dataset)}:
+        raise NotArraysError(
+            f"{type(dataset).__qualname__} has {len(dataset):,} samples, but the arrays of "
+            f"{METHOD}() have {', '.join(f'{each:,}' for each in sorted(rows)) or 'no'} rows"
+        )
+    return structure
+
+
+def _declared_part(part: Any, name: str) -> Any:
+    if isinstance(part, torch.Tensor):
+        return _tensor_column(part)
+    if isinstance(part, np.ndarray):
+        return _array_column(part)
+    if type(part) is dict:
+        return {key: _declared_part(each, name) for key, each in part.items()}
+    if type(part) in (tuple, list):
+        return type(part)(_declared_part(each, name) for each in part)
+    raise NotArraysError(
+        f"{METHOD}() of {name} must return tensors, numpy arrays, or tuples, lists or dicts of "
+        f"them, got {type(part).__qualname__}"
+    )
+
+
+def _tensor_column(tensor: torch.Tensor) -> Column:
+    if not is_plain(tensor):
+        raise NotArraysError(
+            "a tensor of the data set is not a plain one in host memory "
+            f"({type(tensor).__qualname__} on {tensor.device}, requires_grad="
+            f"{tensor.requires_grad})"
+        )
+    if tensor.dim() == 0 or (len(tensor) and not tensor[0].is_contiguous()):
+        raise NotArraysError(
+            f"the rows of a tensor of shape {tuple(tensor.shape)} with strides "
+            f"{tensor.stride()} are not contiguous"
+        )
+    stride = tensor.stride(0) * tensor.element_size()
+    segment = Segment(tensor.data_ptr(), len(tensor), stride, tensor)
+    return Column((segment,), tensor.dtype, tuple(tensor.shape[1:]))
+
+
+def _array_column(array: np.ndarray[Any, Any]) -> Column:
+    if array.ndim == 0 or array.dtype.byteorder not in "=|" or array.dtype.hasobject:
+        raise NotArraysError(
+            f"an array of dtype {array.dtype} and shape {array.shape} has no rows that a tensor "
+            "can hold"
+        )
+    try:
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    except TypeError as err:
+        raise NotArraysError(f"a tensor has no dtype for {array.dtype}") from err
+    if (len(array) and not array[0:1].flags.c_contiguous) or array.strides[0] < 0:
+        raise NotArraysError(
+            f"the rows of an array of shape {array.shape} with strides {array.strides} are not "
+            "contiguous"
+        )
+    address = array.__array_interface__["data"][0]
+    segment = Segment(address, len(array), array.strides[0], array)
+    return Column((segment,), dtype, tuple(array.shape[1:]))
+
+
+def _order_of(indices: Any) -> torch.Tensor:
+    try:
+        order = torch.as_tensor(np.asarray(indices))
+    except (TypeError, ValueError) as err:
+        raise NotArraysError(f"the indices of a Subset are no integers: {err}") from err
+    if order.dim() != 1 or order.dtype not in (torch.int64, torch.int32) or not len(order):
+        raise NotArraysError(f"the indices of a Subset have dtype {order.dtype}")
+    return order.to(torch.int64)
+
+
+def _reorder(structure: Any, order: torch.Tensor) -> Any:
+    """The structure with its samples taken in another order."""
+    if isinstance(structure, dict):
+        return {key: _reorder(each, order) for key, each in structure.items()}
+    if isinstance(structure, (tuple, list)):
+        return type(structure)(_reorder(each, order) for each in structure)
+    low, high = int(order.min()), int(order.max())
+    if low < 0 or high >= structure.rows:
+        raise NotArraysError(
+            f"the indices of a Subset reach from {low} to {high}, outside of 0 to "
+            f"{structure.rows - 1}"
+        )
+    own = order if structure.order is None else structure.order[order]
+    return Column(structure.segments, structure.dtype, structure.shape, own)
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    first = parts[0]
+    if any(type(part) is not type(first) for part in parts):
+        raise NotArraysError("the parts of a ConcatDataset have samples of different kinds")
+    if isinstance(first, dict):
+        if any(part.keys() != first.keys() for part in parts):
+            raise NotArraysError("the parts of a ConcatDataset have samples of different keys")
+        return {key: _concatenate([part[key] for part in parts]) for key in first}
+    if isinstance(first, (tuple, list)):
+        if any(len(part) != len(first) for part in parts):
+            raise NotArraysError("the parts of a ConcatDataset have samples of different length")
+        return type(first)(
+            _concatenate([part[position] for part in parts]) for position in range(len(first))
+        )
+    return _concatenate_columns(parts)
+
+
+def _concatenate_columns(columns: list[Column]) -> Column:
+    first = columns[0]
+    if any((each.dtype, each.shape) != (first.dtype, first.shape) for each in columns):
+        kinds = sorted({f"{each.dtype} {each.shape}" for each in columns})
+        raise NotArraysError(f"the parts of a ConcatDataset differ: {', '.join(kinds)}")
+    segments = tuple(segment for each in columns for segment in each.segments)
+    if len({segment.row_stride_bytes for segment in segments}) > 1:
+        raise NotArraysError("the parts of a ConcatDataset have rows at different strides")
+    if all(each.order is None for each in columns):
+        return Column(segments, first.dtype, first.shape)
+    orders, before = [], 0
+    for each in columns:
+        own = torch.arange(each.stored_rows) if each.order is None else each.order
+        orders.append(own + before)
+        before += each.stored_rows
+    return Column(segments, first.dtype, first.shape, torch.cat(orders))

@@ -1,0 +1,200 @@
+"""What the parent and its workers say to each other: small messages over one pipe each way.
+
+These take the places of the queues of PyTorch's iterator. A batch is in its slot when its message
+is sent; the message says which slot. A worker that dies in the middle leaves no lock behind.
+"""
+
+import contextlib
+import ctypes
+import pickle
+import queue
+import select
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from torch._utils import ExceptionWrapper
+
+from vramkit.loader._arena import Arena, Lease
+from vramkit.loader._failures import WorkerFailure
+from vramkit.loader._packing import Packed
+
+# All ends of pipes in this process. A forked worker closes those that are not its own, so that
+# each pipe ends when the process at its other end does.
+_open_ends: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+
+# What all messages that wait in one pipe may take together: a writer must never wait for a reader.
+_PIPE_BYTES = 32 << 10
+
+
+def remember_end(end: Connection) -> None:
+    """Note an end of a pipe of this process."""
+    _open_ends.add(end)
+
+
+def close_other_ends(*own: Connection) -> None:
+    """In a worker that was forked, close every inherited end but its own."""
+    for end in list(_open_ends):
+        if not any(end is each for each in own):
+            end.close()
+    _open_ends.clear()
+
+
+def inline_limit(outstanding: int) -> int:
+    """The largest content that may travel in a message itself."""
+    return max(128, _PIPE_BYTES // (outstanding + 2))
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the parent has learnt from the workers' messages."""
+
+    fetch_s: float = 0.0
+    staged_bytes: int = 0
+    refused_batches: int = 0
+    last_refusal: str = ""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What all channels of one iterator share in the parent."""
+
+    arena: Arena
+    inline_bytes: int
+    tally: Tally
+    # The slots that workers are filling.
+    assigned: dict[int, Lease] = field(default_factory=dict)
+
+
+class IndexChannel:
+    """The parent's end of the tasks of one worker, in the place of an index queue."""
+
+    def __init__(self, exchange: Exchange, worker: int, writer: Connection) -> None:
+        self._exchange = exchange
+        self._worker = worker
+        self._writer = writer
+
+    def put(self, task: Any) -> None:
+        """Send a task, with a slot for its batch, or one of PyTorch's signals."""
+        if not isinstance(task, tuple):
+            self._send((task, -1, 0, None))
+            return
+        number, index = task
+        content = bytes(ForkingPickler.dumps(index))
+        lease = self._exchange.arena.lease(self._worker)
+        slot = lease.slot
+        where: int | None = None
+        if len(content) > self._exchange.inline_bytes:
+            self._exchange.arena.grow(slot, len(content))
+            ctypes.memmove(slot.address, content, len(content))
+            where = len(content)
+        self._exchange.assigned[slot.index] = lease
+        self._send((number, slot.index, slot.capacity, content if where is None else where))
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        # Like a queue, this does not tell whether the worker lives: PyTorch's iterator looks.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._writer.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+    def cancel_join_thread(self) -> None:
+        """There is no thread to join."""
+
+    def close(self) -> None:
+        """Close the pipe; the worker sees its end."""
+        self._writer.close()
+
+
+def _always(worker: int) -> bool:  # noqa: ARG001
+    return True
+
+
+class ResultChannel:
+    """The parent's end of all workers' results, in the place of the result queue."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._poll = select.poll()
+        self._readers: dict[int, Connection] = {}
+        self._workers: dict[int, int] = {}
+        self._ready: deque[int] = deque()
+        # Told the number of a worker whose pipe has ended; returns whether it should not have.
+        self.on_end: Callable[[int], bool] = _always
+
+    def add(self, worker: int, reader: Connection) -> None:
+        """Listen to one more worker."""
+        self._readers[reader.fileno()] = reader
+        self._workers[reader.fileno()] = worker
+        self._poll.register(reader.fileno(), select.POLLIN)
+
+    def get(self, timeout: float) -> tuple[Any, Any]:
+        """Return the next result: a task's number and its batch, or a signal.
+
+        Raises:
+            queue.Empty: There was none in ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            if not self._ready:
+                left = max(0.0, deadline - time.monotonic())
+                self._ready.extend(fd for fd, _ in self._poll.poll(left * 1000))
+            if not self._ready:
+                raise queue.Empty
+            fd = self._ready.popleft()
+            try:
+                message = self._readers[fd].recv_bytes()
+            except (EOFError, ConnectionResetError):
+                self._forget(fd)
+                if self.on_end(self._workers[fd]):
+                    # PyTorch's iterator looks for dead workers now.
+                    raise queue.Empty from None
+                continue
+            return self._read(message)
+
+    def _forget(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        self._readers.pop(fd).close()
+
+    def _read(self, message: bytes) -> tuple[Any, Any]:
+        number, slot, capacity, used_bytes, content, is_batch, seconds, refusal = pickle.loads(
+            message
+        )
+        exchange = self._exchange
+        lease = exchange.assigned.pop(slot, None)
+        if lease is not None and capacity:
+            exchange.arena.map(lease.slot, capacity)
+        if isinstance(content, tuple):
+            offset, size = content
+            if lease is None:
+                raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
+            content = ctypes.string_at(lease.slot.address + offset, size)
+        exchange.tally.fetch_s += seconds
+        if refusal:
+            exchange.tally.refused_batches += 1
+            exchange.tally.last_refusal = refusal
+        if not is_batch:
+            return ForkingPickler.loads(number), ForkingPickler.loads(content)
+        exchange.tally.staged_bytes += used_bytes
+        if lease is None:
+            raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
+        return number, Packed(lease, content, used_bytes)
+
+    def cancel_join_thread(self) -> None:
+        """There is no thread to join."""
+
+    def close(self) -> None:
+        """Stop listening."""
+        for fd in list(self._readers):
+            self._forget(fd)
+        self._ready.clear()
+
+
+def describe_failure(data: object, error: BaseException | None) -> object:
+    """Return what is sent for an exception: PyTorch's wrapper, with the exception if it travels."""
+    if isinstance(data, ExceptionWrapper) and error is not None:
+        return WorkerFailure.of(data, error)
+    return data

@@ -1,0 +1,49 @@
+"""Exceptions that cross from a worker to the training loop with their type and traceback."""
+
+import pickle
+from typing import NoReturn, Self
+
+from torch._utils import ExceptionWrapper
+
+
+class WorkerFailure(ExceptionWrapper):
+    """PyTorch's wrapper, which also keeps the exception itself.
+
+    PyTorch raises the type anew with one text. Where the type takes other arguments, this raises
+    the exception as it was, and the remote traceback is its cause.
+    """
+
+    def __init__(self, wrapper: ExceptionWrapper, pickled: bytes) -> None:
+        self.exc_type = wrapper.exc_type
+        self.exc_msg = wrapper.exc_msg
+        self.where = wrapper.where
+        self._pickled = pickled
+
+    @classmethod
+    def of(cls, wrapper: ExceptionWrapper, error: BaseException) -> Self:
+        """Keep an exception beside its wrapper, if it can be pickled."""
+        try:
+            pickled = pickle.dumps(error)
+            pickle.loads(pickled)
+        except Exception:  # noqa: BLE001 - the user's own pickling code may raise anything
+            pickled = b""
+        return cls(wrapper, pickled)
+
+    def reraise(self) -> NoReturn:
+        """Raise what the worker raised."""
+        try:
+            super().reraise()  # type: ignore[no-untyped-call]
+        except self.exc_type:
+            raise
+        except RuntimeError as err:
+            # PyTorch's answer where the type cannot be made from one text.
+            original = self._original()
+            if original is None:
+                raise
+            raise original from err
+        raise AssertionError("reraise() returned")
+
+    def _original(self) -> BaseException | None:
+        if self._pickled:
+            return pickle.loads(self._pickled)  # type: ignore[no-any-return]
+        return None

@@ -1,0 +1,80 @@
+"""The batches of indices that a sampler yields, as tensors where the sampler is PyTorch's own.
+
+``RandomSampler`` makes a permutation and then a Python integer of each element. For data that is
+gathered by indices this alone costs more than the gathering, so the same permutation, drawn from
+the same generator at the same moment, is cut into batches directly.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
+
+from vramkit.loader._resume import SkippingSampler
+
+
+def tensor_batches(index_sampler: Any) -> Iterator[torch.Tensor] | None:
+    """Return the batches of a sampler as int64 tensors, or None if it is not a known one."""
+    if type(index_sampler) is SkippingSampler:
+        batches = tensor_batches(index_sampler.sampler)
+        return None if batches is None else itertools.islice(batches, index_sampler.skip, None)
+    if type(index_sampler) is not BatchSampler:
+        return None
+    sampler = index_sampler.sampler
+    if type(sampler) is SequentialSampler:
+        chunks = _sequential(sampler)
+    elif type(sampler) is RandomSampler and not sampler.replacement:
+        chunks = _permutations(sampler)
+    else:
+        return None
+    return _cut(chunks, index_sampler.batch_size, index_sampler.drop_last)
+
+
+def _sequential(sampler: SequentialSampler) -> Iterator[torch.Tensor]:
+    yield torch.arange(len(sampler.data_source))
+
+
+def _permutations(sampler: RandomSampler) -> Iterator[torch.Tensor]:
+    # The draws and their order are those of RandomSampler.__iter__.
+    count = len(sampler.data_source)
+    generator = sampler.generator
+    if generator is None:
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+    for _ in range(sampler.num_samples // count):
+        yield torch.randperm(count, generator=generator)
+    yield torch.randperm(count, generator=generator)[: sampler.num_samples % count]
+
+
+def _cut(
+    chunks: Iterator[torch.Tensor], batch_size: int, drop_last: bool
+) -> Iterator[torch.Tensor]:
+    rest = torch.empty(0, dtype=torch.int64)
+    for chunk in chunks:
+        begin = 0
+        if len(rest):
+            begin = batch_size - len(rest)
+            rest = torch.cat([rest, chunk[:begin]])
+            if len(rest) < batch_size:
+                continue
+            yield rest
+        end = begin + (len(chunk) - begin) // batch_size * batch_size
+        for at in range(begin, end, batch_size):
+            yield chunk[at : at + batch_size]
+        rest = chunk[end:]
+    if len(rest) and not drop_last:
+        yield rest
+
+
+def as_indices(batch: Any) -> torch.Tensor | None:
+    """Return a batch of indices as an int64 tensor, or None if it is not a list of integers."""
+    if isinstance(batch, torch.Tensor):
+        return batch if batch.dtype is torch.int64 and batch.dim() == 1 else None
+    if not isinstance(batch, (list, tuple)) or not all(type(each) is int for each in batch):
+        return None
+    try:
+        return torch.tensor(batch, dtype=torch.int64)
+    except (RuntimeError, OverflowError):
+        return None

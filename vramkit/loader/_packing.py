@@ -1,0 +1,175 @@
+"""Batches as bytes: tensors lie in a slot, everything else is pickled around them.
+
+The worker's half is :class:`Packer`, the parent's is :class:`Packed`. A tensor that PyTorch itself
+would not send as plain bytes (sparse, on a device, a subclass, one that requires a gradient) takes
+PyTorch's own way between processes.
+"""
+
+import ctypes
+import io
+import pickle
+import threading
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Protocol
+
+import torch
+
+from vramkit.loader._arena import Lease
+
+# GPUs read at full speed from such addresses, whatever the element size.
+ALIGNMENT = 256
+
+Shape = tuple[int, ...]
+
+
+class Room(Protocol):
+    """Memory in which tensors can be placed."""
+
+    def offset_of(self, address: int, size_bytes: int) -> int | None:
+        """Return where in the memory these bytes already lie, or None."""
+
+    def store(self, address: int, size_bytes: int) -> int | None:
+        """Copy bytes into the memory and return where they lie, or None if there is no room."""
+
+
+class Place(Protocol):
+    """Where the tensors of a batch come to life."""
+
+    def tensor(
+        self, offset: int, dtype: torch.dtype, shape: Shape, stride: Shape | None
+    ) -> torch.Tensor:
+        """Return the tensor at an offset; contiguous if there is no stride."""
+
+
+_unpacking = threading.local()
+
+
+def _tensor_at(
+    offset: int, dtype: torch.dtype, shape: Shape, stride: Shape | None = None
+) -> torch.Tensor:
+    tensor: torch.Tensor = _unpacking.place.tensor(offset, dtype, shape, stride)
+    return tensor
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is nothing but its bytes: dense, in host memory, without a gradient."""
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.requires_grad
+        and not tensor.is_quantized
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and not tensor.is_nested
+    )
+
+
+class Packer:
+    """Turns a batch into a pickle whose tensors lie in a slot."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    def pack(self, batch: object) -> bytes:
+        """Return the pickle; the tensors' bytes are in the room afterwards."""
+        out = io.BytesIO()
+        _Pickler(out, self._room).dump(batch)
+        return out.getvalue()
+
+
+class _Pickler(ForkingPickler):
+    def __init__(self, out: io.BytesIO, room: Room) -> None:
+        super().__init__(out, pickle.HIGHEST_PROTOCOL)
+        self._room = room
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is not torch.Tensor or not is_plain(obj):
+            return NotImplemented
+        stride: Shape | None = obj.stride()
+        if not obj.is_contiguous():
+            if not _is_dense(obj):
+                obj, stride = obj.contiguous(), None
+        else:
+            stride = None
+        size = obj.numel() * obj.element_size()
+        offset = self._room.offset_of(obj.data_ptr(), size)
+        if offset is None:
+            offset = self._room.store(obj.data_ptr(), size)
+        if offset is None:
+            return NotImplemented
+        return _tensor_at, (offset, obj.dtype, tuple(obj.shape), stride)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one span of memory, each once, in any order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class Packed:
+    """A batch that has arrived in a slot and is not unpacked yet.
+
+    Args:
+        lease: The slot.
+        pickled: What :meth:`Packer.pack` returned.
+        used_bytes: How much of the slot the tensors take.
+    """
+
+    __slots__ = ("lease", "pickled", "used_bytes")
+
+    def __init__(self, lease: Lease, pickled: bytes, used_bytes: int) -> None:
+        self.lease = lease
+        self.pickled = pickled
+        self.used_bytes = used_bytes
+
+    def unpack(self, place: Place | None = None) -> Any:
+        """Return the batch, its tensors at a place: in the slot itself unless told otherwise."""
+        _unpacking.place = HostPlace(self.lease) if place is None else place
+        try:
+            return pickle.loads(self.pickled)
+        finally:
+            del _unpacking.place
+
+
+class HostPlace:
+    """Tensors over a slot. Each has a storage of its own, and all of them hold the lease."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._buffer: Any = None
+
+    def tensor(
+        self, offset: int, dtype: torch.dtype, shape: Shape, stride: Shape | None
+    ) -> torch.Tensor:
+        """Return the tensor at an offset of the slot."""
+        if self._buffer is None:
+            slot = self._lease.slot
+            self._buffer = owned_buffer(slot.address, slot.capacity, self._lease)
+        return tensor_over(self._buffer, offset, dtype, shape, stride)
+
+
+def owned_buffer(address: int, size_bytes: int, owner: object) -> Any:
+    """Memory as an object with the buffer protocol that holds its owner."""
+    buffer: Any = (ctypes.c_char * size_bytes).from_address(address)
+    buffer.owner = owner
+    return buffer
+
+
+def tensor_over(
+    buffer: Any, offset: int, dtype: torch.dtype, shape: Shape, stride: Shape | None = None
+) -> torch.Tensor:
+    """A tensor over part of a buffer, which lives as long as the tensor's storage."""
+    count = 1
+    for size in shape:
+        count *= size
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset)
+    return flat.view(shape) if stride is None else flat.as_strided(shape, stride)

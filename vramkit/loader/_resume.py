@@ -1,0 +1,139 @@
+"""Where an epoch stands, so that another loader can go on from there.
+
+The indices of an epoch follow from the random generators as they were when it began. The state
+holds these and the number of batches that were yielded; to resume, the same indices are drawn and
+the first of them skipped. So the number of workers may differ, and prefetched batches do not count.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from vramkit.errors import InvalidArgumentError
+
+VERSION = 1
+
+
+class Epoch:
+    """How one epoch began and how far it has come."""
+
+    def __init__(self, random: dict[str, Any], *, seeded: bool, sampler: Any, skipped: int) -> None:
+        self.random = random
+        # Whether PyTorch's iterator drew the workers' seed when the epoch began; persistent
+        # workers keep theirs.
+        self.seeded = seeded
+        self.sampler = sampler
+        self.yielded = skipped
+        self.finished = False
+
+
+def random_states(loader: Any) -> dict[str, torch.Tensor]:
+    """Return the states of all generators from which an epoch of the loader draws."""
+    states = {"global": torch.get_rng_state()}
+    for name, generator in _generators(loader).items():
+        states[name] = generator.get_state()
+    return states
+
+
+@contextmanager
+def random_as(loader: Any, states: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Set the generators; the global one is put back afterwards, since it is not the loader's."""
+    outside = torch.get_rng_state()
+    try:
+        torch.set_rng_state(states["global"])
+        set_own(loader, states)
+        yield
+    finally:
+        torch.set_rng_state(outside)
+
+
+def set_own(loader: Any, states: dict[str, torch.Tensor]) -> None:
+    """Set the loader's and its sampler's own generators."""
+    for name, generator in _generators(loader).items():
+        if name in states:
+            generator.set_state(states[name])
+
+
+def _generators(loader: Any) -> dict[str, torch.Generator]:
+    found = {"loader": loader.generator}
+    batch_sampler = loader.batch_sampler
+    found["batch_sampler"] = getattr(batch_sampler, "generator", None)
+    found["sampler"] = getattr(loader.sampler, "generator", None)
+    found["inner_sampler"] = getattr(getattr(batch_sampler, "sampler", None), "generator", None)
+    return {name: each for name, each in found.items() if isinstance(each, torch.Generator)}
+
+
+def sampler_state(loader: Any) -> Any:
+    """Return the state of a sampler that has one of its own, else None."""
+    sampler = loader._index_sampler
+    return sampler.state_dict() if _is_stateful(sampler) else None
+
+
+def load_sampler_state(loader: Any, state: Any) -> None:
+    """Give the sampler its state back."""
+    if state is not None and _is_stateful(loader._index_sampler):
+        loader._index_sampler.load_state_dict(state)
+
+
+def _is_stateful(sampler: Any) -> bool:
+    return callable(getattr(sampler, "state_dict", None)) and callable(
+        getattr(sampler, "load_state_dict", None)
+    )
+
+
+class SkippingSampler:
+    """A sampler without its first batches, for one epoch."""
+
+    def __init__(self, sampler: Any, skip: int) -> None:
+        self.sampler, self.skip = sampler, skip
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from itertools.islice(iter(self.sampler), self.skip, None)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def to_dict(epoch: Epoch | None, loader: Any) -> dict[str, Any]:
+    """Return the state of a loader as tensors, numbers and texts."""
+    state: dict[str, Any] = {"version": VERSION, "num_workers": loader.num_workers}
+    if epoch is None or epoch.finished:
+        # Between epochs the next one begins as it would have begun.
+        return state | {
+            "batches_yielded": 0,
+            "in_epoch": False,
+            "seeded": True,
+            "random": {k: v for k, v in random_states(loader).items() if k != "global"},
+            "sampler": sampler_state(loader),
+        }
+    return state | {
+        "batches_yielded": epoch.yielded,
+        "in_epoch": True,
+        "seeded": epoch.seeded,
+        "random": dict(epoch.random),
+        "sampler": epoch.sampler,
+    }
+
+
+def check(state: Any) -> None:
+    """Check a state that is to be loaded.
+
+    Raises:
+        InvalidArgumentError: It is not one of :func:`to_dict`, or does not fit the loader.
+    """
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        got = state.get("version") if isinstance(state, dict) else type(state).__qualname__
+        raise InvalidArgumentError(
+            f"the state is not one of vramkit.DataLoader.state_dict(): expected version "
+            f"{VERSION}, got {got}"
+        )
+    missing = {"batches_yielded", "in_epoch", "seeded", "random"} - state.keys()
+    if missing:
+        raise InvalidArgumentError(f"the state has no {', '.join(sorted(missing))}")
+    if not isinstance(state["batches_yielded"], int) or state["batches_yielded"] < 0:
+        raise InvalidArgumentError(
+            f"batches_yielded must be a number of batches, got {state['batches_yielded']!r}"
+        )

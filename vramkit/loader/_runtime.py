@@ -1,0 +1,122 @@
+"""What a loader holds while it runs: staging memory, its stream, its open iterators."""
+
+import os
+import warnings
+import weakref
+from typing import Any
+
+import torch
+
+from vramkit._core import host_register, host_unregister
+from vramkit.errors import VramkitError
+from vramkit.loader._arena import Arena
+from vramkit.loader._batches import BatchIterator, Delivery, HostDelivery
+from vramkit.loader._channels import Tally
+from vramkit.loader._device import CudaDelivery
+from vramkit.loader._resume import Epoch
+
+
+class Runtime:
+    """The part of a loader that belongs to one process and is never pickled.
+
+    Args:
+        loader: The loader, of which only options are read.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.process = os.getpid()
+        self.tally = Tally()
+        self.batches = 0
+        self.wait_s = 0.0
+        self.path, self.reason = "", ""
+        self.epoch: Epoch | None = None
+        self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
+        self._arena: Arena | None = None
+        self._delivery: Delivery | None = None
+        self._device = loader.device
+        self._pins = loader.pin_memory and torch.accelerator.is_available()
+        self._transform = loader.transform
+        self._depth = loader._depth
+        self._staging_bytes = loader._staging_bytes
+        self._warned: set[str] = set()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether batches are delivered on a CUDA device."""
+        return self._device is not None and self._device.type == "cuda"
+
+    def arena(self) -> Arena:
+        """Return the staging memory; made at the first call.
+
+        Raises:
+            SystemCallError: The system makes no memory file.
+        """
+        if self._arena is None:
+            if self.on_gpu or self._pins:
+                torch.cuda.init()
+                self._arena = Arena(self._staging_bytes, pin=self._pin, unpin=_unpin)
+            else:
+                self._arena = Arena(self._staging_bytes)
+        return self._arena
+
+    def delivery(self) -> Delivery:
+        """Return what brings batches to their place; made at the first call."""
+        if self._delivery is None:
+            if self.on_gpu:
+                device = self._device
+                if device.index is None:
+                    device = torch.device("cuda", torch.cuda.current_device())
+                self._delivery = CudaDelivery(device, self._transform, self._depth)
+            else:
+                self._delivery = HostDelivery(self._pins, self._transform, self._depth)
+        return self._delivery
+
+    def staging_in_use(self) -> tuple[int, int]:
+        """Return the bytes of staging memory and how many of them are pinned."""
+        arena = self._arena
+        return (0, 0) if arena is None else (arena.capacity_bytes, arena.pinned_bytes)
+
+    def watch(self, iterator: BatchIterator) -> None:
+        """Note an iterator, to be ended with the loader."""
+        self._iterators.add(iterator)
+
+    def count(self, seconds: float) -> None:
+        """Count a batch and the time for which the training loop waited."""
+        self.batches += 1
+        self.wait_s += seconds
+
+    def warn_once(self, text: str, stacklevel: int = 4) -> None:
+        """Warn of a detour, once for each text."""
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
+
+    def close(self, why: str) -> None:
+        """End all iterators and give all memory back."""
+        if os.getpid() != self.process:
+            return
+        for iterator in list(self._iterators):
+            iterator.close(why)
+        if isinstance(self._delivery, CudaDelivery):
+            self._delivery.close()
+        if self._arena is not None:
+            self._arena.close()
+
+    def _pin(self, address: int, size_bytes: int) -> bool:
+        device = self._device.index if self.on_gpu else None
+        try:
+            host_register(
+                address, size_bytes, torch.cuda.current_device() if device is None else device
+            )
+        except VramkitError as err:
+            self.warn_once(f"staging memory is not pinned, so copies to the GPU are slower: {err}")
+            return False
+        return True
+
+    def __del__(self) -> None:
+        if hasattr(self, "_iterators"):
+            self.close("the loader is gone")
+
+
+def _unpin(address: int) -> None:
+    host_unregister(address)

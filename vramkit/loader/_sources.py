@@ -1,0 +1,99 @@
+"""Chooses how the batches of a loader are made."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import IterableDataset, MapDataPipe, _utils, default_collate
+from torch.utils.data import dataloader as _torch
+
+from vramkit._core import stream_copy
+from vramkit.errors import InvalidArgumentError, SystemCallError
+from vramkit.loader._array_iterator import ArrayIterator
+from vramkit.loader._arrays import NotArraysError, find_arrays
+from vramkit.loader._gathering import Gathering
+from vramkit.loader._local_fetch import InlineIterator, make_fetch
+from vramkit.loader._runtime import Runtime
+from vramkit.loader._threads import ThreadIterator
+from vramkit.loader._worker_iterator import StagedWorkers
+
+_collate: Any = _utils.collate
+
+
+def make_source(loader: Any, runtime: Runtime) -> Any:
+    """Return the iterator that makes the batches, and note in ``runtime`` which it is.
+
+    Args:
+        loader: The loader, or a view of it.
+        runtime: What it holds.
+    """
+    structure, reason = _arrays_of(loader)
+    runtime.reason = reason
+    if not reason:
+        runtime.path = "arrays"
+        gathering = Gathering(structure, runtime.arena())
+        depth = runtime.delivery().depth
+        return ArrayIterator(loader, gathering, depth, stage=runtime.on_gpu)
+    if loader.num_workers == 0:
+        runtime.path = "inline"
+        arena = runtime.arena() if runtime.on_gpu else None
+        return InlineIterator(loader, arena, stream_copy)
+    loader.check_worker_number_rationality()
+    if loader.workers == "thread":
+        return _threads(loader, runtime)
+    return _processes(loader, runtime)
+
+
+def _threads(loader: Any, runtime: Runtime) -> Any:
+    if isinstance(loader.dataset, IterableDataset) and loader.num_workers > 1:
+        raise InvalidArgumentError(
+            f"workers='thread' with num_workers={loader.num_workers} would yield an iterable data "
+            "set that many times: threads share it, and get_worker_info() is None in them. Use "
+            "num_workers=1, or workers='process'"
+        )
+    runtime.path = "threads"
+    arena = runtime.arena() if runtime.on_gpu else None
+    return ThreadIterator(loader, lambda: make_fetch(loader, arena, stream_copy))
+
+
+def _processes(loader: Any, runtime: Runtime) -> Any:
+    try:
+        arena = runtime.arena()
+    except SystemCallError as err:
+        runtime.path, runtime.reason = "torch", str(err)
+        runtime.warn_once(
+            f"vramkit.DataLoader uses PyTorch's own way between processes, which is slower: {err}"
+        )
+        return _torch._MultiProcessingDataLoaderIter(loader)
+    runtime.path = "workers"
+    return StagedWorkers(loader, arena, runtime.tally)
+
+
+def _arrays_of(loader: TorchDataLoader[Any]) -> tuple[Any, str]:
+    """Return the arrays of the loader's data set, or why they are not gathered."""
+    reason = _obstacle(loader)
+    if reason:
+        return None, reason
+    try:
+        return find_arrays(loader.dataset), ""
+    except NotArraysError as err:
+        return None, str(err)
+
+
+def _obstacle(loader: Any) -> str:
+    functions = _collate.default_collate_fn_map
+    if isinstance(loader.dataset, (IterableDataset, MapDataPipe)):
+        return "the data set is iterated or a pipe, not indexed"
+    if not loader._auto_collation:
+        return "batch_size=None: the data set makes the batches"
+    if loader.collate_fn is not default_collate:
+        return "collate_fn is not default_collate"
+    if loader.worker_init_fn is not None:
+        return "worker_init_fn has to run in workers"
+    if functions.get(torch.Tensor) is not _collate.collate_tensor_fn:
+        return "default_collate_fn_map has another function for tensors"
+    if loader.num_workers == 0 and loader.timeout:
+        return "timeout without workers"
+    if loader.num_workers and not loader.prefetch_factor:
+        return "prefetch_factor=0"
+    return ""

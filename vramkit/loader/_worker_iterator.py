@@ -1,0 +1,121 @@
+"""PyTorch's multi-process iterator, with slots of shared memory in the place of its queues."""
+
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import dataloader as _torch
+
+from vramkit.loader import _worker
+from vramkit.loader._arena import Arena
+from vramkit.loader._channels import (
+    Exchange,
+    IndexChannel,
+    ResultChannel,
+    Tally,
+    inline_limit,
+    remember_end,
+)
+from vramkit.loader._view import View
+
+_TorchIterator: Any = _torch._MultiProcessingDataLoaderIter
+
+
+class _Context:
+    """A multiprocessing context whose queues are channels and whose processes use them."""
+
+    def __init__(self, real: Any, exchange: Exchange, limit_bytes: int) -> None:
+        self._real = real
+        self._exchange = exchange
+        self._limit_bytes = limit_bytes
+        self.results: ResultChannel | None = None
+        self._worker_ends: list[_worker.WorkerEnd] = []
+        self._readers: list[Any] = []
+
+    def Queue(self) -> Any:  # noqa: N802 - the name in a multiprocessing context
+        """Make the result channel first, then the tasks of one worker after another."""
+        if self.results is None:
+            self.results = ResultChannel(self._exchange)
+            return self.results
+        task_reader, task_writer = self._real.Pipe(duplex=False)
+        result_reader, result_writer = self._real.Pipe(duplex=False)
+        for pipe in (task_reader, task_writer, result_reader, result_writer):
+            remember_end(pipe)
+        end = _worker.WorkerEnd(
+            task_reader,
+            result_writer,
+            self._exchange.arena.fd,
+            self._limit_bytes,
+            self._exchange.inline_bytes,
+        )
+        self._worker_ends.append(end)
+        self.results.add(len(self._worker_ends) - 1, result_reader)
+        return IndexChannel(self._exchange, len(self._worker_ends) - 1, task_writer)
+
+    def Event(self) -> Any:  # noqa: N802 - the name in a multiprocessing context
+        return self._real.Event()
+
+    def Process(self, *, target: object, args: tuple[Any, ...]) -> Any:  # noqa: ARG002, N802
+        kept = [each for each in args if not isinstance(each, (IndexChannel, ResultChannel))]
+        return self._real.Process(target=_worker.run, args=(self._worker_ends[-1], kept))
+
+    def close_worker_ends(self) -> None:
+        """In the parent, once all workers have started."""
+        for end in self._worker_ends:
+            end.close()
+
+
+class StagedWorkers(_TorchIterator):  # type: ignore[misc]
+    """Yields batches of worker processes, packed in slots.
+
+    Order, seeds, prefetching, persistent workers, timeouts and all errors are PyTorch's: this
+    class replaces what carries the tasks and the batches.
+    """
+
+    def __init__(self, loader: TorchDataLoader[Any], arena: Arena, tally: Tally) -> None:
+        self._shutdown = True
+        prefetch = loader.prefetch_factor or 0
+        tasks = prefetch * loader.num_workers
+        self._pid = os.getpid()
+        self._exchange = Exchange(arena, inline_limit(tasks), tally)
+        limit = arena.budget_bytes // (tasks + 1)
+        real = loader.multiprocessing_context or torch.multiprocessing
+        self._context = _Context(real, self._exchange, limit)
+        arena.trim(tasks)
+        pins = loader.pin_memory and not torch.accelerator.is_available()
+        super().__init__(View(loader, multiprocessing_context=self._context, pin_memory=pins))
+        self._profile_name = "enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__"
+
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
+        if first_iter:
+            self._context.close_worker_ends()
+            self._worker_result_queue.on_end = self._ended_early
+        super()._reset(loader, first_iter)
+
+    def _ended_early(self, worker: int) -> bool:
+        if not self._workers_status[worker]:
+            return False
+        self._workers[worker].join(timeout=1)
+        return not self._workers[worker].is_alive()
+
+    def _shutdown_workers(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        try:
+            super()._shutdown_workers()
+        finally:
+            if self._shutdown and not any(each.is_alive() for each in self._live_workers()):
+                self._close_channels()
+
+    def _live_workers(self) -> list[Any]:
+        return getattr(self, "_workers", [])
+
+    def _close_channels(self) -> None:
+        if self._context.results is not None:
+            self._context.results.close()
+        # Nobody writes into these slots any more.
+        self._exchange.assigned.clear()
+
+    def __del__(self) -> None:
+        self._shutdown_workers()
