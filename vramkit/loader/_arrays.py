@@ -137,6 +137,8 @@ def _tensor_column(tensor: torch.Tensor) -> Column:
             f"({type(tensor).__qualname__} on {tensor.device}, requires_grad="
             f"{tensor.requires_grad})"
         )
+    if tensor.dim() and len(tensor) and not tensor[0:1].numel():
+        raise NotArraysError("the rows of a tensor have no elements, so indices go unchecked")
     if tensor.dim() == 0 or (len(tensor) and not tensor[0].is_contiguous()):
         raise NotArraysError(
             f"the rows of a tensor of shape {tuple(tensor.shape)} with strides "
@@ -157,6 +159,8 @@ def _array_column(array: np.ndarray[Any, Any]) -> Column:
         dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
     except TypeError as err:
         raise NotArraysError(f"a tensor has no dtype for {array.dtype}") from err
+    if len(array) and not array[0:1].size:
+        raise NotArraysError("the rows of an array have no elements, so indices go unchecked")
     if (len(array) and not array[0:1].flags.c_contiguous) or array.strides[0] < 0:
         raise NotArraysError(
             f"the rows of an array of shape {array.shape} with strides {array.strides} are not "

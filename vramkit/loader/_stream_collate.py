@@ -176,6 +176,9 @@ class StreamingCollate:
                 before = [root.take(each) for each in range(position)]
                 return self._collate([*before, sample, *drawn])
             position += 1
+        if position < count:
+            # The data set has raised StopIteration, which PyTorch passes on.
+            raise StopIteration
         return root.finish()
 
     def _node(self, sample: Any, count: int, streamed: list[_Streamed]) -> _Node:
