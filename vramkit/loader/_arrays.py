@@ -173,7 +173,7 @@ def _array_column(array: np.ndarray[Any, Any]) -> Column:
 
 def _order_of(indices: Any) -> torch.Tensor:
     try:
-        order = torch.as_tensor(np.asarray(indices))
+        order = torch.as_tensor(np.asarray(indices), device="cpu")
     except (TypeError, ValueError) as err:
         raise NotArraysError(f"the indices of a Subset are no integers: {err}") from err
     if order.dim() != 1 or order.dtype not in (torch.int64, torch.int32) or not len(order):
@@ -226,7 +226,7 @@ def _concatenate_columns(columns: list[Column]) -> Column:
         return Column(segments, first.dtype, first.shape)
     orders, before = [], 0
     for each in columns:
-        own = torch.arange(each.stored_rows) if each.order is None else each.order
+        own = torch.arange(each.stored_rows, device="cpu") if each.order is None else each.order
         orders.append(own + before)
         before += each.stored_rows
     return Column(segments, first.dtype, first.shape, torch.cat(orders))

@@ -91,7 +91,7 @@ class Gathering:
             addresses = [lease.slot.address + each.offset for each in references]
             batch: Any = Staged(lease, _collated(self._structure, iter(references)), used)
         else:
-            tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in layout]
+            tensors = [torch.empty(shape, dtype=dtype, device="cpu") for dtype, shape in layout]
             addresses = [each.data_ptr() for each in tensors]
             batch = _collated(self._structure, iter(tensors))
         job = Job(self._gatherer, batch, self._columns)

@@ -170,6 +170,6 @@ def tensor_over(
     for size in shape:
         count *= size
     if count == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset)
     return flat.view(shape) if stride is None else flat.as_strided(shape, stride)

@@ -240,7 +240,7 @@ def stack_privately(
     first = batch[0]
     if not is_plain(first):
         return _TENSOR_FUNCTION(batch, collate_fn_map=collate_fn_map)  # type: ignore[no-any-return]
-    out = torch.empty((len(batch), *first.shape), dtype=first.dtype)
+    out = torch.empty((len(batch), *first.shape), dtype=first.dtype, device="cpu")
     return torch.stack(list(batch), 0, out=out)
 
 
