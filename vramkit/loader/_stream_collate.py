@@ -166,7 +166,7 @@ class StreamingCollate:
         streamed: list[_Streamed] = []
         root = self._node(first, count, streamed)
         if not streamed or not all(leaf.fits for leaf in streamed):
-            return self._collate([first, *drawn])
+            return self._collate(_exactly(count, [first, *drawn]))
         root.put(0, first)
         del first
         position = 1
@@ -174,11 +174,9 @@ class StreamingCollate:
             if not root.put(position, sample):
                 root.undo(position)
                 before = [root.take(each) for each in range(position)]
-                return self._collate([*before, sample, *drawn])
+                return self._collate(_exactly(count, [*before, sample, *drawn]))
             position += 1
-        if position < count:
-            # The data set has raised StopIteration, which PyTorch passes on.
-            raise StopIteration
+        _exactly(count, range(position))
         return root.finish()
 
     def _node(self, sample: Any, count: int, streamed: list[_Streamed]) -> _Node:
@@ -193,6 +191,13 @@ class StreamingCollate:
             streamed.append(leaf)
             return leaf
         return _Collected(self._collate)
+
+
+def _exactly(count: int, samples: Any) -> Any:
+    """The samples; if there are fewer, the data set raised StopIteration, which goes on."""
+    if len(samples) < count:
+        raise StopIteration
+    return samples
 
 
 def _is_registered(sample: object) -> bool:

@@ -149,15 +149,18 @@ class _Fetches:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._error: BaseException | None = None
+        self.running = False
 
     def run(self, fetch: Callable[[Any], Any], index: Any) -> Any:
         begin = time.perf_counter()
+        self.running = True
         try:
             return fetch(index)
         except Exception as err:
             self._error = err
             raise
         finally:
+            self.running = False
             self._seconds = time.perf_counter() - begin
 
     def take(self) -> tuple[float, BaseException | None]:
@@ -201,18 +204,41 @@ def _sample_getter(dataset: Any) -> Callable[[Any], Any] | None:
     return lambda each: dataset[each]
 
 
-def _install_fetchers(writer: SlotWriter, fetches: _Fetches) -> None:
+def _collate_into(writer: SlotWriter) -> Callable[[Any], Any]:
+    """PyTorch's default_collate, which stacks into the slot.
+
+    Elsewhere, such as in the data set's own code, tensors are stacked into ordinary memory: they
+    may outlive the batch.
+    """
+    stack = stack_into(writer)
+
+    def collate(samples: Any) -> Any:
+        _replace_stack(stack)
+        try:
+            return default_collate(samples)
+        finally:
+            _replace_stack(stack_privately)
+
+    return collate
+
+
+def _install_fetchers(own_dataset: Any, writer: SlotWriter, fetches: _Fetches) -> None:
     """Make PyTorch's loop, in this worker process, use the slots."""
     create = _DatasetKind.create_fetcher
+    _replace_stack(stack_privately)
 
     def create_fetcher(
         kind: int, dataset: Any, auto_collation: bool, collate_fn: Any, drop_last: bool
     ) -> Any:
+        if dataset is not own_dataset or fetches.running:
+            # Of a loader that the data set has made for itself.
+            return create(kind, dataset, auto_collation, collate_fn, drop_last)  # type: ignore[no-untyped-call]
         own = collate_fn is default_collate
-        _replace_stack(stack_into(writer) if own else stack_privately)
+        if own:
+            collate_fn = _collate_into(writer)
         get = _sample_getter(dataset) if own and auto_collation else None
         if kind == _DatasetKind.Map and get is not None:
-            fetch = _StreamingFetcher(get, StreamingCollate(writer, default_collate)).fetch
+            fetch = _StreamingFetcher(get, StreamingCollate(writer, collate_fn)).fetch
         else:
             torchs: Any = create(kind, dataset, auto_collation, collate_fn, drop_last)  # type: ignore[no-untyped-call]
             fetch = torchs.fetch
@@ -241,7 +267,7 @@ def run(end: WorkerEnd, arguments: list[Any]) -> None:
     """
     writer = end.open()
     fetches = _Fetches()
-    _install_fetchers(writer, fetches)
-    tasks, results = _Tasks(end.tasks, writer), _Results(end, writer, fetches)
     kind, dataset, *rest = arguments
+    _install_fetchers(dataset, writer, fetches)
+    tasks, results = _Tasks(end.tasks, writer), _Results(end, writer, fetches)
     _signals._worker_loop(kind, dataset, tasks, results, *rest)
