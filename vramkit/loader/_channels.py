@@ -19,6 +19,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from torch._utils import ExceptionWrapper
+from torch.utils.data._utils.worker import _ResumeIteration
 
 from vramkit.loader._arena import Arena, Lease
 from vramkit.loader._failures import WorkerFailure
@@ -69,6 +70,8 @@ class Exchange:
     tally: Tally
     # The slots that workers are filling.
     assigned: dict[int, Lease] = field(default_factory=dict)
+    # The channels of all workers' tasks.
+    tasks: "dict[int, IndexChannel]" = field(default_factory=dict)
 
 
 class IndexChannel:
@@ -78,11 +81,18 @@ class IndexChannel:
         self._exchange = exchange
         self._worker = worker
         self._writer = writer
+        # Sizes of the messages that the worker has not answered, and those that wait for their
+        # turn: a full pipe would block this process, which the worker may be waiting for.
+        self._unanswered: deque[int] = deque()
+        self._backlog: deque[bytes] = deque()
+        exchange.tasks[worker] = self
 
     def put(self, task: Any) -> None:
         """Send a task, with a slot for its batch, or one of PyTorch's signals."""
         if not isinstance(task, tuple):
-            self._send((task, -1, 0, None))
+            # What the worker has not been sent is of an epoch that is over.
+            self._backlog.clear()
+            self._write(pickle.dumps((task, -1, 0, None), pickle.HIGHEST_PROTOCOL))
             return
         number, index = task
         content = bytes(ForkingPickler.dumps(index))
@@ -97,9 +107,34 @@ class IndexChannel:
         self._send((number, slot.index, slot.capacity, content if where is None else where))
 
     def _send(self, message: tuple[Any, ...]) -> None:
+        self._backlog.append(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._backlog:
+            if self._unanswered and sum(self._unanswered) + len(self._backlog[0]) > _PIPE_BYTES:
+                return
+            self._write(self._backlog.popleft())
+
+    def _write(self, message: bytes) -> None:
+        self._unanswered.append(len(message))
         # Like a queue, this does not tell whether the worker lives: PyTorch's iterator looks.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._writer.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+            self._writer.send_bytes(message)
+
+    def answered(self) -> None:
+        """Note a result of the worker, which makes room for another task."""
+        if self._unanswered:
+            self._unanswered.popleft()
+        self._flush()
+
+    def resumed(self) -> None:
+        """Free what tasks hold that the worker has skipped since its stream had ended."""
+        self._unanswered.clear()
+        assigned = self._exchange.assigned
+        for index, lease in list(assigned.items()):
+            if lease.slot.worker == self._worker:
+                del assigned[index]
 
     def cancel_join_thread(self) -> None:
         """There is no thread to join."""
@@ -153,13 +188,13 @@ class ResultChannel:
                     # PyTorch's iterator looks for dead workers now.
                     raise queue.Empty from None
                 continue
-            return self._read(message)
+            return self._read(message, self._workers[fd])
 
     def _forget(self, fd: int) -> None:
         self._poll.unregister(fd)
         self._readers.pop(fd).close()
 
-    def _read(self, message: bytes) -> tuple[Any, Any]:
+    def _read(self, message: bytes, worker: int) -> tuple[Any, Any]:
         number, slot, capacity, used_bytes, content, is_batch, seconds, refusal = pickle.loads(
             message
         )
@@ -172,12 +207,16 @@ class ResultChannel:
             if lease is None:
                 raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
             content = ctypes.string_at(lease.slot.address + offset, size)
+        exchange.tasks[worker].answered()
         exchange.tally.fetch_s += seconds
         if refusal:
             exchange.tally.refused_batches += 1
             exchange.tally.last_refusal = refusal
         if not is_batch:
-            return ForkingPickler.loads(number), ForkingPickler.loads(content)
+            number = ForkingPickler.loads(number)
+            if isinstance(number, _ResumeIteration):
+                exchange.tasks[worker].resumed()
+            return number, ForkingPickler.loads(content)
         exchange.tally.staged_bytes += used_bytes
         if lease is None:
             raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
