@@ -195,9 +195,8 @@ class ResultChannel:
         self._readers.pop(fd).close()
 
     def _read(self, message: bytes, worker: int) -> tuple[Any, Any]:
-        number, slot, capacity, used_bytes, content, is_batch, seconds, refusal = pickle.loads(
-            message
-        )
+        number, slot, capacity, used_bytes, content, kind, seconds, refusal = pickle.loads(message)
+        is_batch, by_torch = kind
         exchange = self._exchange
         lease = exchange.assigned.pop(slot, None)
         if lease is not None and capacity:
@@ -220,7 +219,9 @@ class ResultChannel:
         exchange.tally.staged_bytes += used_bytes
         if lease is None:
             raise RuntimeError(f"a worker names slot {slot}, which was not lent to it")
-        return number, Packed(lease, content, used_bytes)
+        packed = Packed(lease, content, used_bytes)
+        # Handles are opened while the worker that made them is alive.
+        return number, packed.unpack() if by_torch else packed
 
     def cancel_join_thread(self) -> None:
         """There is no thread to join."""

@@ -21,6 +21,9 @@ ALIGNMENT = 256
 
 Shape = tuple[int, ...]
 
+# What PyTorch sends between processes as handles of memory.
+_TORCHS = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
+
 
 class Room(Protocol):
     """Memory in which tensors can be placed."""
@@ -70,11 +73,15 @@ class Packer:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        # Whether part of the last batch went PyTorch's way, which needs its worker to be alive.
+        self.by_torch = False
 
     def pack(self, batch: object) -> bytes:
         """Return the pickle; the tensors' bytes are in the room afterwards."""
         out = io.BytesIO()
-        _Pickler(out, self._room).dump(batch)
+        pickler = _Pickler(out, self._room)
+        pickler.dump(batch)
+        self.by_torch = pickler.by_torch
         return out.getvalue()
 
 
@@ -82,9 +89,11 @@ class _Pickler(ForkingPickler):
     def __init__(self, out: io.BytesIO, room: Room) -> None:
         super().__init__(out, pickle.HIGHEST_PROTOCOL)
         self._room = room
+        self.by_torch = False
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is not torch.Tensor or not is_plain(obj):
+            self.by_torch = self.by_torch or isinstance(obj, _TORCHS)
             return NotImplemented
         stride: Shape | None = obj.stride()
         if not obj.is_contiguous():
@@ -97,6 +106,7 @@ class _Pickler(ForkingPickler):
         if offset is None:
             offset = self._room.store(obj.data_ptr(), size)
         if offset is None:
+            self.by_torch = True
             return NotImplemented
         return _tensor_at, (offset, obj.dtype, tuple(obj.shape), stride)
 

@@ -104,20 +104,22 @@ class _Results:
     def put(self, result: tuple[Any, Any]) -> None:
         number, data = result
         seconds, error = self._fetches.take()
+        by_torch = False
         is_batch = not isinstance(data, (ExceptionWrapper, _signals._IterableDatasetStopIteration))
         is_batch = is_batch and isinstance(number, int)
         if is_batch:
             try:
                 content = self._packer.pack(data)
+                by_torch = self._packer.by_torch
             except Exception as err:  # noqa: BLE001 - the user's own pickling code
                 data = ExceptionWrapper(where=f"in DataLoader worker process {_worker_id()}")
                 is_batch, error = False, err
         if not is_batch:
             content = bytes(ForkingPickler.dumps(describe_failure(data, error)))
             number = bytes(ForkingPickler.dumps(number))
-        self._send(number, content, is_batch, seconds)
+        self._send(number, content, (is_batch, by_torch), seconds)
 
-    def _send(self, number: Any, content: bytes, is_batch: bool, seconds: float) -> None:
+    def _send(self, number: Any, content: bytes, kind: tuple[bool, bool], seconds: float) -> None:
         writer = self._writer
         where: bytes | tuple[int, int] = content
         used_bytes = writer.used_bytes
@@ -125,7 +127,7 @@ class _Results:
             offset = writer.write(content)
             where = content if offset is None else (offset, len(content))
         slot, capacity = writer.current
-        message = (number, slot, capacity, used_bytes, where, is_batch, seconds, writer.refusal)
+        message = (number, slot, capacity, used_bytes, where, kind, seconds, writer.refusal)
         # A parent that has ended reads no more; the loop finds out.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
