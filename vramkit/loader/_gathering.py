@@ -32,6 +32,7 @@ class Job:
         self._batch = batch
         self._sources = sources
         self._tickets: list[int] = []
+        self._process = os.getpid()
 
     def add(self, ticket: int) -> None:
         """Note a part of the work."""
@@ -51,7 +52,8 @@ class Job:
         return self._batch
 
     def __del__(self) -> None:
-        while self._tickets:
+        # In a forked child, the work is the parent's.
+        while self._tickets and self._process == os.getpid():
             self._gatherer.wait(self._tickets.pop())
 
 
@@ -72,7 +74,6 @@ class Gathering:
             (order, positions, Plan([_piece(self._columns[each]) for each in positions]))
             for order, positions in _by_order(self._columns)
         ]
-        self._gatherer = _gatherer_of(os.getpid())
 
     def start(self, indices: torch.Tensor, *, stage: bool) -> Job | None:
         """Begin to gather a batch; returns None if an index is out of range.
@@ -86,7 +87,9 @@ class Gathering:
         """
         count = len(indices)
         layout = [(column.dtype, (count, *column.shape)) for column in self._columns]
-        if stage or count * self._row_bytes >= _SLOT_FROM_BYTES:
+        # In a forked child, the slots are the parent's.
+        may_stage = self._arena.process == os.getpid()
+        if may_stage and (stage or count * self._row_bytes >= _SLOT_FROM_BYTES):
             lease, references, used = empty_batch(self._arena, layout)
             addresses = [lease.slot.address + each.offset for each in references]
             batch: Any = Staged(lease, _collated(self._structure, iter(references)), used)
@@ -94,12 +97,13 @@ class Gathering:
             tensors = [torch.empty(shape, dtype=dtype, device="cpu") for dtype, shape in layout]
             addresses = [each.data_ptr() for each in tensors]
             batch = _collated(self._structure, iter(tensors))
-        job = Job(self._gatherer, batch, self._columns)
+        gatherer = _gatherer_of(os.getpid())
+        job = Job(gatherer, batch, self._columns)
         for order, positions, plan in self._plans:
             try:
                 rows = indices if order is None else order[indices]
                 targets = [addresses[each] for each in positions]
-                job.add(plan.submit(self._gatherer, targets, rows.data_ptr(), count))
+                job.add(plan.submit(gatherer, targets, rows.data_ptr(), count))
             except (InvalidArgumentError, IndexError):
                 return None
         return job
