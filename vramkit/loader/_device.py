@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vramkit.loader._arena import Lease
-from vramkit.loader._packing import Packed, Shape, owned_buffer
+from vramkit.loader._packing import Packed, Shape, owned_buffer, span_of
 from vramkit.loader._staged import Staged
 from vramkit.loader._structure import map_leaves
 
@@ -107,6 +107,8 @@ class _DevicePlace:
         count = 1
         for size in shape:
             count *= size
+        if stride is not None:
+            count = span_of(shape, stride)
         flat = self._buffer[offset : offset + count * dtype.itemsize].view(dtype)
         return flat.view(shape) if stride is None else flat.as_strided(shape, stride)
 

@@ -95,13 +95,16 @@ class _Pickler(ForkingPickler):
         if type(obj) is not torch.Tensor or not is_plain(obj):
             self.by_torch = self.by_torch or isinstance(obj, _TORCHS)
             return NotImplemented
-        stride: Shape | None = obj.stride()
+        stride: Shape | None = None
+        count = obj.numel()
         if not obj.is_contiguous():
-            if not _is_dense(obj):
-                obj, stride = obj.contiguous(), None
-        else:
-            stride = None
-        size = obj.numel() * obj.element_size()
+            span = span_of(tuple(obj.shape), obj.stride())
+            if span <= count:
+                # Dense in another order of dimensions, or expanded.
+                stride, count = obj.stride(), span
+            else:
+                obj = obj.contiguous()
+        size = count * obj.element_size()
         offset = self._room.offset_of(obj.data_ptr(), size)
         if offset is None:
             offset = self._room.store(obj.data_ptr(), size)
@@ -111,16 +114,9 @@ class _Pickler(ForkingPickler):
         return _tensor_at, (offset, obj.dtype, tuple(obj.shape), stride)
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill one span of memory, each once, in any order of dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+def span_of(shape: Shape, stride: Shape) -> int:
+    """How many elements there are from the first in memory to the last; none is empty."""
+    return 1 + sum(step * (size - 1) for step, size in zip(stride, shape, strict=True))
 
 
 class Packed:
@@ -181,5 +177,7 @@ def tensor_over(
         count *= size
     if count == 0:
         return torch.empty(shape, dtype=dtype, device="cpu")
-    flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset)
-    return flat.view(shape) if stride is None else flat.as_strided(shape, stride)
+    if stride is None:
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).view(shape)
+    flat = torch.frombuffer(buffer, dtype=dtype, count=span_of(shape, stride), offset=offset)
+    return flat.as_strided(shape, stride)
