@@ -102,6 +102,10 @@ class StagedWorkers(_TorchIterator):  # type: ignore[misc]
     def _shutdown_workers(self) -> None:
         if os.getpid() != self._pid:
             return
+        if not hasattr(self, "_workers"):
+            # It failed before the first worker.
+            self._close_channels()
+            return
         try:
             super()._shutdown_workers()
         finally:
