@@ -34,9 +34,11 @@ class _Node(Protocol):
 class _Collected:
     """A leaf whose samples are collected in a list and collated at the end."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, collate: Callable[[Any], Any], kind: type) -> None:
         self._samples: list[Any] = []
         self._collate = collate
+        # PyTorch has the parts of sequences in tuples, all else in lists; texts stay in theirs.
+        self._kind = kind
 
     def put(self, _position: int, sample: Any) -> bool:
         self._samples.append(sample)
@@ -49,7 +51,7 @@ class _Collected:
         return self._samples[position]
 
     def finish(self) -> Any:
-        return self._collate(self._samples)
+        return self._collate(self._kind(self._samples))
 
 
 class _Streamed:
@@ -179,10 +181,12 @@ class StreamingCollate:
         _exactly(count, range(position))
         return root.finish()
 
-    def _node(self, sample: Any, count: int, streamed: list[_Streamed]) -> _Node:
+    def _node(
+        self, sample: Any, count: int, streamed: list[_Streamed], within: type = list
+    ) -> _Node:
         kind = type(sample)
         if kind in (tuple, list) and not _is_registered(sample):
-            return _Sequence(kind, [self._node(part, count, streamed) for part in sample])
+            return _Sequence(kind, [self._node(part, count, streamed, tuple) for part in sample])
         if kind is dict and not _is_registered(sample):
             parts = {key: self._node(part, count, streamed) for key, part in sample.items()}
             return _Dictionary(parts)
@@ -190,7 +194,7 @@ class StreamingCollate:
             leaf = _Streamed(self._writer, sample, count)
             streamed.append(leaf)
             return leaf
-        return _Collected(self._collate)
+        return _Collected(self._collate, within)
 
 
 def _exactly(count: int, samples: Any) -> Any:
