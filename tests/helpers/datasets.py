@@ -1,15 +1,20 @@
 """Data sets of every kind, which can be pickled."""
 
 import random
-from collections import OrderedDict, UserDict, namedtuple
+from collections import OrderedDict, UserDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-Point = namedtuple("Point", ["x", "y"])
+
+class Point(NamedTuple):
+    """A named tuple."""
+
+    x: Any
+    y: Any
 
 
 class Pixels(Dataset):
