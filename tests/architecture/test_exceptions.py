@@ -34,6 +34,7 @@ _ALLOWED = {
     },
     "loader/_channels.py": {"AssertionError": _INVARIANT},
     "loader/_failures.py": {"AssertionError": _INVARIANT},
+    "loader/_stream_collate.py": {"StopIteration": _ITERATION},
     "loader/_threads.py": {"RuntimeError": _TORCHS, "StopIteration": _ITERATION},
     "pool/_memory_pool.py": {"NotImplementedError": _NATIVE},
     "pool/_scopes.py": {"NotImplementedError": _NATIVE},

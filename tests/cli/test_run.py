@@ -184,6 +184,8 @@ def test_signals_end_the_script_as_they_end_python(number: signal.Signals, tmp_p
         _command("--budget", "8MiB", "--device", "cpu", str(path)),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        # A shell lets its background jobs ignore SIGINT, and their children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"

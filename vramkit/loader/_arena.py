@@ -73,7 +73,7 @@ class Arena:
         self.budget_bytes = budget_bytes
         self.fd = os.memfd_create("vramkit-loader", os.MFD_CLOEXEC)
         self._pinning = pinning
-        self._pid = os.getpid()
+        self.process = os.getpid()
         self._slots: list[Slot] = []
         self._free: deque[Slot] = deque()
         self._empty: list[Slot] = []
@@ -160,7 +160,7 @@ class Arena:
 
     def take_back(self, slot: Slot) -> None:
         """End the lease of a slot; called by the lease."""
-        if os.getpid() != self._pid:
+        if os.getpid() != self.process:
             return
         if self._closed:
             self._unmap(slot)
@@ -180,7 +180,7 @@ class Arena:
 
     def close(self) -> None:
         """Give everything back; slots under lease follow when their lease ends."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or os.getpid() != self.process:
             return
         self._closed = True
         while self._free:

@@ -61,7 +61,8 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
             gathering.prepare(self._most_jobs + depth + 1, loader.batch_size)
         self._drawn: deque[Any] = deque()
         self._jobs: deque[Job | Selected | _Fetched] = deque()
-        self._start()
+        # PyTorch's iterator with workers asks the sampler anew before its first epoch, too.
+        self._reset(loader) if self._eager else self._start()
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         super()._reset(loader, first_iter)
@@ -87,7 +88,10 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
 
     def _job(self, index: Any) -> Job | Selected | _Fetched:
         indices = as_indices(index)
-        job = None if indices is None else self._gathering.start(indices, stage=self._stage)
+        job = None
+        # PyTorch refuses an empty batch.
+        if indices is not None and len(indices):
+            job = self._gathering.start(indices, stage=self._stage)
         return _Fetched(self._fetcher.fetch, index) if job is None else job
 
     def ready(self) -> bool:

@@ -151,6 +151,8 @@ def _tensor_column(tensor: torch.Tensor) -> Column:
             f"({type(tensor).__qualname__} on {tensor.device}, requires_grad="
             f"{tensor.requires_grad})"
         )
+    if tensor.dim() and len(tensor) and not tensor[0:1].numel():
+        raise NotArraysError("the rows of a tensor have no elements, so indices go unchecked")
     if tensor.dim() == 0 or (len(tensor) and not tensor[0].is_contiguous()):
         raise NotArraysError(
             f"the rows of a tensor of shape {tuple(tensor.shape)} with strides "
@@ -171,6 +173,8 @@ def _array_column(array: np.ndarray[Any, Any]) -> Column:
         dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
     except TypeError as err:
         raise NotArraysError(f"a tensor has no dtype for {array.dtype}") from err
+    if len(array) and not array[0:1].size:
+        raise NotArraysError("the rows of an array have no elements, so indices go unchecked")
     if (len(array) and not array[0:1].flags.c_contiguous) or array.strides[0] < 0:
         raise NotArraysError(
             f"the rows of an array of shape {array.shape} with strides {array.strides} are not "
@@ -190,7 +194,7 @@ def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
 
 def _order_of(indices: Any) -> torch.Tensor:
     try:
-        order = torch.as_tensor(np.asarray(indices))
+        order = torch.as_tensor(np.asarray(indices), device="cpu")
     except (TypeError, ValueError) as err:
         raise NotArraysError(f"the indices of a Subset are no integers: {err}") from err
     if order.dim() != 1 or order.dtype not in (torch.int64, torch.int32) or not len(order):
@@ -243,7 +247,7 @@ def _concatenate_columns(columns: list[Column]) -> Column:
         return Column(segments, first.dtype, first.shape)
     orders, before = [], 0
     for each in columns:
-        own = torch.arange(each.stored_rows) if each.order is None else each.order
+        own = torch.arange(each.stored_rows, device="cpu") if each.order is None else each.order
         orders.append(own + before)
         before += each.stored_rows
     return Column(segments, first.dtype, first.shape, torch.cat(orders))

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 from torch.utils.data import _utils
 
 from vramkit.errors import LoaderClosedError
-from vramkit.loader._packing import Packed
+from vramkit.loader._packing import Packed, Unpacked
 from vramkit.loader._resume import Epoch
 from vramkit.loader._staged import Staged
 
@@ -59,6 +59,10 @@ class _Raises:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+
+
+def _content(item: Any) -> Any:
+    return item.batch if isinstance(item, Unpacked) else item
 
 
 class BatchIterator:
@@ -121,7 +125,7 @@ class BatchIterator:
         except StopIteration:
             self._progress.finished = True
             raise
-        batch = self._delivery.finish(self._delivery.start(item))
+        batch = self._delivery.finish(self._delivery.start(_content(item)))
         self._progress.count(getattr(item, "state", None))
         return batch
 
@@ -138,7 +142,7 @@ class BatchIterator:
         self._start(item)
 
     def _start(self, item: Any) -> None:
-        self._flights.append(self._delivery.start(item))
+        self._flights.append(self._delivery.start(_content(item)))
         self._states.append(getattr(item, "state", None))
 
     def _prefetch(self) -> None:

@@ -19,10 +19,11 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from torch._utils import ExceptionWrapper
+from torch.utils.data._utils.worker import _ResumeIteration
 
 from vramkit.loader._arena import Arena, Lease
 from vramkit.loader._failures import WorkerFailure
-from vramkit.loader._packing import Packed
+from vramkit.loader._packing import Packed, Unpacked
 from vramkit.loader._staged import Staged
 
 # All ends of pipes in this process. A forked worker closes those that are not its own, so that
@@ -31,7 +32,8 @@ _open_ends: "weakref.WeakSet[Connection]" = weakref.WeakSet()
 
 # The kinds of a worker's messages. A batch is pickled, or its layout is; the layout of an earlier
 # batch is named by its number. Control is what PyTorch's iterator acts on, such as exceptions.
-PICKLED, NEW_LAYOUT, LAYOUT, CONTROL = range(4)
+# A batch of which a part went PyTorch's way has handles of memory that only a living worker gives.
+PICKLED, BY_TORCH, NEW_LAYOUT, LAYOUT, CONTROL = range(5)
 
 # What all messages that wait in one pipe may take together: a writer must never wait for a reader.
 _PIPE_BYTES = 32 << 10
@@ -74,6 +76,10 @@ class Exchange:
     tally: Tally
     # The slots that workers are filling.
     assigned: dict[int, Lease] = field(default_factory=dict)
+    # The channels of all workers' tasks.
+    tasks: "weakref.WeakValueDictionary[int, IndexChannel]" = field(
+        default_factory=weakref.WeakValueDictionary
+    )
 
 
 class IndexChannel:
@@ -83,11 +89,18 @@ class IndexChannel:
         self._exchange = exchange
         self._worker = worker
         self._writer = writer
+        # Sizes of the messages that the worker has not answered, and those that wait for their
+        # turn: a full pipe would block this process, which the worker may be waiting for.
+        self._unanswered: deque[int] = deque()
+        self._backlog: deque[bytes] = deque()
+        exchange.tasks[worker] = self
 
     def put(self, task: Any) -> None:
         """Send a task, with a slot for its batch, or one of PyTorch's signals."""
         if not isinstance(task, tuple):
-            self._send((task, -1, 0, None))
+            # What the worker has not been sent is of an epoch that is over.
+            self._backlog.clear()
+            self._write(pickle.dumps((task, -1, 0, None), pickle.HIGHEST_PROTOCOL))
             return
         number, index = task
         content = bytes(ForkingPickler.dumps(index))
@@ -102,9 +115,34 @@ class IndexChannel:
         self._send((number, slot.index, slot.capacity, content if where is None else where))
 
     def _send(self, message: tuple[Any, ...]) -> None:
+        self._backlog.append(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._backlog:
+            if self._unanswered and sum(self._unanswered) + len(self._backlog[0]) > _PIPE_BYTES:
+                return
+            self._write(self._backlog.popleft())
+
+    def _write(self, message: bytes) -> None:
+        self._unanswered.append(len(message))
         # Like a queue, this does not tell whether the worker lives: PyTorch's iterator looks.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._writer.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+            self._writer.send_bytes(message)
+
+    def answered(self) -> None:
+        """Note a result of the worker, which makes room for another task."""
+        if self._unanswered:
+            self._unanswered.popleft()
+        self._flush()
+
+    def resumed(self) -> None:
+        """Free what tasks hold that the worker has skipped since its stream had ended."""
+        self._unanswered.clear()
+        assigned = self._exchange.assigned
+        for index, lease in list(assigned.items()):
+            if lease.slot.worker == self._worker:
+                del assigned[index]
 
     def cancel_join_thread(self) -> None:
         """There is no thread to join."""
@@ -183,27 +221,37 @@ class ResultChannel:
         if isinstance(content, tuple) and lease is not None:
             offset, size = content
             content = ctypes.string_at(lease.slot.address + offset, size)
+        exchange.tasks[worker].answered()
         exchange.tally.fetch_s += seconds
         if refusal:
             exchange.tally.refused_batches += 1
             exchange.tally.last_refusal = refusal
         if kind == CONTROL:
-            return ForkingPickler.loads(number), ForkingPickler.loads(content)
+            number = ForkingPickler.loads(number)
+            if isinstance(number, _ResumeIteration):
+                exchange.tasks[worker].resumed()
+            return number, ForkingPickler.loads(content)
         exchange.tally.staged_bytes += used_bytes
         if lease is None:
             raise AssertionError(f"a worker names slot {slot}, which was not lent to it")
-        batch: Packed | Staged
-        if kind == PICKLED:
-            batch = Packed(lease, content, used_bytes)
-        else:
-            layouts = self._layouts[worker]
-            if kind == NEW_LAYOUT:
-                layouts.append(pickle.loads(content))
-                content = -1
-            batch = Staged(lease, layouts[content], used_bytes)
+        batch = self._batch(worker, kind, lease, content, used_bytes)
         if state is not None:
             batch.state = (worker, state)
         return number, batch
+
+    def _batch(
+        self, worker: int, kind: int, lease: Lease, content: Any, used_bytes: int
+    ) -> Packed | Staged | Unpacked:
+        if kind == PICKLED:
+            return Packed(lease, content, used_bytes)
+        if kind == BY_TORCH:
+            # Handles are opened while the worker that made them is alive.
+            return Unpacked(Packed(lease, content, used_bytes).unpack())
+        layouts = self._layouts[worker]
+        if kind == NEW_LAYOUT:
+            layouts.append(pickle.loads(content))
+            content = -1
+        return Staged(lease, layouts[content], used_bytes)
 
     def cancel_join_thread(self) -> None:
         """There is no thread to join."""

@@ -163,7 +163,9 @@ class DataLoader(TorchDataLoader[T_co]):
                 skipped=0,
             )
             source = super().__iter__()
-        epoch.take_state = getattr(source, "take_state", None)
+        if isinstance(self.dataset, IterableDataset):
+            # Held on purpose: the state may be asked for after a loop was left.
+            epoch.take_state = getattr(source, "take_state", None)
         runtime.epoch = epoch
         iterator = BatchIterator(source, runtime.delivery(), epoch, runtime.count)
         runtime.watch(iterator)

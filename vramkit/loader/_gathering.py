@@ -92,8 +92,6 @@ class Gathering:
             (order, positions, Plan([_piece(self._columns[each]) for each in positions]))
             for order, positions in _by_order(self._columns)
         ]
-        self._process = os.getpid()
-        self._gatherer = _gatherer_of(self._process)
         self._whole = all(column.tensor is not None for column in self._columns)
 
     def prepare(self, count: int, rows: int) -> None:
@@ -127,26 +125,26 @@ class Gathering:
             SystemCallError: There is no memory for the batch.
         """
         count = len(indices)
-        if os.getpid() != self._process:
-            # A forked child has neither the threads nor slots of its own.
-            return self._select(indices) if self._whole else None
         if not stage and self._whole and count * self._row_bytes < _SLOT_FROM_BYTES:
             return self._select(indices)
         layout = [(column.dtype, (count, *column.shape)) for column in self._columns]
-        if stage or count * self._row_bytes >= _SLOT_FROM_BYTES:
+        # In a forked child, the slots are the parent's.
+        may_stage = self._arena.process == os.getpid()
+        if may_stage and (stage or count * self._row_bytes >= _SLOT_FROM_BYTES):
             lease, references, used = empty_batch(self._arena, layout)
             addresses = [lease.slot.address + each.offset for each in references]
             batch: Any = Staged(lease, _collated(self._structure, iter(references)), used)
         else:
-            tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in layout]
+            tensors = [torch.empty(shape, dtype=dtype, device="cpu") for dtype, shape in layout]
             addresses = [each.data_ptr() for each in tensors]
             batch = _collated(self._structure, iter(tensors))
-        job = Job(self._gatherer, batch, self._columns)
+        gatherer = _gatherer_of(os.getpid())
+        job = Job(gatherer, batch, self._columns)
         for order, positions, plan in self._plans:
             try:
                 rows = indices if order is None else order[indices]
                 targets = [addresses[each] for each in positions]
-                job.add(plan.submit(self._gatherer, targets, rows.data_ptr(), count))
+                job.add(plan.submit(gatherer, targets, rows.data_ptr(), count))
             except (InvalidArgumentError, IndexError):
                 return None
         return job

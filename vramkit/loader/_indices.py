@@ -33,7 +33,7 @@ def tensor_batches(index_sampler: Any) -> Iterator[torch.Tensor] | None:
 
 
 def _sequential(sampler: SequentialSampler) -> Iterator[torch.Tensor]:
-    yield torch.arange(len(sampler.data_source))
+    yield torch.arange(len(sampler.data_source), device="cpu")
 
 
 def _permutations(sampler: RandomSampler) -> Iterator[torch.Tensor]:
@@ -44,14 +44,14 @@ def _permutations(sampler: RandomSampler) -> Iterator[torch.Tensor]:
         generator = torch.Generator()
         generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
     for _ in range(sampler.num_samples // count):
-        yield torch.randperm(count, generator=generator)
-    yield torch.randperm(count, generator=generator)[: sampler.num_samples % count]
+        yield torch.randperm(count, generator=generator).cpu()
+    yield torch.randperm(count, generator=generator).cpu()[: sampler.num_samples % count]
 
 
 def _cut(
     chunks: Iterator[torch.Tensor], batch_size: int, drop_last: bool
 ) -> Iterator[torch.Tensor]:
-    rest = torch.empty(0, dtype=torch.int64)
+    rest = torch.empty(0, dtype=torch.int64, device="cpu")
     for chunk in chunks:
         begin = 0
         if len(rest):
@@ -75,6 +75,6 @@ def as_indices(batch: Any) -> torch.Tensor | None:
     if not isinstance(batch, (list, tuple)) or not all(type(each) is int for each in batch):
         return None
     try:
-        return torch.tensor(batch, dtype=torch.int64)
+        return torch.tensor(batch, dtype=torch.int64, device="cpu")
     except (RuntimeError, OverflowError):
         return None

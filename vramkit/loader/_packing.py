@@ -27,6 +27,8 @@ _NUMPY_DTYPES = {
     torch.from_numpy(np.empty(0, name)).dtype: np.dtype(name)
     for name in ["?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "c8", "c16"]
 }
+# What PyTorch sends between processes as handles of memory.
+_TORCHS = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
 
 
 class Room(Protocol):
@@ -77,11 +79,15 @@ class Packer:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        # Whether part of the last batch went PyTorch's way, which needs its worker to be alive.
+        self.by_torch = False
 
     def pack(self, batch: object) -> bytes:
         """Return the pickle; the tensors' bytes are in the room afterwards."""
         out = io.BytesIO()
-        _Pickler(out, self._room).dump(batch)
+        pickler = _Pickler(out, self._room)
+        pickler.dump(batch)
+        self.by_torch = pickler.by_torch
         return out.getvalue()
 
 
@@ -89,35 +95,34 @@ class _Pickler(ForkingPickler):
     def __init__(self, out: io.BytesIO, room: Room) -> None:
         super().__init__(out, pickle.HIGHEST_PROTOCOL)
         self._room = room
+        self.by_torch = False
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is not torch.Tensor or not is_plain(obj):
+            self.by_torch = self.by_torch or isinstance(obj, _TORCHS)
             return NotImplemented
-        stride: Shape | None = obj.stride()
+        stride: Shape | None = None
+        count = obj.numel()
         if not obj.is_contiguous():
-            if not _is_dense(obj):
-                obj, stride = obj.contiguous(), None
-        else:
-            stride = None
-        size = obj.numel() * obj.element_size()
+            span = span_of(tuple(obj.shape), obj.stride())
+            if span <= count:
+                # Dense in another order of dimensions, or expanded.
+                stride, count = obj.stride(), span
+            else:
+                obj = obj.contiguous()
+        size = count * obj.element_size()
         offset = self._room.offset_of(obj.data_ptr(), size)
         if offset is None:
             offset = self._room.store(obj.data_ptr(), size)
         if offset is None:
+            self.by_torch = True
             return NotImplemented
         return _tensor_at, (offset, obj.dtype, tuple(obj.shape), stride)
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill one span of memory, each once, in any order of dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+def span_of(shape: Shape, stride: Shape) -> int:
+    """How many elements there are from the first in memory to the last; none is empty."""
+    return 1 + sum(step * (size - 1) for step, size in zip(stride, shape, strict=True))
 
 
 class Packed:
@@ -145,6 +150,17 @@ class Packed:
             return pickle.loads(self.pickled)
         finally:
             del _unpacking.place
+
+
+class Unpacked:
+    """A batch that had to be unpacked when it arrived."""
+
+    __slots__ = ("batch", "state")
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+        # The worker, and the state of its data set after this batch.
+        self.state: tuple[int, bytes] | None = None
 
 
 class HostPlace:
@@ -186,10 +202,12 @@ def tensor_over(
     """A tensor over part of a buffer, which lives as long as the tensor's storage."""
     count = math.prod(shape)
     if count == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     numpy_dtype = _NUMPY_DTYPES.get(dtype)
     if numpy_dtype is not None and stride is None:
         # The quickest way to a tensor with a storage of its own.
         return torch.from_numpy(np.ndarray(shape, numpy_dtype, buffer, offset))
-    flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset)
-    return flat.view(shape) if stride is None else flat.as_strided(shape, stride)
+    if stride is None:
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).view(shape)
+    flat = torch.frombuffer(buffer, dtype=dtype, count=span_of(shape, stride), offset=offset)
+    return flat.as_strided(shape, stride)

@@ -34,9 +34,11 @@ class _Node(Protocol):
 class _Collected:
     """A leaf whose samples are collected in a list and collated at the end."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, collate: Callable[[Any], Any], kind: type) -> None:
         self._samples: list[Any] = []
         self._collate = collate
+        # PyTorch has the parts of sequences in tuples, all else in lists; texts stay in theirs.
+        self._kind = kind
 
     def put(self, _position: int, sample: Any) -> bool:
         self._samples.append(sample)
@@ -49,7 +51,7 @@ class _Collected:
         return self._samples[position]
 
     def finish(self) -> Any:
-        return self._collate(self._samples)
+        return self._collate(self._kind(self._samples))
 
 
 class _Streamed:
@@ -166,7 +168,7 @@ class StreamingCollate:
         streamed: list[_Streamed] = []
         root = self._node(first, count, streamed)
         if not streamed or not all(leaf.fits for leaf in streamed):
-            return self._collate([first, *drawn])
+            return self._collate(_exactly(count, [first, *drawn]))
         root.put(0, first)
         del first
         position = 1
@@ -174,14 +176,17 @@ class StreamingCollate:
             if not root.put(position, sample):
                 root.undo(position)
                 before = [root.take(each) for each in range(position)]
-                return self._collate([*before, sample, *drawn])
+                return self._collate(_exactly(count, [*before, sample, *drawn]))
             position += 1
+        _exactly(count, range(position))
         return root.finish()
 
-    def _node(self, sample: Any, count: int, streamed: list[_Streamed]) -> _Node:
+    def _node(
+        self, sample: Any, count: int, streamed: list[_Streamed], within: type = list
+    ) -> _Node:
         kind = type(sample)
         if kind in (tuple, list) and not _is_registered(sample):
-            return _Sequence(kind, [self._node(part, count, streamed) for part in sample])
+            return _Sequence(kind, [self._node(part, count, streamed, tuple) for part in sample])
         if kind is dict and not _is_registered(sample):
             parts = {key: self._node(part, count, streamed) for key, part in sample.items()}
             return _Dictionary(parts)
@@ -189,7 +194,14 @@ class StreamingCollate:
             leaf = _Streamed(self._writer, sample, count)
             streamed.append(leaf)
             return leaf
-        return _Collected(self._collate)
+        return _Collected(self._collate, within)
+
+
+def _exactly(count: int, samples: Any) -> Any:
+    """The samples; if there are fewer, the data set raised StopIteration, which goes on."""
+    if len(samples) < count:
+        raise StopIteration
+    return samples
 
 
 def _is_registered(sample: object) -> bool:
@@ -237,7 +249,7 @@ def stack_privately(
     first = batch[0]
     if not is_plain(first):
         return _TENSOR_FUNCTION(batch, collate_fn_map=collate_fn_map)  # type: ignore[no-any-return]
-    out = torch.empty((len(batch), *first.shape), dtype=first.dtype)
+    out = torch.empty((len(batch), *first.shape), dtype=first.dtype, device="cpu")
     return torch.stack(list(batch), 0, out=out)
 
 

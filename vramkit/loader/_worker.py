@@ -17,6 +17,7 @@ from torch.utils.data import Subset, _DatasetKind, _utils, default_collate
 from vramkit._core import stream_copy
 from vramkit.loader import _dataset_state
 from vramkit.loader._channels import (
+    BY_TORCH,
     CONTROL,
     LAYOUT,
     NEW_LAYOUT,
@@ -131,6 +132,7 @@ class _Results:
                 placed = self._layouts.place(data)
                 if placed is None:
                     content = self._packer.pack(data)
+                    kind = BY_TORCH if self._packer.by_torch else PICKLED
                 elif placed[1]:
                     kind, content = NEW_LAYOUT, pickle.dumps(placed[0].structure)
                 else:
@@ -184,6 +186,7 @@ class _Fetches:
         self._error: BaseException | None = None
         # PyTorch's fetcher of an iterable data set.
         self.fetcher: Any = None
+        self.running = False
 
     def resume(self, fetcher: Any) -> None:
         self.fetcher = fetcher
@@ -196,12 +199,14 @@ class _Fetches:
 
     def run(self, fetch: Callable[[Any], Any], index: Any) -> Any:
         begin = time.perf_counter()
+        self.running = True
         try:
             return fetch(index)
         except Exception as err:
             self._error = err
             raise
         finally:
+            self.running = False
             self._seconds = time.perf_counter() - begin
 
     def take(self) -> tuple[float, BaseException | None]:
@@ -245,13 +250,16 @@ def _sample_getter(dataset: Any) -> Callable[[Any], Any] | None:
     return lambda each: dataset[each]
 
 
-def _install_fetchers(writer: SlotWriter, fetches: _Fetches) -> None:
+def _install_fetchers(own_dataset: Any, writer: SlotWriter, fetches: _Fetches) -> None:
     """Make PyTorch's loop, in this worker process, use the slots."""
     create = _DatasetKind.create_fetcher
 
     def create_fetcher(
         kind: int, dataset: Any, auto_collation: bool, collate_fn: Any, drop_last: bool
     ) -> Any:
+        if dataset is not own_dataset or fetches.running:
+            # Of a loader that the data set has made for itself.
+            return create(kind, dataset, auto_collation, collate_fn, drop_last)  # type: ignore[no-untyped-call]
         get = None
         if collate_fn is default_collate:
             # Only here: what the data set's own code collates, it may keep.
@@ -280,7 +288,7 @@ def run(end: WorkerEnd, arguments: list[Any]) -> None:
     """
     writer = end.open()
     fetches = _Fetches(end.dataset_state)
-    _install_fetchers(writer, fetches)
-    tasks, results = _Tasks(end.tasks, writer), _Results(end, writer, fetches)
     kind, dataset, *rest = arguments
+    _install_fetchers(dataset, writer, fetches)
+    tasks, results = _Tasks(end.tasks, writer), _Results(end, writer, fetches)
     _signals._worker_loop(kind, dataset, tasks, results, *rest)

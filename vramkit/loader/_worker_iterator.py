@@ -1,6 +1,8 @@
 """PyTorch's multi-process iterator, with slots of shared memory in the place of its queues."""
 
 import os
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,6 +74,17 @@ class _Context:
             end.close()
 
 
+def _weakly(method: Callable[[int], bool]) -> Callable[[int], bool]:
+    """A method that does not keep its object alive: an iterator ends with its last reference."""
+    held = weakref.WeakMethod(method)
+
+    def call(worker: int) -> bool:
+        found = held()
+        return found is not None and found(worker)
+
+    return call
+
+
 class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
     """Yields batches of worker processes, packed in slots.
 
@@ -111,7 +124,7 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         if first_iter:
             self._context.close_worker_ends()
-            self._worker_result_queue.on_end = self._ended_early
+            self._worker_result_queue.on_end = _weakly(self._ended_early)
         super()._reset(loader, first_iter)
 
     def _try_put_index(self) -> None:
@@ -152,6 +165,10 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
 
     def _shutdown_workers(self) -> None:
         if os.getpid() != self._pid:
+            return
+        if not hasattr(self, "_workers"):
+            # It failed before the first worker.
+            self._close_channels()
             return
         try:
             super()._shutdown_workers()

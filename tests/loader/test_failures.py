@@ -1,0 +1,249 @@
+"""Failures end in PyTorch's errors, and never in a hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+from helpers import datasets as d
+from helpers.batches import assert_same
+from helpers.pools import run_script
+from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import IterableDataset, get_worker_info
+
+import vramkit
+
+
+class TwoPartsError(Exception):
+    """Cannot be made from one text."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class _Fails(d.Pixels):
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.act = act
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 5:
+            self.act()
+        return super().__getitem__(index)
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize("workers", ["process", "thread"])
+def test_an_exception_with_two_arguments(workers: str) -> None:
+    data = _Fails(lambda: _raise(TwoPartsError(7, "broken")))
+    loader = vramkit.DataLoader(data, batch_size=2, num_workers=1, workers=workers)
+    with pytest.raises(TwoPartsError) as caught:
+        list(loader)
+    assert (caught.value.code, caught.value.reason) == (7, "broken")
+    if workers == "process":
+        assert "Caught TwoPartsError in DataLoader worker process 0" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("error", [ValueError("v"), KeyError("k"), OSError(2, "no"), MemoryError()])
+def test_exceptions_are_pytorchs(error: Exception) -> None:
+    caught = []
+    for kind in (TorchDataLoader, vramkit.DataLoader):
+        with pytest.raises(type(error)) as info:
+            list(kind(_Fails(lambda: _raise(error)), batch_size=2, num_workers=1))
+        caught.append(str(info.value).splitlines()[0])
+    assert caught[0] == caught[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": "thread"}, {"persistent_workers": True}])
+def test_iteration_goes_on_after_an_exception(options: dict[str, Any]) -> None:
+    loader = vramkit.DataLoader(d.Alternating(), num_workers=1, **options)
+    iterator, seen = iter(loader), []
+    while True:
+        try:
+            seen.append(int(next(iterator)[0, 0]))
+        except ValueError:
+            seen.append(-1)
+        except StopIteration:
+            break
+    assert seen == [0, 1, -1, 3, 4, -1, 6, 7]
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker(way: signal.Signals) -> None:
+    loader = vramkit.DataLoader(_Fails(lambda: os.kill(os.getpid(), way)), num_workers=1)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+        list(loader)
+    assert len(list(vramkit.DataLoader(d.Pixels(), num_workers=1))) == 11
+
+
+def test_a_worker_that_exits() -> None:
+    loader = vramkit.DataLoader(_Fails(lambda: os._exit(3)), num_workers=2)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+        list(loader)
+
+
+@pytest.mark.parametrize("workers", ["process", "thread"])
+def test_a_timeout(workers: str) -> None:
+    data = _Fails(lambda: time.sleep(1.5))
+    loader = vramkit.DataLoader(data, num_workers=1, timeout=0.5, workers=workers)
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0\.5 seconds"):
+        list(loader)
+
+
+def _fail_at_start(worker: int) -> None:
+    raise ValueError(f"worker {worker} does not start")
+
+
+@pytest.mark.parametrize("workers", ["process", "thread"])
+def test_worker_init_fn_fails(workers: str) -> None:
+    loader = vramkit.DataLoader(
+        d.Pixels(), num_workers=1, worker_init_fn=_fail_at_start, workers=workers
+    )
+    with pytest.raises(ValueError, match="worker 0 does not start"):
+        list(loader)
+
+
+def test_a_data_set_that_cannot_be_pickled() -> None:
+    data = _Fails(lambda: None)
+    for kind in (TorchDataLoader, vramkit.DataLoader):
+        loader = kind(data, num_workers=1, multiprocessing_context="spawn")
+        with pytest.warns(UserWarning, match="Got pickle error"), pytest.raises(AttributeError):
+            iter(loader)
+
+
+def test_a_batch_that_cannot_be_pickled() -> None:
+    loader = vramkit.DataLoader(d.Pixels(), num_workers=1, collate_fn=lambda _: lambda: 1)
+    with pytest.raises((AttributeError, TypeError), match=r"Caught \w+ in DataLoader worker"):
+        list(loader)
+
+
+@pytest.mark.parametrize("prefetch", [500, 5000])
+def test_any_number_of_batches_ahead(prefetch: int) -> None:
+    data = d.Listed(list(range(8000)))
+    loader = vramkit.DataLoader(data, batch_size=2, num_workers=1, prefetch_factor=prefetch)
+    assert sum(len(batch) for batch in loader) == 8000
+
+
+@pytest.mark.filterwarnings("ignore:a batch found no room:RuntimeWarning")
+@pytest.mark.parametrize("staging", ["64KiB", "1GiB"])
+def test_large_messages(staging: str) -> None:
+    loader = vramkit.DataLoader(
+        d.Pixels(8), num_workers=1, collate_fn=_large_message, staging_bytes=staging
+    )
+    assert list(loader) == [b"x" * 300_000] * 8
+
+
+def _large_message(_samples: Any) -> bytes:
+    return b"x" * 300_000
+
+
+class _SlowFirst(IterableDataset):
+    """One worker ends long before the other."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def __iter__(self) -> Any:
+        info = get_worker_info()
+        for number in range(3):
+            if info.id == 0:
+                time.sleep(0.1)
+            yield self.make(number)
+
+
+@pytest.mark.filterwarnings("ignore:a batch found no room:RuntimeWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: torch.full((3,), number).as_subclass(d.Tagged),
+        lambda number: torch.full((300_000,), number),
+    ],
+)
+def test_handles_of_a_worker_that_has_ended(make: Any) -> None:
+    options = {"batch_size": None, "num_workers": 2}
+    ours = vramkit.DataLoader(_SlowFirst(make), staging_bytes="1MiB", **options)
+    assert_same(list(ours), list(TorchDataLoader(_SlowFirst(make), **options)))
+
+
+def test_an_exception_in_the_loop() -> None:
+    def loop() -> None:
+        for _ in vramkit.DataLoader(d.Pixels(), num_workers=2):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop()
+
+
+_HEAD = """
+import gc, os, resource, signal, sys, threading, time
+import torch
+from torch.utils.data import Dataset
+import vramkit
+
+class Rows(Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, index): return torch.full((50_000,), float(index))
+
+def total(**options):
+    loader = vramkit.DataLoader(Rows(), batch_size=2, **options)
+    return sum(batch.sum().item() for batch in loader)
+"""
+
+
+def test_interruption() -> None:
+    run_script(
+        _HEAD
+        + """
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    while True:
+        total(num_workers=2)
+except KeyboardInterrupt:
+    print("interrupted")
+""",
+        timeout_s=30,
+    )
+
+
+def test_a_limit_on_the_size_of_files() -> None:
+    printed = run_script(
+        _HEAD
+        + """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+want = total()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+print(total(num_workers=1) == want)
+""",
+        timeout_s=30,
+    )
+    assert printed.split()[-1] == "True"
+
+
+def test_too_few_descriptors() -> None:
+    printed = run_script(
+        _HEAD
+        + """
+want = total()
+count = len(os.listdir("/proc/self/fd"))
+for room in (0, 2, 4, 6, 8, 10, 12, 14, 17, 20, 60):
+    gc.collect()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count + room, 20000))
+    try:
+        print(total(num_workers=1) == want)
+    except OSError as err:
+        print("OSError", err.errno)
+    except RuntimeError as err:
+        print("RuntimeError", str(err)[:20])
+""",
+        timeout_s=60,
+    )
+    assert printed.split()[-1] == "True"
+    assert "False" not in printed

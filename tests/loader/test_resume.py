@@ -1,0 +1,130 @@
+"""An epoch goes on exactly where another loader left it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import datasets as d
+from helpers.batches import assert_same, seed_all
+from torch.utils.data import DistributedSampler, RandomSampler, TensorDataset
+
+import vramkit
+from vramkit.errors import InvalidArgumentError
+
+DATA = {
+    "pixels": lambda: d.Pixels(23),
+    "tensors": lambda: TensorDataset(torch.arange(23.0)),
+    "large": lambda: TensorDataset(torch.arange(23 * 9000).view(23, 9000)),
+}
+
+
+def _whole(dataset: Any, **options: Any) -> list[Any]:
+    seed_all(5)
+    loader = vramkit.DataLoader(dataset, **options)
+    return [list(loader), list(loader)]
+
+
+def _in_two(dataset: Any, at: int, then: dict[str, Any], **options: Any) -> list[Any]:
+    seed_all(5)
+    first = vramkit.DataLoader(dataset, **options)
+    iterator = iter(first)
+    batches = [next(iterator) for _ in range(at)]
+    state = copy.deepcopy(first.state_dict())
+    outside = torch.get_rng_state()
+    seed_all(99)
+    second = vramkit.DataLoader(dataset, **(options | then))
+    second.load_state_dict(state)
+    torch.set_rng_state(outside)
+    batches += list(second)
+    return [batches, list(second)]
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+@pytest.mark.parametrize("data", DATA)
+def test_resumes_in_the_epoch(data: str, at: int) -> None:
+    options = {"batch_size": 4, "shuffle": True}
+    assert_same(_in_two(DATA[data](), at, {}, **options), _whole(DATA[data](), **options))
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_resumes_before_the_first_batch(data: str) -> None:
+    options = {"batch_size": 4, "shuffle": True}
+    assert_same(_in_two(DATA[data](), 0, {}, **options)[0], _whole(DATA[data](), **options)[0])
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 1)])
+@pytest.mark.parametrize("data", ["pixels", "tensors"])
+def test_another_number_of_workers(data: str, before: int, after: int) -> None:
+    options = {"batch_size": 4, "shuffle": True, "num_workers": before}
+    then = {"num_workers": after}
+    assert_same(_in_two(DATA[data](), 3, then, **options), _whole(DATA[data](), **options))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams(workers: int) -> None:
+    options = {"batch_size": 2, "num_workers": workers}
+    assert_same(_in_two(d.Stream(), 2, {}, **options), _whole(d.Stream(), **options))
+
+
+def test_a_distributed_sampler() -> None:
+    def make() -> dict[str, Any]:
+        sampler = DistributedSampler(range(23), num_replicas=2, rank=1, shuffle=True, seed=4)
+        sampler.set_epoch(3)
+        return {"sampler": sampler, "batch_size": 3}
+
+    assert_same(_in_two(d.Pixels(23), 2, make(), **make()), _whole(d.Pixels(23), **make()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_generators(workers: int) -> None:
+    def make() -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(8)
+        sampler = RandomSampler(range(23), generator=torch.Generator().manual_seed(1))
+        return {"sampler": sampler, "batch_size": 3, "generator": generator, "num_workers": workers}
+
+    assert_same(_in_two(d.Pixels(23), 2, make(), **make()), _whole(d.Pixels(23), **make()))
+
+
+def test_persistent_workers_resume() -> None:
+    options = {"batch_size": 4, "shuffle": True, "num_workers": 1, "persistent_workers": True}
+    loader = vramkit.DataLoader(d.Pixels(), **options)
+    list(loader)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    rest = list(iterator)
+    other = vramkit.DataLoader(d.Pixels(), **options)
+    list(other)
+    other.load_state_dict(state)
+    assert_same(list(other), rest)
+
+
+def test_a_state_can_be_saved(tmp_path: Any) -> None:
+    loader = vramkit.DataLoader(d.Pixels(), batch_size=4, shuffle=True)
+    iterator = iter(loader)
+    next(iterator)
+    torch.save(loader.state_dict(), tmp_path / "state.pt")
+    loader.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert_same(list(loader), list(iterator))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"version": 0}, "expected version 1, got 0"),
+        ({"batches_yielded": -1}, "batches_yielded must be a number of batches, got -1"),
+    ],
+)
+def test_a_wrong_state(change: dict[str, Any], text: str) -> None:
+    loader = vramkit.DataLoader(d.Pixels())
+    with pytest.raises(InvalidArgumentError, match=text):
+        loader.load_state_dict(loader.state_dict() | change)
+
+
+def test_a_stream_needs_as_many_workers() -> None:
+    state = vramkit.DataLoader(d.Stream()).state_dict()
+    with pytest.raises(InvalidArgumentError, match="the state is of 0 workers and this loader"):
+        vramkit.DataLoader(d.Stream(), num_workers=1).load_state_dict(state)
