@@ -1,8 +1,12 @@
 """Staging memory: slots of one memory file that the parent and its workers map."""
 
+import contextlib
 import os
 import threading
+import time
+import weakref
 from collections import deque
+from collections.abc import Iterator
 from typing import Self
 
 from vramkit.errors import SystemCallError
@@ -28,7 +32,7 @@ def round_capacity(needed_bytes: int) -> int:
 class Slot:
     """One place for one batch, as this process sees it."""
 
-    __slots__ = ("address", "capacity", "index", "pinned", "worker")
+    __slots__ = ("address", "capacity", "delivered", "index", "not_before", "pinned", "worker")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -37,6 +41,9 @@ class Slot:
         self.pinned = False
         # The worker that has the slot mapped already.
         self.worker = -1
+        # Whether tensors of the user lie there, and the moment until which forked children copy it.
+        self.delivered = False
+        self.not_before = 0.0
 
 
 class Lease:
@@ -78,6 +85,7 @@ class Arena:
         self._free: deque[Slot] = deque()
         self._empty: list[Slot] = []
         self._closed = False
+        _arenas.add(self)
         # Leases end without it, in destructors: what they touch is atomic under the GIL.
         self._lock = threading.Lock()
 
@@ -109,11 +117,13 @@ class Arena:
         return Lease(self, slot)
 
     def _take(self, worker: int) -> Slot | None:
-        for slot in list(self._free):
-            if slot.worker == worker:
-                self._free.remove(slot)
-                return slot
-        return self._free.popleft() if self._free else None
+        now = time.monotonic()
+        free = [slot for slot in list(self._free) if slot.not_before <= now]
+        own = [slot for slot in free if slot.worker == worker]
+        for slot in own or free:
+            self._free.remove(slot)
+            return slot
+        return None
 
     def grow(self, slot: Slot, needed_bytes: int) -> None:
         """Give a leased slot memory for so many bytes, and map it.
@@ -162,6 +172,7 @@ class Arena:
         """End the lease of a slot; called by the lease."""
         if os.getpid() != self.process:
             return
+        slot.delivered = False
         if self._closed:
             self._unmap(slot)
         else:
@@ -169,14 +180,15 @@ class Arena:
 
     def trim(self, keep: int) -> None:
         """Give back the memory of free slots beyond the first ``keep``."""
-        while len(self._free) > keep:
-            slot = self._free.pop()
-            capacity = slot.capacity
-            self._unmap(slot)
-            if capacity:
-                _memory_map.discard(self.fd, slot_offset(slot.index), capacity)
-            # The slot itself stays, empty: workers know it by its number.
-            self._empty.append(slot)
+        with self._lock:
+            while len(self._free) > keep:
+                slot = self._free.pop()
+                capacity = slot.capacity
+                self._unmap(slot)
+                if capacity:
+                    _memory_map.discard(self.fd, slot_offset(slot.index), capacity)
+                # The slot itself stays, empty: workers know it by its number.
+                self._empty.append(slot)
 
     def close(self) -> None:
         """Give everything back; slots under lease follow when their lease ends."""
@@ -195,8 +207,53 @@ class Arena:
         _memory_map.unmap(slot.address, slot.capacity)
         slot.address, slot.capacity, slot.pinned = 0, 0, False
 
+    def forked_in_parent(self) -> None:
+        """After a fork: use no slot again before the child has had time to copy it."""
+        ready = time.monotonic() + _COPYING_S
+        for slot in self._slots:
+            if slot.delivered:
+                slot.not_before = ready
+
+    def forked_in_child(self) -> None:
+        """After a fork: give this child a copy of the batches that its parent held."""
+        for slot in self._slots:
+            if slot.delivered and slot.address:
+                _memory_map.make_private(slot.address, slot.capacity)
+                slot.delivered = False
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+# For so long after a fork, a slot that the parent gives up is not used again.
+_COPYING_S = 2.0
+_arenas: "weakref.WeakSet[Arena]" = weakref.WeakSet()
+_starting_workers = threading.local()
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """The forks of this thread make workers of a loader, which do not look at batches."""
+    _starting_workers.now = True
+    try:
+        yield
+    finally:
+        _starting_workers.now = False
+
+
+def _after_in_parent() -> None:
+    if not getattr(_starting_workers, "now", False):
+        for arena in list(_arenas):
+            arena.forked_in_parent()
+
+
+def _after_in_child() -> None:
+    if not getattr(_starting_workers, "now", False):
+        for arena in list(_arenas):
+            arena.forked_in_child()
+
+
+os.register_at_fork(after_in_parent=_after_in_parent, after_in_child=_after_in_child)

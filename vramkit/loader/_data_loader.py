@@ -196,7 +196,9 @@ class DataLoader(TorchDataLoader[T_co]):
         with _resume.random_as(self, state["random"]):
             view = View(self, **instead)
             source = make_source(view, self._runtime_here(), states, first_worker)
-            _draw_first(source)
+            if skip or state["num_workers"]:
+                # Without workers, the sampler had drawn nothing before the first batch.
+                _draw_first(source)
             if iterable and not states:
                 # What the data set draws in this process belongs to the past epoch, too.
                 for _ in itertools.islice(source, skip):

@@ -30,6 +30,14 @@ def _libc() -> ctypes.CDLL:
     ]
     libc.munmap.restype = ctypes.c_int
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mremap.restype = ctypes.c_void_p
+    libc.mremap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
     libc.madvise.restype = ctypes.c_int
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.fallocate.restype = ctypes.c_int
@@ -96,6 +104,23 @@ def _populate_one(piece: tuple[int, int]) -> int:
     populate_write = 23
     failed = _libc().madvise(*piece, populate_write)
     return ctypes.get_errno() if failed else 0
+
+
+def make_private(address: int, size_bytes: int) -> None:
+    """Put a private copy in the place of a mapping, at the same address.
+
+    Raises:
+        SystemCallError: There is no memory for it.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    copy = _libc().mmap(None, size_bytes, access, kind, -1, 0)
+    if copy == _FAILED or copy is None:
+        raise _error(f"mmap of {size_bytes:,} bytes for a copy of a batch")
+    ctypes.memmove(copy, address, size_bytes)
+    may_move, fixed = 1, 2
+    if _libc().mremap(copy, size_bytes, size_bytes, may_move | fixed, address) == _FAILED:
+        raise _error(f"mremap of {size_bytes:,} bytes of a copy of a batch")
 
 
 def discard(fd: int, offset: int, size_bytes: int) -> None:

@@ -71,6 +71,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
         and not tensor.is_conj()
         and not tensor.is_neg()
         and not tensor.is_nested
+        and not tensor._is_zerotensor()
     )
 
 
@@ -176,6 +177,7 @@ class HostPlace:
         """Return the tensor at an offset of the slot."""
         if self._buffer is None:
             slot = self._lease.slot
+            slot.delivered = True
             self._buffer = owned_buffer(slot.address, slot.capacity, self._lease)
         return tensor_over(self._buffer, offset, dtype, shape, stride)
 

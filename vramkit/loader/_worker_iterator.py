@@ -11,7 +11,7 @@ from torch.utils.data import _utils
 from torch.utils.data import dataloader as _torch
 
 from vramkit.loader import _worker
-from vramkit.loader._arena import Arena
+from vramkit.loader._arena import Arena, starting_workers
 from vramkit.loader._channels import (
     Exchange,
     IndexChannel,
@@ -118,7 +118,9 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._first_worker = first_worker
         arena.trim(tasks)
         pins = loader.pin_memory and not torch.accelerator.is_available()
-        super().__init__(View(loader, multiprocessing_context=self._context, pin_memory=pins))
+        view = View(loader, multiprocessing_context=self._context, pin_memory=pins)
+        with starting_workers():
+            super().__init__(view)
         self._profile_name = "enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__"
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
