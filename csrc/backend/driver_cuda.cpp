@@ -10,9 +10,15 @@
 namespace vramkit::cuda {
 namespace {
 
+/// Leaves null where the driver has no function of that name.
+template <typename Function>
+void look_up_optional(void* library, const char* name, Function*& function) {
+  function = reinterpret_cast<Function*>(::dlsym(library, name));
+}
+
 template <typename Function>
 void look_up(void* library, const char* name, Function*& function) {
-  function = reinterpret_cast<Function*>(::dlsym(library, name));
+  look_up_optional(library, name, function);
   if (function == nullptr) {
     throw_error(Status::kSystem,
                 "the CUDA driver has no %s; vramkit needs a driver of CUDA 12 or later", name);
@@ -51,6 +57,8 @@ Driver open_driver() {
   look_up(library, "cuMemSetAccess", d.memory_access);
   look_up(library, "cuMemHostRegister_v2", d.host_register);
   look_up(library, "cuMemHostUnregister", d.host_unregister);
+  look_up_optional(library, "cuMemcpyBatchAsync_v2", d.copy_batch);
+  look_up_optional(library, "cuMemcpyBatchAsync", d.copy_batch_12);
   look_up(library, "cuEventCreate", d.event_create);
   look_up(library, "cuEventDestroy_v2", d.event_destroy);
   look_up(library, "cuEventRecord", d.event_record);
@@ -63,22 +71,21 @@ Driver open_driver() {
   return d;
 }
 
-const Driver* stands_in = nullptr;
+std::atomic<const Driver*> opened = nullptr;
 
 }  // namespace
 
 const Driver& driver() {
   // Without a lock, which a child forked in the meantime would find taken for ever. Threads that
   // come here together each open the driver, and the first one's result stays.
-  static std::atomic<const Driver*> opened = nullptr;
   if (const Driver* known = opened.load(std::memory_order_acquire)) return *known;
-  auto made = std::make_unique<const Driver>(stands_in != nullptr ? *stands_in : open_driver());
+  auto made = std::make_unique<const Driver>(open_driver());
   const Driver* first = nullptr;
   if (!opened.compare_exchange_strong(first, made.get())) return *first;
   return *made.release();
 }
 
-void use_driver(const Driver& stand_in) { stands_in = &stand_in; }
+void use_driver(const Driver& stand_in) { opened = &stand_in; }
 
 const char* name_of(Result result) {
   const char* name = nullptr;

@@ -46,11 +46,19 @@ struct AccessDescription {
   int flags;  // 3: read and write
 };
 
+struct CopyAttributes {
+  int source_access_order;  // 1: in stream order
+  Location source_hint;
+  Location destination_hint;
+  unsigned flags;
+};
+
 inline constexpr int kLocationDevice = 1;
 inline constexpr int kAllocationPinned = 1;
 inline constexpr int kPosixFileDescriptor = 1;
 inline constexpr int kReadWrite = 3;
 inline constexpr int kCaptureRelaxed = 2;
+inline constexpr int kSourceInStreamOrder = 1;
 inline constexpr unsigned kEventWithoutTiming = 2;
 inline constexpr unsigned kHostRegisterPortable = 1;
 inline constexpr int kAttributeVirtualMemory = 102;
@@ -85,6 +93,13 @@ struct Driver {
   Result (*memory_access)(Address, size_t, const AccessDescription*, size_t);
   Result (*host_register)(void*, size_t, unsigned);
   Result (*host_unregister)(void*);
+  // Both are optional: drivers have the first since CUDA 13.0, the second since 12.8.
+  Result (*copy_batch)(Address* to, Address* from, size_t* sizes, size_t count,
+                       CopyAttributes* attributes, size_t* first_copies, size_t attribute_count,
+                       Stream);
+  Result (*copy_batch_12)(Address* to, Address* from, size_t* sizes, size_t count,
+                          CopyAttributes* attributes, size_t* first_copies, size_t attribute_count,
+                          size_t* failed_copy, Stream);
   Result (*event_create)(EventHandle*, unsigned);
   Result (*event_destroy)(EventHandle);
   Result (*event_record)(EventHandle, Stream);
@@ -96,7 +111,7 @@ struct Driver {
 /// Opens and initialises the driver at the first call. Throws `Error` where there is none.
 const Driver& driver();
 
-/// For tests on machines without a GPU, before the first call of `driver`: what stands in for it.
+/// For tests on machines without a GPU: what `driver` returns from now on. It is borrowed for ever.
 void use_driver(const Driver& stand_in);
 
 /// "CUDA_ERROR_OUT_OF_MEMORY".

@@ -34,10 +34,7 @@ class Job {
       std::span<const int64_t> indices)
       : plan_(std::move(plan)), indices_(indices.begin(), indices.end()) {
     const auto& pieces = plan_->pieces();
-    if (destinations.size() != pieces.size()) {
-      throw_error(Status::kInvalidArgument, "the plan has %zu pieces, got %zu destinations",
-                  pieces.size(), destinations.size());
-    }
+    plan_->check_destination_count(destinations.size());
     // Not the caller's list, which another thread may change meanwhile.
     plan_->check_indices(indices_);
     copies_.reserve(pieces.size());

@@ -38,7 +38,7 @@ Piece checked(const PieceSpec& spec, size_t number) {
 
 }  // namespace
 
-const Segment& Piece::segment_of(uint64_t number) const {
+const Segment& Piece::find_segment(uint64_t number) const {
   const auto after =
       std::upper_bound(segments.begin(), segments.end(), number,
                        [](uint64_t row, const Segment& s) { return row < s.first_row; });
@@ -69,6 +69,12 @@ void GatherPlan::check_indices(std::span<const int64_t> indices) const {
       "at least 0 and less than that",
       static_cast<long long>(*bad), static_cast<long long>(bad - indices.begin()), shortest_,
       printable(rows));
+}
+
+void GatherPlan::check_destination_count(size_t count) const {
+  if (count == pieces_.size()) return;
+  throw_error(Status::kInvalidArgument, "the plan has %zu pieces, got %zu destinations",
+              pieces_.size(), count);
 }
 
 uint64_t checked_product(uint64_t a, uint64_t b, const char* what) {

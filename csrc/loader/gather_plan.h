@@ -23,15 +23,19 @@ struct Piece {
   uint64_t rows;
 
   const char* row(uint64_t number) const {
-    const Segment& held = segments.size() == 1 ? segments.front() : segment_of(number);
+    const Segment& held = segment_of(number);
     return reinterpret_cast<const char*>(held.address +
                                          (number - held.first_row) * row_stride_bytes);
+  }
+  /// The one that has the row.
+  const Segment& segment_of(uint64_t number) const {
+    return segments.size() == 1 ? segments.front() : find_segment(number);
   }
   /// Whether consecutive rows are one stretch of memory.
   bool is_dense() const { return segments.size() == 1 && row_stride_bytes == row_bytes; }
 
  private:
-  const Segment& segment_of(uint64_t number) const;
+  const Segment& find_segment(uint64_t number) const;
 };
 
 /// What is known of an array before it has been checked.
@@ -54,6 +58,8 @@ class GatherPlan {
   /// Throws kInvalidArgument, with the index, its position and the number of rows, where an index
   /// is not in [0, rows) of every array.
   void check_indices(std::span<const int64_t> indices) const;
+  /// Throws kInvalidArgument unless there is one destination a piece.
+  void check_destination_count(size_t count) const;
 
  private:
   std::vector<Piece> pieces_;

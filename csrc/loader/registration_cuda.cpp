@@ -12,38 +12,13 @@
 #include "backend/driver_cuda.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "loader/context_cuda.h"
 
 namespace vramkit {
 namespace {
 
 using cuda::check;
 using cuda::driver;
-
-/// A use of the device's primary context.
-class PrimaryContext {
- public:
-  explicit PrimaryContext(int device) {
-    int count = 0;
-    check(driver().device_count(&count), "cuDeviceGetCount");
-    if (device < 0 || device >= count) {
-      throw_error(Status::kInvalidArgument, "there is no CUDA device %d: the driver counts %d",
-                  device, count);
-    }
-    check(driver().device_get(&handle_, device), "cuDeviceGet");
-    check(driver().context_retain(&context_, handle_), "cuDevicePrimaryCtxRetain");
-  }
-  PrimaryContext(const PrimaryContext&) = delete;
-  PrimaryContext& operator=(const PrimaryContext&) = delete;
-  ~PrimaryContext() {
-    cuda::warn_on_failure(driver().context_release(handle_), "cuDevicePrimaryCtxRelease",
-                          static_cast<unsigned long long>(handle_));
-  }
-  cuda::Context get() const { return context_; }
-
- private:
-  cuda::Device handle_ = 0;
-  cuda::Context context_ = nullptr;
-};
 
 /// What is registered, by address. Never destroyed: the driver ends before static objects do.
 struct Registrations {

@@ -16,6 +16,7 @@ from vramkit._core import (
     Piece,
     Plan,
     Segment,
+    has_batched_copies,
     host_register,
     host_unregister,
     stream_copy,
@@ -231,6 +232,11 @@ def test_no_integer_wraps(gatherer: Gatherer) -> None:
         lambda: plan.submit(gatherer, [TOO_MUCH], at, 4),
         lambda: plan.submit(gatherer, [to], at + 2**64, 4),
         lambda: plan.submit(gatherer, [to], at, -1),
+        lambda: plan.copy_to_device([TOO_MUCH], at, 4, 0, 2),
+        lambda: plan.copy_to_device([to], at + 2**64, 4, 0, 2),
+        lambda: plan.copy_to_device([to], at, -1, 0, 2),
+        lambda: plan.copy_to_device([to], at, 4, 2**31, 2),
+        lambda: plan.copy_to_device([to], at, 4, 0, -1),
         lambda: gatherer.wait(TOO_MUCH),
         lambda: gatherer.done(-1),
         lambda: stream_copy(TOO_MUCH, at, 1),
@@ -294,3 +300,34 @@ def test_without_a_driver_registration_says_so() -> None:
         host_unregister(address(memory))
     with pytest.raises(InvalidArgumentError, match="no host memory was registered"):
         host_unregister(address(memory))
+
+
+def test_a_copy_to_the_device_checks_its_arguments_first() -> None:
+    array, rows = np.zeros((10, 4)), np.ones((3, 4))
+    plan, to = Plan([piece(array, rows)]), address(rows)
+    for bad in (-1, 10):
+        indices = np.array([0, bad, 3])
+        text = f"index {bad} at position 1 is out of range: piece 0 has 10 rows"
+        with pytest.raises(InvalidArgumentError, match=text):
+            plan.copy_to_device([to], address(indices), 3, 0, 2)
+    indices = np.arange(3)
+    for stream in (0, 1):
+        with pytest.raises(InvalidArgumentError, match="on the default stream"):
+            plan.copy_to_device([to], address(indices), 3, 0, stream)
+    with pytest.raises(InvalidArgumentError, match="the plan has 1 pieces, got 2 destinations"):
+        plan.copy_to_device([to, to], address(indices), 3, 0, 2)
+    with pytest.raises(InvalidArgumentError, match="indices is a null pointer"):
+        plan.copy_to_device([to], 0, 3, 0, 2)
+    with pytest.raises(InvalidArgumentError, match="a destination of 96 bytes cannot begin"):
+        plan.copy_to_device([0], address(indices), 3, 0, 2)
+    assert (rows == 1).all()
+
+
+def test_without_a_driver_there_are_no_batched_copies() -> None:
+    array, rows, indices = np.zeros((10, 4)), np.ones((3, 4)), np.arange(3)
+    plan = Plan([piece(array, rows)])
+    # No machine has this device, so that one with a driver refuses too.
+    error = InvalidArgumentError if has_batched_copies() else SystemCallError
+    with pytest.raises(error, match="CUDA d"):
+        plan.copy_to_device([address(rows)], address(indices), 3, 999, 2)
+    assert (rows == 1).all()

@@ -17,6 +17,14 @@ static_assert(offsetof(AllocationProperties, windows_metadata) ==
 static_assert(offsetof(AllocationProperties, flags) == offsetof(CUmemAllocationProp, allocFlags));
 static_assert(sizeof(AccessDescription) == sizeof(CUmemAccessDesc));
 static_assert(offsetof(AccessDescription, flags) == offsetof(CUmemAccessDesc, flags));
+#if CUDA_VERSION >= 12080
+static_assert(kSourceInStreamOrder == CU_MEMCPY_SRC_ACCESS_ORDER_STREAM);
+static_assert(sizeof(CopyAttributes) == sizeof(CUmemcpyAttributes));
+static_assert(offsetof(CopyAttributes, source_hint) == offsetof(CUmemcpyAttributes, srcLocHint));
+static_assert(offsetof(CopyAttributes, destination_hint) ==
+              offsetof(CUmemcpyAttributes, dstLocHint));
+static_assert(offsetof(CopyAttributes, flags) == offsetof(CUmemcpyAttributes, flags));
+#endif
 static_assert(sizeof(Address) == sizeof(CUdeviceptr));
 static_assert(sizeof(MemoryHandle) == sizeof(CUmemGenericAllocationHandle));
 

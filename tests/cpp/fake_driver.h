@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
@@ -27,6 +28,16 @@ struct FakeGpu {
     std::set<int> accessible_from;
   };
 
+  struct Copy {
+    uint64_t to;
+    uint64_t from;
+    uint64_t bytes;
+  };
+  struct Batch {
+    uint64_t stream;
+    std::vector<Copy> copies;
+  };
+
   uint64_t pages = 100;
   std::set<cuda::MemoryHandle> handles;
   std::map<uint64_t, Mapping> mappings;  // by address, a page each
@@ -39,6 +50,8 @@ struct FakeGpu {
   std::set<int> distant_peers;                // without access
   std::map<uint64_t, size_t> registered;      // host memory: bytes by address
   cuda::Result registering = cuda::kSuccess;  // what the driver answers
+  std::vector<Batch> batches;                 // of copies, none of them done
+  cuda::Result copying = cuda::kSuccess;      // what the driver answers
   int contexts = 0;                           // retained and not released
   bool context_gone = false;
   uint64_t device_waits = 0;
@@ -54,10 +67,30 @@ struct FakeGpu {
     static FakeGpu gpu;
     return gpu;
   }
+  /// What `cuda::driver()` returns. Who changes it puts it right again.
+  static cuda::Driver& table() {
+    static cuda::Driver functions_in_use = functions();
+    return functions_in_use;
+  }
+  /// How often the thread has made a context current.
+  static int& entered() {
+    thread_local int depth = 0;
+    return depth;
+  }
+  /// Does the copies, the last ones first: a batch has no order.
+  void run_batches() {
+    for (const Batch& batch : batches) {
+      for (auto copy = batch.copies.rbegin(); copy != batch.copies.rend(); ++copy) {
+        std::memcpy(reinterpret_cast<void*>(copy->to), reinterpret_cast<const void*>(copy->from),
+                    copy->bytes);
+      }
+    }
+    batches.clear();
+  }
+
   /// As new. Whatever was made on it before must be gone.
   static FakeGpu& fresh() {
-    static const cuda::Driver table = functions();
-    cuda::use_driver(table);
+    cuda::use_driver(table());
     EXPECT_TRUE(instance().handles.empty());
     EXPECT_TRUE(instance().mappings.empty());
     return instance() = FakeGpu{};
@@ -71,6 +104,10 @@ struct FakeGpu {
   static void add_mapping(cuda::Driver& d);
   static void add_events(cuda::Driver& d);
   static void add_host_memory(cuda::Driver& d);
+  static void add_copies(cuda::Driver& d);
+  static cuda::Result queue(const cuda::Address* to, const cuda::Address* from, const size_t* sizes,
+                            size_t count, const cuda::CopyAttributes& attributes,
+                            cuda::Stream stream);
 };
 
 inline uint64_t number_of(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
@@ -121,8 +158,15 @@ inline void FakeGpu::add_context(cuda::Driver& d) {
     *access = instance().distant_peers.contains(peer) ? 0 : 1;
     return cuda::kSuccess;
   };
-  d.context_push = [](cuda::Context) { return instance().context_gone ? 201 : cuda::kSuccess; };
-  d.context_pop = [](cuda::Context*) { return cuda::kSuccess; };
+  d.context_push = [](cuda::Context) {
+    if (instance().context_gone) return 201;
+    ++entered();
+    return cuda::kSuccess;
+  };
+  d.context_pop = [](cuda::Context*) {
+    --entered();
+    return cuda::kSuccess;
+  };
   d.context_synchronize = [] {
     ++instance().device_waits;
     return instance().capturing.empty() ? cuda::kSuccess : cuda::kCaptureUnsupported;
@@ -232,6 +276,41 @@ inline void FakeGpu::add_host_memory(cuda::Driver& d) {
   };
 }
 
+inline cuda::Result FakeGpu::queue(const cuda::Address* to, const cuda::Address* from,
+                                   const size_t* sizes, size_t count,
+                                   const cuda::CopyAttributes& attributes, cuda::Stream stream) {
+  EXPECT_GT(count, 0U);
+  EXPECT_GT(entered(), 0);
+  EXPECT_EQ(attributes.source_access_order, cuda::kSourceInStreamOrder);
+  EXPECT_EQ(attributes.flags, 0U);
+  FakeGpu& gpu = instance();
+  if (gpu.copying != cuda::kSuccess) return gpu.copying;
+  if (number_of(stream) <= 1) return kInvalidValue;
+  if (gpu.capturing.contains(number_of(stream))) return cuda::kCaptureUnsupported;
+  Batch& batch = gpu.batches.emplace_back(Batch{number_of(stream), {}});
+  for (size_t i = 0; i < count; ++i) {
+    if (to[i] == 0 || from[i] == 0 || sizes[i] == 0) return kInvalidValue;
+    batch.copies.push_back({to[i], from[i], sizes[i]});
+  }
+  return cuda::kSuccess;
+}
+
+inline void FakeGpu::add_copies(cuda::Driver& d) {
+  d.copy_batch = [](cuda::Address* to, cuda::Address* from, size_t* sizes, size_t count,
+                    cuda::CopyAttributes* attributes, size_t* first_copies, size_t attribute_count,
+                    cuda::Stream stream) {
+    const bool for_all = attribute_count == 1 && first_copies[0] == 0;
+    return for_all ? queue(to, from, sizes, count, *attributes, stream) : kInvalidValue;
+  };
+  d.copy_batch_12 = [](cuda::Address* to, cuda::Address* from, size_t* sizes, size_t count,
+                       cuda::CopyAttributes* attributes, size_t* first_copies,
+                       size_t attribute_count, size_t* failed_copy, cuda::Stream stream) {
+    const bool for_all = attribute_count == 1 && first_copies[0] == 0;
+    *failed_copy = count;
+    return for_all ? queue(to, from, sizes, count, *attributes, stream) : kInvalidValue;
+  };
+}
+
 inline cuda::Driver FakeGpu::functions() {
   cuda::Driver d{};
   add_device(d);
@@ -240,6 +319,7 @@ inline cuda::Driver FakeGpu::functions() {
   add_mapping(d);
   add_events(d);
   add_host_memory(d);
+  add_copies(d);
   return d;
 }
 

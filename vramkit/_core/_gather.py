@@ -1,4 +1,4 @@
-"""Copies of the loader: streaming copies, gathers of rows by native threads, registered memory.
+"""Copies of the loader: streaming copies, rows gathered by threads or the GPU, registered memory.
 
 All addresses are integers, and their memory is borrowed: whoever calls keeps it alive.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from vramkit._core import _structs as s
 from vramkit._core._checked import Address, Integer
-from vramkit._core._library import call, library, raise_status
+from vramkit._core._library import call, invoke, library, raise_status
 from vramkit.errors import ForkedPoolError, InvalidArgumentError
 
 _HIGHEST = 2**64 - 1
@@ -23,6 +23,8 @@ _NO_TIMEOUT = -1
 _DESTINATION = Integer("destination", ctypes.c_uint64)
 _INDICES = Address("indices_address")
 _COUNT = Integer("count", ctypes.c_uint64)
+_DEVICE = Integer("device", ctypes.c_int32)
+_STREAM = Integer("stream", ctypes.c_uint64)
 
 _gatherers: "weakref.WeakSet[Gatherer]" = weakref.WeakSet()
 
@@ -145,6 +147,7 @@ class Plan:
         call("vramkit_gather_plan_create", structs, len(converted), ctypes.byref(handle))
         self._handle = handle.value
         self._submit: Callable[..., int] = library().vramkit_gatherer_submit
+        self._copy_to_device: Callable[..., int] = library().vramkit_copy_to_device
         destroy = library().vramkit_gather_plan_destroy
         weakref.finalize(self, destroy, self._handle).atexit = False
 
@@ -184,6 +187,57 @@ class Plan:
         if status:
             raise_status(s.Status(status))
         return ticket.value
+
+    def copy_to_device(
+        self,
+        destinations: Sequence[int],
+        indices_address: int,
+        count: int,
+        device: int,
+        stream: int,
+    ) -> None:
+        """Queue copies of row ``indices[k]`` of each piece to ``destination + k * row_bytes``.
+
+        The device's copy engines read the rows where they lie. The rows of each segment must lie in
+        one range of memory that :func:`host_register` registered, which is not checked. They and
+        the destinations are borrowed until the stream is done.
+
+        Args:
+            destinations: Addresses in memory of the device, one a piece, for ``count`` rows each.
+                They must not overlap.
+            indices_address: Of an int64 array, which is copied before this returns.
+            count: Entries of it.
+            device: Ordinal of the CUDA device.
+            stream: Handle of a stream of that device, other than the default stream; no graph may
+                be captured on it.
+
+        Raises:
+            InvalidArgumentError: An index is out of range or another argument is wrong; nothing was
+                queued.
+            SystemCallError: The driver is missing, has no batched copies or refuses. If it refuses,
+                some copies may be queued.
+        """
+        targets = (ctypes.c_uint64 * len(destinations))(*map(_DESTINATION.check, destinations))
+        # As in `submit`.
+        status = self._copy_to_device(
+            self._handle,
+            targets,
+            len(destinations),
+            _INDICES.check(indices_address),
+            _COUNT.check(count),
+            _DEVICE.check(device),
+            _STREAM.check(stream),
+        )
+        if status:
+            raise_status(s.Status(status))
+
+
+def has_batched_copies() -> bool:
+    """Whether there is a CUDA driver for :meth:`Plan.copy_to_device`: of CUDA 12.8 or later.
+
+    It opens the driver. Without one the answer is False.
+    """
+    return bool(invoke("vramkit_has_batched_copies"))
 
 
 def stream_copy(to: int, from_: int, size_bytes: int) -> None:

@@ -117,6 +117,15 @@ STATUS_FUNCTIONS: dict[str, Arguments] = {
     "vramkit_gatherer_done": [_GATHERER, _TICKET, _OUT_I32],
     "vramkit_host_register": [_ADDRESS, _SIZE, _DEVICE],
     "vramkit_host_unregister": [_ADDRESS],
+    "vramkit_copy_to_device": [
+        _PLAN,
+        _OUT_U64,
+        _COUNT,
+        _ADDRESS,
+        _COUNT,
+        _DEVICE,
+        _STREAM,
+    ],
     "vramkit_fault": [_POOL, ctypes.c_char_p, _COUNT],
     "vramkit_complete_events": [_POOL, _COUNT],
 }
@@ -130,6 +139,7 @@ OTHER_FUNCTIONS: dict[str, tuple[type | None, Arguments]] = {
     "vramkit_replay_destroy": (None, [_ADDRESS]),
     "vramkit_gather_plan_destroy": (None, [_PLAN]),
     "vramkit_gatherer_destroy": (None, [_GATHERER]),
+    "vramkit_has_batched_copies": (ctypes.c_int32, []),
 }
 
 EXCEPTIONS: dict[s.Status, type[errors.VramkitError]] = {

@@ -8,7 +8,7 @@ import enum
 
 from vramkit._core._checked import CheckedStructure
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 DEVICE_CPU = -1
 MAX_DEVICES = 64
 SIZE_CLASSES = 40

@@ -7,6 +7,7 @@
 
 #include "bind/c/guarded.h"
 #include "bind/c/vramkit.h"
+#include "loader/dma_cuda.h"
 #include "loader/gather.h"
 #include "loader/gather_plan.h"
 #include "loader/registration_cuda.h"
@@ -124,4 +125,18 @@ vramkit_status vramkit_host_register(void* address, uint64_t size_bytes, int32_t
 
 vramkit_status vramkit_host_unregister(void* address) {
   return guarded([&] { vramkit::host_unregister(reinterpret_cast<uint64_t>(address)); });
+}
+
+int32_t vramkit_has_batched_copies(void) { return vramkit::has_batched_copies() ? 1 : 0; }
+
+vramkit_status vramkit_copy_to_device(const vramkit_gather_plan* plan, const uint64_t* destinations,
+                                      uint64_t destination_count, const int64_t* indices,
+                                      uint64_t index_count, int32_t device, uint64_t stream) {
+  return guarded([&] {
+    need(plan, "plan");
+    if (destination_count > 0) need(destinations, "destinations");
+    if (index_count > 0) need(indices, "indices");
+    vramkit::copy_to_device(*plan->plan, {destinations, destination_count}, {indices, index_count},
+                            device, stream);
+  });
 }

@@ -21,7 +21,7 @@ extern "C" {
 
 #define VRAMKIT_API __attribute__((visibility("default")))
 
-enum { VRAMKIT_ABI_VERSION = 4 };
+enum { VRAMKIT_ABI_VERSION = 5 };
 
 typedef enum vramkit_status {
   VRAMKIT_OK = 0,
@@ -367,6 +367,21 @@ VRAMKIT_API vramkit_status vramkit_gatherer_done(vramkit_gatherer* gatherer, uin
 VRAMKIT_API vramkit_status vramkit_host_register(void* address, uint64_t size_bytes,
                                                  int32_t device);
 VRAMKIT_API vramkit_status vramkit_host_unregister(void* address);
+
+// Whether there is a CUDA driver that takes many copies by one call (CUDA 12.8 or later): 1 or 0.
+VRAMKIT_API int32_t vramkit_has_batched_copies(void);
+
+// Queues copies of row indices[k] of each piece of the plan to destinations[piece] + k * row_bytes,
+// an address in memory of the CUDA device, on a stream of that device other than the default one.
+// The rows of a segment must lie in one range that vramkit_host_register registered. The index list
+// is copied; the rows and the destinations, which must not overlap, are borrowed until the stream
+// is done. INVALID_ARGUMENT, and nothing is queued, if an index is out of range. SYSTEM if the
+// driver has no batched copies or refuses; after a refusal some copies may be queued.
+VRAMKIT_API vramkit_status vramkit_copy_to_device(const vramkit_gather_plan* plan,
+                                                  const uint64_t* destinations,
+                                                  uint64_t destination_count,
+                                                  const int64_t* indices, uint64_t index_count,
+                                                  int32_t device, uint64_t stream);
 
 // ---- controls of the test decorators -------------------------------------------------------
 
