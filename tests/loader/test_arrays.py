@@ -1,0 +1,165 @@
+"""Data sets that are arrays: which are gathered, and that the batches are PyTorch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.batches import assert_same
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+)
+
+import vramkit
+
+
+class Declared(Dataset[Any]):
+    """Samples are rows of whatever arrays it is given."""
+
+    def __init__(self, arrays: Any, count: int) -> None:
+        self.arrays, self.count = arrays, count
+        self.fetched = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        self.fetched += 1
+        return _row(self.arrays, index)
+
+    def __vramkit_arrays__(self) -> Any:
+        return self.arrays
+
+
+class Doubling(Declared):
+    """Makes other samples of them, and says nothing of its own about arrays."""
+
+    def __getitem__(self, index: int) -> Any:
+        return _row(self.arrays, index) * 2
+
+
+def _row(arrays: Any, index: int) -> Any:
+    if isinstance(arrays, dict):
+        return {key: _row(value, index) for key, value in arrays.items()}
+    if isinstance(arrays, (tuple, list)):
+        return type(arrays)(_row(value, index) for value in arrays)
+    return arrays[index]
+
+
+def assert_gathered(dataset: Any, **options: Any) -> None:
+    """Two epochs of all kinds of loaders are PyTorch's and come from the arrays."""
+    for more in ({"shuffle": True}, {"num_workers": 1}, {"sampler": [3, 0, 3], "drop_last": True}):
+        batches = []
+        for kind in (DataLoader, vramkit.DataLoader):
+            torch.manual_seed(0)
+            loader = kind(dataset, batch_size=4, **more, **options)
+            batches.append([list(loader), list(loader)])
+        assert_same(batches[1], batches[0])
+        assert loader.stats().path == "arrays"
+        assert loader.stats().reason == ""
+
+
+NUMBERS = torch.arange(23)
+ROWS = TensorDataset(torch.randn(23, 3, 5), NUMBERS, NUMBERS.to(torch.bfloat16))
+LARGE = TensorDataset(torch.randn(23, 20_000), NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        ROWS,
+        LARGE,
+        Subset(ROWS, range(22, 2, -3)),
+        Subset(Subset(LARGE, [7, 1, 9, 4, 2]), [4, 3, 2, 1, 0, 0]),
+        StackDataset(ROWS, Subset(LARGE, list(range(22, -1, -1)))),
+        StackDataset(first=ROWS, second=TensorDataset(NUMBERS)),
+        ConcatDataset([ROWS, Subset(ROWS, [5, 4]), ROWS]),
+        ConcatDataset([LARGE, LARGE]),
+        TensorDataset(torch.randn(5, 23, 2).transpose(0, 1)[:, 2], NUMBERS),
+        TensorDataset(torch.randn(46, 30_000)[::2], torch.ones(1).expand(23)),
+    ],
+    ids=lambda dataset: type(dataset).__name__,
+)
+def test_torchs_own_data_sets(dataset: Any) -> None:
+    assert_gathered(dataset)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        torch.randn(11, 4),
+        np.arange(11.0),
+        np.arange(11, dtype=np.int16).reshape(11, 1),
+        np.random.default_rng(0).random((22, 25_000), np.float32)[::2],
+        (torch.randn(11), {"x": np.ones((11, 2), bool), "y": [np.arange(11, dtype=np.uint8)]}),
+    ],
+    ids=str,
+)
+def test_declared_arrays(arrays: Any) -> None:
+    dataset = Declared(arrays, 11)
+    assert_gathered(dataset)
+    dataset.fetched = 0
+    list(vramkit.DataLoader(dataset, batch_size=3))
+    assert dataset.fetched == 0
+
+
+def test_a_memory_map(tmp_path: Any) -> None:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.random.default_rng(0).random((40, 9_000), np.float32))
+    rows = np.load(path, mmap_mode="r")
+    batches = list(vramkit.DataLoader(Declared(rows, 40), batch_size=16))
+    assert torch.equal(torch.cat(batches), torch.from_numpy(np.array(rows)))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "reason"),
+    [
+        (Doubling(torch.randn(11), 11), {}, "Doubling is not known to be arrays"),
+        (Declared(torch.randn(12), 11), {}, "has 11 samples, but the arrays"),
+        (Declared("rows", 11), {}, "must return tensors, numpy arrays"),
+        (Declared(np.array([object()] * 11), 11), {}, "dtype object"),
+        (Declared(np.arange(11)[::-1], 11), {}, "are not contiguous"),
+        (Declared(torch.randn(11, 3, 4).transpose(1, 2), 11), {}, "are not contiguous"),
+        (TensorDataset(torch.randn(11, requires_grad=True)), {}, "requires_grad=True"),
+        (ROWS, {"collate_fn": list}, "collate_fn is not default_collate"),
+        (ROWS, {"batch_size": None}, "batch_size=None"),
+        (ROWS, {"worker_init_fn": print, "num_workers": 1}, "worker_init_fn"),
+        (ConcatDataset([ROWS, LARGE]), {}, "samples of different length"),
+        (ConcatDataset([TensorDataset(NUMBERS), TensorDataset(NUMBERS.float())]), {}, "differ"),
+        (Subset(ROWS, [1, 99]), {}, "outside of 0 to 22"),
+    ],
+)
+def test_what_is_not_gathered_says_why(dataset: Any, options: Any, reason: str) -> None:
+    loader = vramkit.DataLoader(dataset, **options)
+    iter(loader)
+    stats = loader.stats()
+    assert stats.path != "arrays"
+    assert reason in stats.reason
+    loader.close()
+
+
+def test_a_subclass_with_samples_of_its_own_is_asked() -> None:
+    rows = torch.randn(11)
+    (batch,) = vramkit.DataLoader(Doubling(rows, 11), batch_size=11)
+    assert torch.equal(batch, rows * 2)
+
+
+@pytest.mark.parametrize("indices", [[3, -1, 2], [0, 23], ["a"], [1.0]])
+def test_indices_are_torchs_matter(indices: list[Any]) -> None:
+    outcomes = []
+    for kind in (DataLoader, vramkit.DataLoader):
+        try:
+            outcomes.append(list(kind(ROWS, batch_size=4, sampler=indices)))
+        except Exception as err:  # noqa: BLE001 - compared
+            outcomes.append([type(err), str(err)])
+    if isinstance(outcomes[0][0], type):
+        assert outcomes[1] == outcomes[0]
+    else:
+        assert_same(outcomes[1], outcomes[0])
