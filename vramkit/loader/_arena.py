@@ -117,13 +117,16 @@ class Arena:
         return Lease(self, slot)
 
     def _take(self, worker: int) -> Slot | None:
-        now = time.monotonic()
-        free = [slot for slot in list(self._free) if slot.not_before <= now]
+        free = self._reusable()
         own = [slot for slot in free if slot.worker == worker]
         for slot in own or free:
             self._free.remove(slot)
             return slot
         return None
+
+    def _reusable(self) -> list[Slot]:
+        now = time.monotonic()
+        return [slot for slot in list(self._free) if slot.not_before <= now]
 
     def grow(self, slot: Slot, needed_bytes: int) -> None:
         """Give a leased slot memory for so many bytes, and map it.
@@ -181,8 +184,9 @@ class Arena:
     def trim(self, keep: int) -> None:
         """Give back the memory of free slots beyond the first ``keep``."""
         with self._lock:
-            while len(self._free) > keep:
-                slot = self._free.pop()
+            # A forked child may still be copying from the others.
+            for slot in self._reusable()[keep:]:
+                self._free.remove(slot)
                 capacity = slot.capacity
                 self._unmap(slot)
                 if capacity:

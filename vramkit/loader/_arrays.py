@@ -6,6 +6,7 @@ guessed about one that has not.
 """
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """The size of one row."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def find_arrays(dataset: Any) -> Any:

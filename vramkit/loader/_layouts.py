@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vramkit.loader._packing import ALIGNMENT, is_plain
+from vramkit.loader._packing import aligned, is_plain
 from vramkit.loader._slot_writer import SlotWriter
 from vramkit.loader._staged import Reference
 
@@ -87,7 +87,7 @@ class Layouts:
         for position, (leaf, offset) in enumerate(zip(leaves, offsets, strict=True)):
             at = offset
             if at is None:
-                at = -(-used // ALIGNMENT) * ALIGNMENT
+                at = aligned(used)
                 used = at + leaf.nbytes
                 moved.append(position)
             references.append(Reference(at, leaf.dtype, tuple(leaf.shape)))

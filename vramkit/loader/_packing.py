@@ -23,6 +23,12 @@ ALIGNMENT = 256
 
 Shape = tuple[int, ...]
 
+
+def aligned(offset: int) -> int:
+    """The first offset from there on at which a tensor may lie."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
 _NUMPY_DTYPES = {
     torch.from_numpy(np.empty(0, name)).dtype: np.dtype(name)
     for name in ["?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "c8", "c16"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vramkit.errors import InvalidArgumentError
+from vramkit.loader._dataset_state import is_stateful
 
 VERSION = 1
 
@@ -91,19 +92,13 @@ def _generators(loader: Any) -> dict[str, torch.Generator]:
 def sampler_state(loader: Any) -> Any:
     """Return the state of a sampler that has one of its own, else None."""
     sampler = loader._index_sampler
-    return sampler.state_dict() if _is_stateful(sampler) else None
+    return sampler.state_dict() if is_stateful(sampler) else None
 
 
 def load_sampler_state(loader: Any, state: Any) -> None:
     """Give the sampler its state back."""
-    if state is not None and _is_stateful(loader._index_sampler):
+    if state is not None and is_stateful(loader._index_sampler):
         loader._index_sampler.load_state_dict(state)
-
-
-def _is_stateful(sampler: Any) -> bool:
-    return callable(getattr(sampler, "state_dict", None)) and callable(
-        getattr(sampler, "load_state_dict", None)
-    )
 
 
 class SkippingSampler:

@@ -10,7 +10,7 @@ import torch
 from vramkit.errors import SystemCallError
 from vramkit.loader import _memory_map
 from vramkit.loader._arena import round_capacity, slot_offset
-from vramkit.loader._packing import ALIGNMENT, Shape, tensor_over
+from vramkit.loader._packing import Shape, aligned, tensor_over
 
 StreamCopy = Callable[[int, int, int], object]
 
@@ -67,7 +67,7 @@ class SlotWriter:
         """Take the next bytes of the slot; returns their offset, or None if there is no room."""
         if self._slot < 0:
             return None
-        offset = -(-self.used_bytes // ALIGNMENT) * ALIGNMENT
+        offset = aligned(self.used_bytes)
         if offset + size_bytes > self.capacity and not self._grow(offset + size_bytes):
             return None
         self.used_bytes = offset + size_bytes

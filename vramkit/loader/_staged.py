@@ -1,12 +1,13 @@
 """Batches of this process that lie in a slot, and the memory in which they are put together."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from vramkit.loader._arena import Arena, Lease
-from vramkit.loader._packing import ALIGNMENT, HostPlace, Place, Shape, is_plain
+from vramkit.loader._packing import HostPlace, Place, Shape, aligned, is_plain
 from vramkit.loader._structure import map_leaves
 
 
@@ -65,34 +66,28 @@ def stage(batch: Any, arena: Arena, copy: Callable[[int, int, int], object]) -> 
     Raises:
         SystemCallError: There is no memory for the slot.
     """
-    total = 0
-    places: list[int] = []
+    tensors: list[torch.Tensor] = []
 
-    def measure(leaf: Any) -> Any:
-        nonlocal total
-        if isinstance(leaf, torch.Tensor) and is_plain(leaf) and leaf.numel():
-            total = -(-total // ALIGNMENT) * ALIGNMENT
-            places.append(total)
-            total += leaf.numel() * leaf.element_size()
+    def collect(leaf: Any) -> Any:
+        if _is_staged(leaf):
+            tensors.append(leaf)
         return leaf
 
-    map_leaves(batch, measure)
-    if not places:
+    map_leaves(batch, collect)
+    if not tensors:
         return batch
-    lease = arena.lease()
-    arena.grow(lease.slot, total)
-    offsets = iter(places)
+    layout = [(tensor.dtype, tuple(tensor.shape)) for tensor in tensors]
+    lease, references, used_bytes = empty_batch(arena, layout)
+    for tensor, reference in zip(tensors, references, strict=True):
+        dense = tensor.contiguous()
+        copy(lease.slot.address + reference.offset, dense.data_ptr(), dense.nbytes)
+    placed = iter(references)
+    structure = map_leaves(batch, lambda leaf: next(placed) if _is_staged(leaf) else leaf)
+    return Staged(lease, structure, used_bytes)
 
-    def place(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and is_plain(leaf) and leaf.numel():
-            offset = next(offsets)
-            dense = leaf.contiguous()
-            size = dense.numel() * dense.element_size()
-            copy(lease.slot.address + offset, dense.data_ptr(), size)
-            return Reference(offset, leaf.dtype, tuple(leaf.shape))
-        return leaf
 
-    return Staged(lease, map_leaves(batch, place), total)
+def _is_staged(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and is_plain(leaf) and leaf.numel() > 0
 
 
 def empty_batch(
@@ -105,12 +100,9 @@ def empty_batch(
     """
     references, total = [], 0
     for dtype, shape in layout:
-        total = -(-total // ALIGNMENT) * ALIGNMENT
+        total = aligned(total)
         references.append(Reference(total, dtype, shape))
-        count = 1
-        for size in shape:
-            count *= size
-        total += count * dtype.itemsize
+        total += math.prod(shape) * dtype.itemsize
     lease = arena.lease()
     arena.grow(lease.slot, total)
     return lease, references, total
