@@ -61,6 +61,7 @@ inline constexpr int kCaptureRelaxed = 2;
 inline constexpr int kSourceInStreamOrder = 1;
 inline constexpr unsigned kEventWithoutTiming = 2;
 inline constexpr unsigned kHostRegisterPortable = 1;
+inline constexpr unsigned kHostRegisterReadOnly = 8;
 inline constexpr int kAttributeVirtualMemory = 102;
 inline constexpr int kAttributePosixHandles = 103;
 inline constexpr int kAttributeRdmaWithVirtualMemory = 110;

@@ -65,7 +65,7 @@ std::string locked_memory_limit() {
 
 }  // namespace
 
-void host_register(uint64_t address, uint64_t bytes, int device) {
+void host_register(uint64_t address, uint64_t bytes, int device, bool read_only) {
   uint64_t end = 0;
   if (address == 0 || bytes == 0 || __builtin_add_overflow(address, bytes, &end)) {
     throw_error(Status::kInvalidArgument,
@@ -83,8 +83,9 @@ void host_register(uint64_t address, uint64_t bytes, int device) {
   cuda::Result result = cuda::kSuccess;
   try {
     const cuda::Entered entered(entry->second.get());
+    const unsigned access = read_only ? cuda::kHostRegisterReadOnly : 0;
     result = driver().host_register(reinterpret_cast<void*>(address), bytes,
-                                    cuda::kHostRegisterPortable);
+                                    cuda::kHostRegisterPortable | access);
     if (result != cuda::kSuccess) refuse(result, address, bytes, device);
   } catch (...) {
     registrations.held.erase(entry);

@@ -34,6 +34,7 @@ _ALLOWED = {
     },
     "loader/_channels.py": {"AssertionError": _INVARIANT},
     "loader/_failures.py": {"AssertionError": _INVARIANT},
+    "loader/_registered_rows.py": {"NotRegisteredError": _CAUGHT},
     "loader/_stream_collate.py": {"StopIteration": _ITERATION},
     "loader/_threads.py": {"RuntimeError": _TORCHS, "StopIteration": _ITERATION},
     "pool/_memory_pool.py": {"NotImplementedError": _NATIVE},

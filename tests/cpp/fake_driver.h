@@ -49,6 +49,7 @@ struct FakeGpu {
   std::set<int> peers_in_use;                 // with a context
   std::set<int> distant_peers;                // without access
   std::map<uint64_t, size_t> registered;      // host memory: bytes by address
+  bool read_only = false;                     // whether the last memory was registered so
   cuda::Result registering = cuda::kSuccess;  // what the driver answers
   std::vector<Batch> batches;                 // of copies, none of them done
   cuda::Result copying = cuda::kSuccess;      // what the driver answers
@@ -264,8 +265,9 @@ inline void FakeGpu::add_events(cuda::Driver& d) {
 
 inline void FakeGpu::add_host_memory(cuda::Driver& d) {
   d.host_register = [](void* address, size_t bytes, unsigned flags) {
-    EXPECT_EQ(flags, cuda::kHostRegisterPortable);
+    EXPECT_EQ(flags & ~cuda::kHostRegisterReadOnly, cuda::kHostRegisterPortable);
     FakeGpu& gpu = instance();
+    gpu.read_only = (flags & cuda::kHostRegisterReadOnly) != 0;
     if (gpu.registering != cuda::kSuccess) return gpu.registering;
     const bool fresh = gpu.registered.emplace(number_of(address), bytes).second;
     return fresh ? cuda::kSuccess : cuda::kHostMemoryAlreadyRegistered;

@@ -30,6 +30,16 @@ TEST(RegistrationCuda, RegistersAndUnregisters) {
                [] { host_unregister(kAddress); });
 }
 
+TEST(RegistrationCuda, MemoryThatIsOnlyRead) {
+  FakeGpu& gpu = FakeGpu::fresh();
+  host_register(kAddress, kMiB, 0, true);
+  EXPECT_TRUE(gpu.read_only);
+  host_register(kAddress + kMiB, kMiB, 0);
+  EXPECT_FALSE(gpu.read_only);
+  host_unregister(kAddress);
+  host_unregister(kAddress + kMiB);
+}
+
 TEST(RegistrationCuda, ARefusalNamesTheLimit) {
   FakeGpu& gpu = FakeGpu::fresh();
   struct rlimit before {};

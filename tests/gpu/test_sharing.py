@@ -61,6 +61,7 @@ subprocess.run([sys.executable, path], check=True, timeout=110, env=environment)
 FORK = """
 import os, sys, torch
 from vramkit import MemoryPool
+from vramkit.errors import ForkedPoolError
 
 pool = MemoryPool("256MiB", device="cuda")
 with pool:

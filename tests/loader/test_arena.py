@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vramkit.loader._arena import Arena, round_capacity
+from vramkit.loader import _memory_map
+from vramkit.loader._arena import Arena, round_capacity, slot_offset
 
 
 class Arenas(RuleBasedStateMachine):
@@ -67,3 +68,71 @@ class Arenas(RuleBasedStateMachine):
 
 TestArenas = Arenas.TestCase
 TestArenas.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+class _Pins:
+    """Pins as the driver does, without one."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] = {}
+
+    def pin(self, address: int, size_bytes: int) -> bool:
+        self.held[address] = size_bytes
+        return True
+
+    def unpin(self, address: int) -> None:
+        del self.held[address]
+
+
+def _pinned_arena(budget_bytes: int = 1 << 30) -> tuple[Arena, _Pins]:
+    pins: Any = _Pins()
+    return Arena(budget_bytes, pins), pins
+
+
+def test_what_workers_are_filling_is_pinned_with_the_first_batch() -> None:
+    arena, pins = _pinned_arena()
+    with arena:
+        leases = [arena.lease(worker) for worker in range(4)]
+        arena.map(leases[0].slot, round_capacity(500_000))
+        _memory_map.commit(arena.fd, slot_offset(1), 4096)
+        window = _memory_map.map_file(arena.fd, slot_offset(1), 4096)
+        ctypes.memset(window, 7, 4096)
+        arena.equip([lease.slot for lease in leases[1:]], 500_000, spare=3)
+        assert len(pins.held) == arena.slots == 7
+        assert {slot.capacity for slot in arena._slots} == {round_capacity(500_000)}
+        assert ctypes.string_at(leases[1].slot.address, 4096) == bytes([7]) * 4096
+        addresses = dict(pins.held)
+        # The worker had been told of no memory, and made a smaller batch.
+        arena.map(leases[1].slot, round_capacity(1_000))
+        more = [arena.lease() for _ in range(3)]
+        for lease in more:
+            arena.grow(lease.slot, 500_000)
+        assert pins.held == addresses
+        _memory_map.unmap(window, 4096)
+        del leases, lease, more
+    assert not pins.held
+
+
+def test_slots_are_not_made_ahead_beyond_the_budget_or_unpinned() -> None:
+    arena, pins = _pinned_arena(budget_bytes=4 << 20)
+    with arena, Arena(1 << 30) as unpinned:
+        for each in (arena, unpinned):
+            first, second = each.lease(), each.lease()
+            each.grow(first.slot, 1 << 20)
+            each.equip([second.slot], 1 << 20, spare=4)
+            assert (second.slot.capacity, each.slots) == (0, 2)
+        assert len(pins.held) == 1
+
+
+def test_expected_slots_come_with_the_first() -> None:
+    arena, pins = _pinned_arena()
+    with arena:
+        arena.expect(5)
+        lease = arena.lease()
+        assert not pins.held
+        arena.grow(lease.slot, 300_000)
+        assert len(pins.held) == arena.slots == 5
+        later = [arena.lease() for _ in range(4)]
+        for each in later:
+            arena.grow(each.slot, 300_000)
+        assert len(pins.held) == arena.slots == 5

@@ -262,7 +262,7 @@ def stream_copy(to: int, from_: int, size_bytes: int) -> None:
         raise_status(s.Status(status))
 
 
-def host_register(address: int, size_bytes: int, device: int) -> None:
+def host_register(address: int, size_bytes: int, device: int, *, read_only: bool = False) -> None:
     """Lock host memory and make it known to the CUDA driver, for copies at full speed.
 
     It takes up to half a second for each GiB, and kernel launches of other threads wait meanwhile.
@@ -272,13 +272,14 @@ def host_register(address: int, size_bytes: int, device: int) -> None:
         address: Where it begins.
         size_bytes: How much.
         device: Ordinal of the CUDA device whose primary context knows it; all devices may use it.
+        read_only: Devices copy from it only. Memory that this process may not write needs it.
 
     Raises:
         SystemCallError: There is no driver, or it refuses; the text has the limit on locked memory.
         InvalidArgumentError: The range is empty or registered already, or there is no such device.
         ForkedPoolError: A parent of this process has registered memory.
     """
-    call("vramkit_host_register", address, size_bytes, device)
+    call("vramkit_host_register", address, size_bytes, device, int(read_only))
 
 
 def host_unregister(address: int) -> None:

@@ -115,7 +115,7 @@ STATUS_FUNCTIONS: dict[str, Arguments] = {
         _OUT_I32,
     ],
     "vramkit_gatherer_done": [_GATHERER, _TICKET, _OUT_I32],
-    "vramkit_host_register": [_ADDRESS, _SIZE, _DEVICE],
+    "vramkit_host_register": [_ADDRESS, _SIZE, _DEVICE, Integer("read_only", ctypes.c_int32)],
     "vramkit_host_unregister": [_ADDRESS],
     "vramkit_copy_to_device": [
         _PLAN,

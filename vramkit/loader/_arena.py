@@ -85,6 +85,7 @@ class Arena:
         self._free: deque[Slot] = deque()
         self._empty: list[Slot] = []
         self._closed = False
+        self._expected = 0
         _arenas.add(self)
         # Leases end without it, in destructors: what they touch is atomic under the GIL.
         self._lock = threading.Lock()
@@ -136,6 +137,7 @@ class Arena:
         """
         if slot.capacity >= needed_bytes:
             return
+        self._make_expected(needed_bytes)
         capacity = round_capacity(needed_bytes)
         offset = slot_offset(slot.index)
         # The last page alone: the file reaches as far as the slot then, whatever others extend.
@@ -150,7 +152,7 @@ class Arena:
 
     def map(self, slot: Slot, capacity: int) -> None:
         """Map a slot to which a worker has given so much memory."""
-        if slot.capacity == capacity and slot.address:
+        if slot.capacity >= capacity:
             return
         address = _memory_map.map_file(self.fd, slot_offset(slot.index), capacity)
         self._adopt(slot, address, capacity)
@@ -164,6 +166,41 @@ class Arena:
         leases = [self.lease() for _ in range(count)]
         for lease in leases:
             self.grow(lease.slot, needed_bytes)
+
+    def expect(self, count: int) -> None:
+        """Make so many slots as soon as one is filled, all of its size, where memory is pinned."""
+        self._expected = 0 if self._pinning is None else count
+
+    def _make_expected(self, needed_bytes: int) -> None:
+        more, self._expected = self._expected - self.slots, 0
+        within = self.capacity_bytes + more * round_capacity(needed_bytes) <= self.budget_bytes
+        if more > 0 and within:
+            # Without memory now, each slot may get some when it is first used.
+            with contextlib.suppress(SystemCallError):
+                self.prepare(more, needed_bytes)
+
+    def equip(self, filling: list[Slot], needed_bytes: int, spare: int) -> None:
+        """Give slots memory that workers are about to fill, and make more, all before training.
+
+        Nothing is done where memory is not pinned, or where the budget does not allow it: the
+        slots get their memory when they are first used.
+
+        Args:
+            filling: Slots that workers fill now; what they have written stays.
+            needed_bytes: For each slot.
+            spare: How many slots there shall be besides.
+
+        Raises:
+            SystemCallError: There is no memory for them.
+        """
+        wanted = [slot for slot in filling if slot.capacity < needed_bytes]
+        more = max(0, spare - len(self._reusable()))
+        capacity = round_capacity(needed_bytes) * (len(wanted) + more)
+        if self._pinning is None or self.capacity_bytes + capacity > self.budget_bytes:
+            return
+        for slot in wanted:
+            self.grow(slot, needed_bytes)
+        self.prepare(spare, needed_bytes)
 
     def _adopt(self, slot: Slot, address: int, capacity: int) -> None:
         self._unmap(slot)

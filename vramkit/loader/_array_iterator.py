@@ -71,6 +71,7 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
     def _start(self) -> None:
         self._jobs.clear()
         self._drawn.clear()
+        self._gathering.begin()
         batches = tensor_batches(self._index_sampler)
         if batches is not None:
             self._sampler_iter = batches

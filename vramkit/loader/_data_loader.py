@@ -258,6 +258,7 @@ class DataLoader(TorchDataLoader[T_co]):
         """Return what the loader has done and how; see :class:`vramkit.loader.LoaderStats`."""
         runtime = self._runtime_here()
         staging, pinned = runtime.staging_in_use()
+        registered, not_registered = runtime.registered()
         return LoaderStats(
             path=runtime.path,
             reason=runtime.reason,
@@ -267,6 +268,8 @@ class DataLoader(TorchDataLoader[T_co]):
             staged_bytes=runtime.tally.staged_bytes,
             staging_bytes=staging,
             pinned_bytes=pinned,
+            registered_bytes=registered,
+            not_registered=not_registered,
             refused_batches=runtime.tally.refused_batches,
             last_refusal=runtime.tally.last_refusal,
         )

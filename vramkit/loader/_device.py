@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from vramkit.loader._arena import Lease
 from vramkit.loader._packing import Packed, Shape, contiguous_stride, owned_buffer
 from vramkit.loader._staged import Staged
 from vramkit.loader._structure import map_leaves
@@ -146,21 +145,22 @@ class CudaDelivery:
         self._transform = transform
         self._stream = torch.cuda.Stream(device)
         self._retired = Retired()
-        self._slots: deque[tuple[Lease, torch.cuda.Event]] = deque()
+        # What the GPU still copies from.
+        self._sources: deque[tuple[Packed | Staged, torch.cuda.Event]] = deque()
 
     def start(self, item: Any) -> InFlight:
         """Begin to bring a batch to the device; nothing waits for the GPU."""
-        self._release_slots()
+        self._release_sources()
         self._retired.give_back(self._stream, self.depth + 2)
         owners: list[Owner] = []
+        sources: list[Packed | Staged] = []
         with torch.cuda.stream(self._stream):
-            batch = self._copy(item, owners)
+            batch = self._copy(item, owners, sources)
             if self._transform is not None:
                 batch = self._own(self._transform(batch), owners)
             done = torch.cuda.Event()
             done.record(self._stream)
-        if isinstance(item, (Packed, Staged)):
-            self._slots.append((item.lease, done))
+        self._sources.extend((each, done) for each in sources)
         return InFlight(batch, done, owners)
 
     def finish(self, flight: InFlight) -> Any:
@@ -172,17 +172,25 @@ class CudaDelivery:
         flight.owners.clear()
         return flight.batch
 
-    def _copy(self, item: Any, owners: list[Owner]) -> Any:
+    def _copy(self, item: Any, owners: list[Owner], sources: list[Packed | Staged]) -> Any:
         if not isinstance(item, (Packed, Staged)):
             return self._own(self._move(item), owners)
-        if not item.used_bytes:
+        sources.append(item)
+        copies = item.copies if isinstance(item, Staged) else None
+        size = item.used_bytes if copies is None else copies.end
+        if not size:
             return self._own(self._move(item.unpack()), owners)
-        memory = torch.empty(item.used_bytes, dtype=torch.uint8, device=self.device)
-        slot = item.lease.slot
-        source = torch.frombuffer(
-            owned_buffer(slot.address, item.used_bytes, item.lease), dtype=torch.uint8
-        )
-        memory.copy_(source, non_blocking=True)
+        memory = torch.empty(size, dtype=torch.uint8, device=self.device)
+        if copies is not None and not copies.source.copy(
+            copies.parts, memory.data_ptr(), self._stream
+        ):
+            return self._copy(copies.instead(), owners, sources)
+        if item.lease is not None and item.used_bytes:
+            source = torch.frombuffer(
+                owned_buffer(item.lease.slot.address, item.used_bytes, item.lease),
+                dtype=torch.uint8,
+            )
+            memory[: item.used_bytes].copy_(source, non_blocking=True)
         batch = item.unpack(_DevicePlace(self._owned(memory, owners)))
         return self._move(batch)
 
@@ -226,13 +234,13 @@ class CudaDelivery:
         owners.append(owner)
         return torch.as_tensor(owner, device=self.device)
 
-    def _release_slots(self) -> None:
-        while self._slots and self._slots[0][1].query():
-            self._slots.popleft()
+    def _release_sources(self) -> None:
+        while self._sources and self._sources[0][1].query():
+            self._sources.popleft()
 
     def close(self) -> None:
         """Wait for the copies that are under way, and return what nobody holds."""
-        for _, event in self._slots:
+        for _, event in self._sources:
             event.synchronize()
-        self._slots.clear()
+        self._sources.clear()
         self._retired.close(self._stream)

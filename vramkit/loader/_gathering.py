@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,14 @@ from vramkit._core import Gatherer, Piece, Plan, Segment
 from vramkit.errors import InvalidArgumentError, VramkitError
 from vramkit.loader._arena import Arena
 from vramkit.loader._arrays import Column, columns_of
-from vramkit.loader._packing import ALIGNMENT
-from vramkit.loader._staged import Staged, empty_batch
+from vramkit.loader._packing import ALIGNMENT, Shape
+from vramkit.loader._registered_rows import Part, RegisteredRows, RowCopies
+from vramkit.loader._staged import Reference, Staged, empty_batch, lay_out
 
 # Smaller batches get memory of their own: a slot would cost more than it saves.
 _SLOT_FROM_BYTES = 1 << 16
+# Columns in the same order: the order, their positions, and the plan for them.
+_PlanOfGroup = tuple[torch.Tensor | None, list[int], Plan]
 # More threads gain nothing (docs/design/loader.md), and training needs cores too.
 _MOST_THREADS = 12
 
@@ -81,18 +84,40 @@ class Gathering:
     Args:
         structure: What :func:`find_arrays` returned.
         arena: Staging memory for the batches.
+        registered: The columns whose rows the GPU may copy itself, where batches go to one.
     """
 
-    def __init__(self, structure: Any, arena: Arena) -> None:
+    def __init__(
+        self, structure: Any, arena: Arena, registered: RegisteredRows | None = None
+    ) -> None:
         self._structure = structure
         self._columns = columns_of(structure)
         self._arena = arena
+        self._registered = registered
+        self._near, self._far = list(range(len(self._columns))), []
+        if registered is not None:
+            self._far = registered.positions
+            self._near = [each for each in self._near if each not in self._far]
+        self._near_plans = self._plans_of(self._near)
+        self._far_plans = self._plans_of(self._far)
         self._row_bytes = sum(column.row_bytes for column in self._columns)
-        self._plans = [
-            (order, positions, Plan([_piece(self._columns[each]) for each in positions]))
-            for order, positions in _by_order(self._columns)
-        ]
+        self._plans = self._plans_of(list(range(len(self._columns))))
         self._whole = all(column.tensor is not None for column in self._columns)
+
+    def _plans_of(self, positions: list[int]) -> list[_PlanOfGroup]:
+        groups: dict[int, list[int]] = {}
+        for position in positions:
+            if self._columns[position].row_bytes:
+                groups.setdefault(id(self._columns[position].order), []).append(position)
+        return [
+            (self._columns[each[0]].order, each, Plan([_piece(self._columns[at]) for at in each]))
+            for each in groups.values()
+        ]
+
+    def begin(self) -> None:
+        """An epoch begins: register the memory of rows that the GPU copies."""
+        if self._registered is not None:
+            self._registered.begin()
 
     def prepare(self, count: int, rows: int) -> None:
         """Make staging memory for so many batches of so many rows.
@@ -127,7 +152,9 @@ class Gathering:
         count = len(indices)
         if not stage and self._whole and count * self._row_bytes < _SLOT_FROM_BYTES:
             return self._select(indices)
-        layout = [(column.dtype, (count, *column.shape)) for column in self._columns]
+        if stage and self._far and self._registered is not None and not self._registered.reason:
+            return self._start_apart(indices, self._registered)
+        layout = self._layout(range(len(self._columns)), count)
         # In a forked child, the slots are the parent's.
         may_stage = self._arena.process == os.getpid()
         if may_stage and (stage or count * self._row_bytes >= _SLOT_FROM_BYTES):
@@ -138,25 +165,68 @@ class Gathering:
             tensors = [torch.empty(shape, dtype=dtype, device="cpu") for dtype, shape in layout]
             addresses = [each.data_ptr() for each in tensors]
             batch = _collated(self._structure, iter(tensors))
+        return self._gather(batch, self._plans, addresses, indices)
+
+    def _gather(
+        self,
+        batch: Any,
+        plans: list[_PlanOfGroup],
+        addresses: Sequence[int] | dict[int, int],
+        indices: torch.Tensor,
+    ) -> Job | None:
         gatherer = _gatherer_of(os.getpid())
         job = Job(gatherer, batch, self._columns)
-        for order, positions, plan in self._plans:
+        for order, positions, plan in plans:
             try:
                 rows = indices if order is None else order[indices]
                 targets = [addresses[each] for each in positions]
-                job.add(plan.submit(gatherer, targets, rows.data_ptr(), count))
+                job.add(plan.submit(gatherer, targets, rows.data_ptr(), len(indices)))
             except (InvalidArgumentError, IndexError):
                 return None
         return job
 
+    def _start_apart(self, indices: torch.Tensor, registered: RegisteredRows) -> Job | None:
+        """Gather the small rows, and leave the large ones to the GPU."""
+        references: dict[int, Reference] = {}
+        lease, addresses, used = None, {}, 0
+        if self._near:
+            lease, near, used = empty_batch(self._arena, self._layout(self._near, len(indices)))
+            references.update(zip(self._near, near, strict=True))
+            addresses = {at: lease.slot.address + each.offset for at, each in references.items()}
+        far, end = lay_out(self._layout(self._far, len(indices)), used)
+        references.update(zip(self._far, far, strict=True))
+        parts = []
+        for group in self._far_plans:
+            part = self._part(group, references, indices)
+            if part is None:
+                return None
+            parts.append(part)
+        copies = RowCopies(registered, parts, end, lambda: self._by_threads(indices))
+        leaves = iter([references[at] for at in range(len(self._columns))])
+        batch = Staged(lease, _collated(self._structure, leaves), used, copies)
+        return self._gather(batch, self._near_plans, addresses, indices)
 
-def _by_order(columns: list[Column]) -> Iterator[tuple[torch.Tensor | None, list[int]]]:
-    groups: dict[int, list[int]] = {}
-    for position, column in enumerate(columns):
-        if column.row_bytes:
-            groups.setdefault(id(column.order), []).append(position)
-    for positions in groups.values():
-        yield columns[positions[0]].order, positions
+    def _part(
+        self, group: _PlanOfGroup, references: dict[int, Reference], indices: torch.Tensor
+    ) -> Part | None:
+        """The rows of columns in one order; None if an index is out of range."""
+        order, positions, plan = group
+        low, high = torch.aminmax(indices)
+        column = self._columns[positions[0]]
+        if low < 0 or high >= column.rows:
+            return None
+        rows = indices if order is None else order[indices]
+        return Part(plan, [references[each].offset for each in positions], rows)
+
+    def _by_threads(self, indices: torch.Tensor) -> Any:
+        """Gather a batch that the GPU cannot copy after all."""
+        job = self.start(indices, stage=True)
+        assert job is not None
+        return job.result()
+
+    def _layout(self, positions: Iterable[int], count: int) -> list[tuple[torch.dtype, Shape]]:
+        chosen = [self._columns[each] for each in positions]
+        return [(column.dtype, (count, *column.shape)) for column in chosen]
 
 
 def _piece(column: Column) -> Piece:

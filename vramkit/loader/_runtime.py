@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from vramkit.loader._arena import Arena
+from vramkit.loader._arrays import Column
 from vramkit.loader._batches import BatchIterator, Delivery, HostDelivery
 from vramkit.loader._channels import Tally
 from vramkit.loader._device import CudaDelivery
 from vramkit.loader._pinning import Pinning
+from vramkit.loader._registered_rows import RegisteredRows
 from vramkit.loader._resume import Epoch
 
 
@@ -32,6 +34,7 @@ class Runtime:
         self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
         self._arena: Arena | None = None
         self._delivery: Delivery | None = None
+        self._registered: RegisteredRows | None = None
         self._device = loader.device
         self._pins = loader.pin_memory and torch.accelerator.is_available()
         self._transform = loader.transform
@@ -70,6 +73,26 @@ class Runtime:
                 self._delivery = HostDelivery(self._pins, self._transform, self._depth)
         return self._delivery
 
+    def register(self, columns: list[Column]) -> RegisteredRows:
+        """Return the columns whose rows the GPU copies; those of before are given back if others.
+
+        Their memory is registered when an epoch begins.
+        """
+        delivery = self.delivery()
+        assert isinstance(delivery, CudaDelivery)
+        before = self._registered
+        if before is None or not before.is_of(columns):
+            if before is not None:
+                before.release("the data set has other arrays now")
+            self._registered = RegisteredRows(columns, delivery.device.index, self._staging_bytes)
+        assert self._registered is not None
+        return self._registered
+
+    def registered(self) -> tuple[int, str]:
+        """Return how many bytes of the data set are registered, and why not all large rows are."""
+        held = self._registered
+        return (0, "") if held is None else (held.size_bytes, held.reason)
+
     def staging_in_use(self) -> tuple[int, int]:
         """Return the bytes of staging memory and how many of them are pinned."""
         arena = self._arena
@@ -105,6 +128,8 @@ class Runtime:
             iterator.end(why)
         if isinstance(self._delivery, CudaDelivery):
             self._delivery.close()
+        if self._registered is not None:
+            self._registered.release(why)
         if self._arena is not None:
             self._arena.close()
 

@@ -9,8 +9,9 @@ from torch.utils.data import dataloader as _torch
 
 from vramkit._core import stream_copy
 from vramkit.errors import InvalidArgumentError, SystemCallError
+from vramkit.loader._arena import Arena
 from vramkit.loader._array_iterator import ArrayIterator
-from vramkit.loader._arrays import NotArraysError, find_arrays
+from vramkit.loader._arrays import NotArraysError, columns_of, find_arrays
 from vramkit.loader._gathering import Gathering
 from vramkit.loader._local_fetch import InlineIterator, make_fetch
 from vramkit.loader._runtime import Runtime
@@ -36,17 +37,32 @@ def make_source(
     runtime.reason = reason
     if not reason:
         runtime.path = "arrays"
-        gathering = Gathering(structure, runtime.arena())
+        registered = runtime.register(columns_of(structure)) if runtime.on_gpu else None
+        gathering = Gathering(structure, runtime.arena(), registered)
         depth = runtime.delivery().depth
         return ArrayIterator(loader, gathering, depth, stage=runtime.on_gpu)
     if loader.num_workers == 0:
         runtime.path = "inline"
-        arena = runtime.arena() if runtime.on_gpu else None
+        arena = _staging_for(0, runtime)
         return InlineIterator(loader, arena, stream_copy, (states or {}).get(0))
     loader.check_worker_number_rationality()
     if loader.workers == "thread":
         return _threads(loader, runtime)
     return _processes(loader, runtime, states, first_worker)
+
+
+def _staging_for(tasks: int, runtime: Runtime) -> Arena | None:
+    """Staging memory for batches that this process makes, where they go to a GPU."""
+    if not runtime.on_gpu:
+        return None
+    arena = runtime.arena()
+    arena.expect(tasks + _delivered(runtime))
+    return arena
+
+
+def _delivered(runtime: Runtime) -> int:
+    """How many slots hold batches that were made: one arrives, one is let go."""
+    return runtime.delivery().depth + 2
 
 
 def _threads(loader: Any, runtime: Runtime) -> Any:
@@ -57,7 +73,7 @@ def _threads(loader: Any, runtime: Runtime) -> Any:
             "num_workers=1, or workers='process'"
         )
     runtime.path = "threads"
-    arena = runtime.arena() if runtime.on_gpu else None
+    arena = _staging_for(loader.num_workers * (loader.prefetch_factor or 0), runtime)
     return ThreadIterator(loader, lambda: make_fetch(loader, arena, stream_copy))
 
 
@@ -73,7 +89,8 @@ def _processes(
         )
         return _torch._MultiProcessingDataLoaderIter(loader)
     runtime.path = "workers"
-    return StagedWorkers(loader, arena, runtime.tally, states, first_worker)
+    spare = _delivered(runtime)
+    return StagedWorkers(loader, arena, runtime.tally, states, first_worker, spare)
 
 
 def _arrays_of(loader: TorchDataLoader[Any]) -> tuple[Any, str]:

@@ -8,6 +8,7 @@ import torch
 
 from vramkit.loader._arena import Arena, Lease
 from vramkit.loader._packing import HostPlace, Place, Shape, aligned, is_plain
+from vramkit.loader._registered_rows import RowCopies
 from vramkit.loader._structure import map_leaves
 
 
@@ -29,18 +30,25 @@ class Staged:
         lease: The slot.
         structure: The batch with a :class:`Reference` for each of these tensors.
         used_bytes: How much of the slot the tensors take.
+        copies: Further tensors, which never lie in the slot: the GPU itself copies their rows.
     """
 
-    __slots__ = ("lease", "state", "structure", "used_bytes")
+    __slots__ = ("copies", "lease", "state", "structure", "used_bytes")
 
-    def __init__(self, lease: Lease, structure: Any, used_bytes: int) -> None:
+    def __init__(
+        self, lease: Lease | None, structure: Any, used_bytes: int, copies: RowCopies | None = None
+    ) -> None:
         self.lease, self.structure, self.used_bytes = lease, structure, used_bytes
+        self.copies = copies
         # The worker, and the state of its data set after this batch.
         self.state: tuple[int, bytes] | None = None
 
     def unpack(self, place: Place | None = None) -> Any:
         """Return the batch, its tensors at a place: in the slot itself unless told otherwise."""
-        return _resolve(self.structure, HostPlace(self.lease) if place is None else place)
+        if place is None:
+            assert self.lease is not None
+            place = HostPlace(self.lease)
+        return _resolve(self.structure, place)
 
 
 def _resolve(part: Any, place: Place) -> Any:
@@ -98,11 +106,17 @@ def empty_batch(
     Raises:
         SystemCallError: There is no memory for the slot.
     """
-    references, total = [], 0
+    references, total = lay_out(layout)
+    lease = arena.lease()
+    arena.grow(lease.slot, total)
+    return lease, references, total
+
+
+def lay_out(layout: list[tuple[torch.dtype, Shape]], begin: int = 0) -> tuple[list[Reference], int]:
+    """Return where tensors of these kinds lie one after the other, and where the last one ends."""
+    references, total = [], begin
     for dtype, shape in layout:
         total = aligned(total)
         references.append(Reference(total, dtype, shape))
         total += math.prod(shape) * dtype.itemsize
-    lease = arena.lease()
-    arena.grow(lease.slot, total)
-    return lease, references, total
+    return references, total

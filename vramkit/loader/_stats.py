@@ -19,6 +19,9 @@ class LoaderStats:
         staged_bytes: Bytes of batches that went through staging memory.
         staging_bytes: Staging memory in use now, of all slots.
         pinned_bytes: How much of it is pinned.
+        registered_bytes: Memory of the data set's own arrays that is registered with CUDA; the GPU
+            copies their rows itself.
+        not_registered: Why none is, if batches are gathered for a GPU; empty otherwise.
         refused_batches: Batches that found no room in staging memory and went PyTorch's way.
         last_refusal: Why the last of them did.
     """
@@ -31,5 +34,7 @@ class LoaderStats:
     staged_bytes: int
     staging_bytes: int
     pinned_bytes: int
+    registered_bytes: int
+    not_registered: str
     refused_batches: int
     last_refusal: str

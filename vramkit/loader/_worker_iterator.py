@@ -97,6 +97,7 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         tally: Counts what workers tell.
         states: What the workers' copies of an iterable data set go on from, by worker.
         first_worker: The worker that gets the first task.
+        spare_slots: Slots that hold batches while they are delivered.
     """
 
     def __init__(
@@ -106,17 +107,18 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         tally: Tally,
         states: dict[int, bytes] | None = None,
         first_worker: int = 0,
+        spare_slots: int = 0,
     ) -> None:
         self._shutdown = True
         prefetch = loader.prefetch_factor or 0
         tasks = prefetch * loader.num_workers
         self._pid = os.getpid()
-        self._exchange = Exchange(arena, inline_limit(tasks), tally)
+        self._exchange = Exchange(arena, inline_limit(tasks), tally, spare_slots)
         limit = arena.budget_bytes // (tasks + 1)
         real = loader.multiprocessing_context or torch.multiprocessing
         self._context = _Context(real, self._exchange, limit, states or {})
         self._first_worker = first_worker
-        arena.trim(tasks)
+        arena.trim(tasks + spare_slots)
         pins = loader.pin_memory and not torch.accelerator.is_available()
         view = View(loader, multiprocessing_context=self._context, pin_memory=pins)
         with starting_workers():

@@ -118,9 +118,11 @@ vramkit_status vramkit_gatherer_done(vramkit_gatherer* gatherer, uint64_t ticket
   });
 }
 
-vramkit_status vramkit_host_register(void* address, uint64_t size_bytes, int32_t device) {
-  return guarded(
-      [&] { vramkit::host_register(reinterpret_cast<uint64_t>(address), size_bytes, device); });
+vramkit_status vramkit_host_register(void* address, uint64_t size_bytes, int32_t device,
+                                     int32_t read_only) {
+  return guarded([&] {
+    vramkit::host_register(reinterpret_cast<uint64_t>(address), size_bytes, device, read_only != 0);
+  });
 }
 
 vramkit_status vramkit_host_unregister(void* address) {

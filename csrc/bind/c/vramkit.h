@@ -362,10 +362,11 @@ VRAMKIT_API vramkit_status vramkit_gatherer_done(vramkit_gatherer* gatherer, uin
 
 // Locks host memory and makes it known to the CUDA driver, so that devices copy from and to it at
 // full speed. Slow, and kernel launches wait meanwhile. The memory must stay mapped until it is
-// unregistered, when no copy may be under way. SYSTEM, with the limit on locked memory, if the
+// unregistered, when no copy may be under way. With read_only, devices copy from it only; memory
+// that this process may not write needs that. SYSTEM, with the limit on locked memory, if the
 // driver refuses.
-VRAMKIT_API vramkit_status vramkit_host_register(void* address, uint64_t size_bytes,
-                                                 int32_t device);
+VRAMKIT_API vramkit_status vramkit_host_register(void* address, uint64_t size_bytes, int32_t device,
+                                                 int32_t read_only);
 VRAMKIT_API vramkit_status vramkit_host_unregister(void* address);
 
 // Whether there is a CUDA driver that takes many copies by one call (CUDA 12.8 or later): 1 or 0.
