@@ -6,16 +6,21 @@ from functools import partial
 from typing import Any
 
 from benchmarks.loader.datasets import Images, SmallTensors, Tokens, image_tensors, rows
+from benchmarks.loader.jpeg import JpegFiles
+from benchmarks.loader.text import Blocks, Documents, TokenFile, pad
+
+TOKENS = 1 << 24
+BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Case:
-    """A data set and how it is loaded, and whether all peers are measured beside PyTorch's."""
+    """A data set, how it is loaded, and the peers that are measured besides PyTorch's loader."""
 
     name: str
     make: Callable[[], Any]
     options: dict[str, Any]
-    all_peers: bool = False
+    peers: tuple[str, ...] = ()
 
 
 def cases(*, on_gpu: bool) -> Iterator[Case]:
@@ -23,6 +28,7 @@ def cases(*, on_gpu: bool) -> Iterator[Case]:
     yield from _array_cases(on_gpu=on_gpu)
     yield from _image_cases(on_gpu=on_gpu)
     yield from _small_cases(on_gpu=on_gpu)
+    yield from _real_cases(on_gpu=on_gpu)
 
 
 def chosen(found: Iterator[Case], prefixes: str) -> Iterator[Case]:
@@ -40,6 +46,11 @@ def worker_options(workers: int) -> dict[str, Any]:
     return {"num_workers": workers, "persistent_workers": True, "prefetch_factor": 4}
 
 
+def usual_workers(*, on_gpu: bool) -> int:
+    """Return how many workers most cases have."""
+    return 8 if on_gpu else 2
+
+
 def array_images(workers: int, *, on_gpu: bool) -> Case:
     """Return the case of images in memory; an epoch of it has 128 or 256 batches."""
     more = {"num_workers": workers, "persistent_workers": workers > 0}
@@ -47,7 +58,8 @@ def array_images(workers: int, *, on_gpu: bool) -> Case:
         f"arrays_images_workers_{workers}",
         partial(image_tensors, 1 << 16 if on_gpu else 1 << 13),
         image_options(on_gpu=on_gpu) | more,
-        all_peers=workers > 0,
+        # SPDL would copy the arrays into each worker.
+        peers=("timm_style", "tensordict") if workers > 0 else (),
     )
 
 
@@ -57,12 +69,14 @@ def python_images(workers: int, *, on_gpu: bool) -> Case:
         f"python_images_workers_{workers}",
         partial(Images, 4096 if on_gpu else 512),
         image_options(on_gpu=on_gpu) | worker_options(workers),
-        all_peers=workers == (8 if on_gpu else 2),
+        peers=("timm_style", "tensordict", "spdl")
+        if workers == usual_workers(on_gpu=on_gpu)
+        else (),
     )
 
 
 def _array_cases(*, on_gpu: bool) -> Iterator[Case]:
-    for workers in (0, 8) if on_gpu else (0, 2):
+    for workers in (0, usual_workers(on_gpu=on_gpu)):
         yield array_images(workers, on_gpu=on_gpu)
     options = {"batch_size": 8192 if on_gpu else 1024, "shuffle": True, "drop_last": True}
     for row_bytes, count in ((4096, 1 << 20), (256, 1 << 22)):
@@ -78,7 +92,7 @@ def _image_cases(*, on_gpu: bool) -> Iterator[Case]:
 
 
 def _small_cases(*, on_gpu: bool) -> Iterator[Case]:
-    workers = 8 if on_gpu else 2
+    workers = usual_workers(on_gpu=on_gpu)
     for tensors in (8, 32, 128):
         yield Case(
             f"small_tensors_{tensors}",
@@ -86,3 +100,17 @@ def _small_cases(*, on_gpu: bool) -> Iterator[Case]:
             {"batch_size": None} | worker_options(workers),
         )
     yield Case("tokens", partial(Tokens, 20_000), {"batch_size": 32} | worker_options(2))
+
+
+def _real_cases(*, on_gpu: bool) -> Iterator[Case]:
+    for workers in (8, 15) if on_gpu else (2,):
+        options = image_options(on_gpu=on_gpu) | worker_options(workers)
+        yield Case(f"jpeg_workers_{workers}", partial(JpegFiles, 256), options)
+    workers = usual_workers(on_gpu=on_gpu)
+    options = {"batch_size": 32, "shuffle": True} | worker_options(workers)
+    yield Case(
+        f"text_padded_workers_{workers}",
+        lambda: Documents(TokenFile(TOKENS)),
+        options | {"collate_fn": pad},
+    )
+    yield Case(f"text_blocks_workers_{workers}", lambda: Blocks(TokenFile(TOKENS), BLOCK), options)

@@ -1,7 +1,7 @@
 """Whole loaders: bytes, batches and CPU seconds, beside PyTorch's loader in the same run."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 
 from benchmarks._shared.harness import Recorder, Row, Setting, interleave, say, summarize
 from benchmarks.loader.cases import Case, cases, chosen
-from benchmarks.loader.contestants import Maker, own_loader, torch_loader
+from benchmarks.loader.contest import absence, contest, running
+from benchmarks.loader.contestants import Maker
 from benchmarks.loader.window import Turn, Window, measure, warm_up_batches
 
 BENCH = "bench_loader"
@@ -49,13 +50,15 @@ def bench_case(
     dataset = case.make()
     window = Window(warm_up_batches(case.options), window_s)
 
-    def turn_of(make: Maker) -> Callable[[], Turn]:
-        start = partial(make, dataset, case.options, on_gpu=on_gpu)
-        return lambda: measure(start, window, on_gpu=on_gpu)
+    def turn_of(make: Maker) -> Turn:
+        with running(make, dataset, case.options, on_gpu=on_gpu) as batches:
+            return measure(batches, window, on_gpu=on_gpu)
 
-    makers: dict[str, Maker] = {"vramkit": own_loader, "torch": torch_loader}
-    turns = interleave({name: turn_of(make) for name, make in makers.items()}, rounds=rounds)
-    settings = settings_of(case.options, window, on_gpu=on_gpu)
+    makers, absent = contest(case, dataset, on_gpu=on_gpu)
+    turns = interleave(
+        {name: partial(turn_of, make) for name, make in makers.items()}, rounds=rounds
+    )
+    settings = settings_of(case.options, window, on_gpu=on_gpu) | absence(absent)
     for peer in [name for name in turns if name != "vramkit"]:
         record(recorder, case.name, turns, peer, settings)
 
@@ -63,8 +66,7 @@ def bench_case(
 def settings_of(options: Mapping[str, Any], window: Window, *, on_gpu: bool) -> dict[str, Setting]:
     """Return all that the figures of a case depend on."""
     settings: dict[str, Setting] = {
-        name: value if isinstance(value, (int, str, type(None))) else str(value)
-        for name, value in options.items()
+        name: value.__name__ if callable(value) else value for name, value in options.items()
     }
     return settings | {
         "to": "cuda" if on_gpu else "host",

@@ -4,18 +4,19 @@ On a GPU the compute is matrix work. Without one it is a sleep of the same lengt
 device computed: all cores stay free for the loader.
 """
 
-import gc
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks._shared.harness import Recorder, Row, Setting, interleave, summarize
-from benchmarks.loader.cases import Case, array_images, chosen, python_images
-from benchmarks.loader.contestants import Maker, own_loader, torch_loader
+from benchmarks.loader.cases import Case, array_images, chosen, python_images, usual_workers
+from benchmarks.loader.contest import absence, contest, running
+from benchmarks.loader.contestants import Maker
 from benchmarks.loader.epochs import BENCH, settings_of
 from benchmarks.loader.window import Window, wait, warm_up, warm_up_batches
 
@@ -74,7 +75,7 @@ def step_ms(
     for _ in batches:
         compute()
         taken += 1
-        if time.perf_counter() - begin >= window.seconds:
+        if window.is_over(taken, time.perf_counter() - begin):
             break
     wait(on_gpu=on_gpu)
     return (time.perf_counter() - begin) / taken * 1e3
@@ -85,60 +86,58 @@ def bench_overlap(
 ) -> None:
     """Measure arrays and worker processes beside compute."""
     compute = make_compute(on_gpu=on_gpu)
-    workers = 8 if on_gpu else 2
+    workers = usual_workers(on_gpu=on_gpu)
     found = [array_images(0, on_gpu=on_gpu), python_images(workers, on_gpu=on_gpu)]
     for case in chosen(iter(found), prefixes):
         window = Window(warm_up_batches(case.options), window_s)
-        turns = take_turns(case, compute, window, on_gpu=on_gpu, rounds=rounds)
-        record(recorder, case, turns, window, on_gpu=on_gpu)
+        bench_case(recorder, case, compute, window, on_gpu=on_gpu, rounds=rounds)
 
 
-def take_turns(
-    case: Case, compute: Callable[[], None], window: Window, *, on_gpu: bool, rounds: int
-) -> dict[str, list[Steps]]:
+def bench_case(
+    recorder: Recorder,
+    case: Case,
+    compute: Callable[[], None],
+    window: Window,
+    *,
+    on_gpu: bool,
+    rounds: int,
+) -> None:
     """Measure one data set with each loader, by turns with the compute alone."""
     dataset = case.make()
+    makers, absent = contest(case, dataset, on_gpu=on_gpu)
 
     def with_loader(make: Maker) -> float:
-        loader, batches = make(dataset, case.options, on_gpu=on_gpu)
-        try:
+        with running(make, dataset, case.options, on_gpu=on_gpu) as batches:
             return step_ms(compute, batches, window, on_gpu=on_gpu)
-        finally:
-            batches.close()
-            del loader, batches
-            gc.collect()
 
     def alone() -> float:
         return step_ms(compute, itertools.repeat(None), window, on_gpu=on_gpu)
 
-    makers: dict[str, Maker] = {"vramkit": own_loader, "torch": torch_loader}
-    contestants = {name: lambda make=make: with_loader(make) for name, make in makers.items()}
+    contestants = {name: partial(with_loader, make) for name, make in makers.items()}
     turns = interleave({"compute": alone} | contestants, rounds=rounds)
-    return {
+    steps = {
         name: [Steps(*both) for both in zip(turns[name], turns["compute"], strict=True)]
         for name in makers
     }
+    settings = settings_of(case.options, window, on_gpu=on_gpu) | absence(absent)
+    settings |= {"compute_ms": round(summarize(turns["compute"]).median, 3)}
+    record(recorder, case.name, steps, settings)
 
 
 def record(
     recorder: Recorder,
-    case: Case,
-    turns: dict[str, list[Steps]],
-    window: Window,
-    *,
-    on_gpu: bool,
+    name: str,
+    turns: Mapping[str, list[Steps]],
+    settings: Mapping[str, Setting],
 ) -> None:
     """Record what a step takes and what of it waits for data."""
-    alone = summarize([step.compute_ms for step in turns["vramkit"]])
-    settings: dict[str, Setting] = settings_of(case.options, window, on_gpu=on_gpu)
-    settings |= {"compute_ms": round(alone.median, 3)}
     for peer in [name for name in turns if name != "vramkit"]:
         for metric, unit, value in (
             ("step_over_compute", "x", "over_compute"),
             ("exposed_ms_a_step", "ms", "exposed_ms"),
         ):
             own, theirs = (
-                summarize([getattr(step, value) for step in turns[name]])
-                for name in ("vramkit", peer)
+                summarize([getattr(step, value) for step in turns[each]])
+                for each in ("vramkit", peer)
             )
-            recorder.add(Row(BENCH, case.name, metric, unit, own, settings, peer, theirs))
+            recorder.add(Row(BENCH, name, metric, unit, own, settings, peer, theirs))

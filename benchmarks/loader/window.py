@@ -1,6 +1,5 @@
 """A window of a loader's steady state: the time after every staging slot has been used."""
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import torch
 from benchmarks.loader.cpu_time import cpu_seconds
 
 LEAST_WARM_UP_BATCHES = 64
+# Slow loaders deliver in bursts of one batch a worker, of which a window needs several.
+LEAST_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Window:
 
     Args:
         warm_up_batches: Batches before the window, unless they take longer than the limit.
-        seconds: Length of the window, and half of the limit of the warm-up.
+        seconds: Length of the window; up to four times as long if few batches come.
     """
 
     warm_up_batches: int
@@ -34,6 +35,12 @@ class Window:
     def least_warm_up_s(self) -> float:
         """The seconds that the warm-up takes at least, for loaders of very many batches."""
         return self.seconds / 4
+
+    def is_over(self, batches: int, spent_s: float) -> bool:
+        """Tell whether enough was measured."""
+        if batches < LEAST_BATCHES:
+            return spent_s >= 4 * self.seconds
+        return spent_s >= self.seconds
 
 
 @dataclass(frozen=True)
@@ -82,30 +89,20 @@ def warm_up(batches: Iterator[Any], window: Window, step: Callable[[], None] | N
             return
 
 
-def measure(make: Callable[[], tuple[Any, Any]], window: Window, *, on_gpu: bool) -> Turn:
-    """Take batches from a fresh loader as fast as it delivers them."""
-    loader, batches = make()
-    try:
-        warm_up(batches, window)
-        wait(on_gpu=on_gpu)
-        return _take(batches, window.seconds, on_gpu=on_gpu)
-    finally:
-        batches.close()
-        del loader, batches
-        gc.collect()
-
-
-def _take(batches: Iterator[Any], seconds: float, *, on_gpu: bool) -> Turn:
+def measure(batches: Iterator[Any], window: Window, *, on_gpu: bool) -> Turn:
+    """Take batches as fast as they are delivered."""
+    warm_up(batches, window)
+    wait(on_gpu=on_gpu)
     size_bytes = taken = 0
-    used = cpu_seconds()
+    used_before = cpu_seconds()
     begin = time.perf_counter()
     for batch in batches:
         size_bytes += size_of(batch)
         taken += 1
-        if time.perf_counter() - begin >= seconds:
+        if window.is_over(taken, time.perf_counter() - begin):
             break
     wait(on_gpu=on_gpu)
     spent = time.perf_counter() - begin
-    used = cpu_seconds() - used
+    used = cpu_seconds() - used_before
     gigabytes = size_bytes / 1e9
     return Turn(gigabytes / spent, taken / spent, used / gigabytes, taken)

@@ -79,11 +79,19 @@ def test_warm_up_ends_in_time() -> None:
 
 def test_the_window_leaves_the_warm_up_out() -> None:
     taken: list[int] = []
-    turn = measure(lambda: (None, slow_batches(taken, 0.002)), Window(20, 0.1), on_gpu=False)
+    turn = measure(slow_batches(taken, 0.002), Window(20, 0.1), on_gpu=False)
     assert 20 <= len(taken) - turn.batches <= 60
     assert turn.batches_per_s <= 500
     assert turn.gigabytes_per_s == pytest.approx(turn.batches_per_s * 1000 / 1e9)
     assert turn.cpu_s_per_gigabyte > 0
+
+
+def test_a_window_of_few_batches_is_longer() -> None:
+    window = Window(64, 2.0)
+    assert not window.is_over(31, 2.0)
+    assert window.is_over(31, 8.0)
+    assert window.is_over(32, 2.0)
+    assert not window.is_over(1000, 1.9)
 
 
 def test_the_size_of_nested_batches() -> None:
