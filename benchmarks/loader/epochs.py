@@ -14,6 +14,9 @@ from benchmarks.loader.contestants import Maker
 from benchmarks.loader.window import Turn, Window, measure, warm_up_batches
 
 BENCH = "bench_loader"
+LINK_BYTES = 256 << 20
+LINK_COPIES = 20
+LINK_ROUNDS = 5
 METRICS = (("gigabytes_per_s", "GB/s"), ("batches_per_s", "1/s"), ("cpu_s_per_gigabyte", "s/GB"))
 
 
@@ -22,25 +25,31 @@ def bench_epochs(
 ) -> None:
     """Measure all cases whose names begin with one of ``prefixes``."""
     if on_gpu:
-        say(f"link: {link_rate():.1f} GB/s")
+        record_link(recorder)
     for case in chosen(cases(on_gpu=on_gpu), prefixes):
         begin = time.perf_counter()
         bench_case(recorder, case, on_gpu=on_gpu, rounds=rounds, window_s=window_s)
         say(f"{case.name} took {time.perf_counter() - begin:.0f} s")
 
 
+def record_link(recorder: Recorder) -> None:
+    """Record what the link carries at most: the ceiling of all rates in this run."""
+    rates = summarize([link_rate() for _ in range(LINK_ROUNDS)])
+    settings = {"buffer_bytes": LINK_BYTES, "copies": LINK_COPIES}
+    recorder.add(Row(BENCH, "link_from_pinned_memory", "gigabytes_per_s", "GB/s", rates, settings))
+
+
 def link_rate() -> float:
     """GB/s of one pinned buffer that is copied again and again."""
-    source = torch.empty(256 << 20, dtype=torch.uint8).pin_memory()
-    target = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    for _ in range(3):
-        target.copy_(source, non_blocking=True)
+    source = torch.empty(LINK_BYTES, dtype=torch.uint8).pin_memory()
+    target = torch.empty(LINK_BYTES, dtype=torch.uint8, device="cuda")
+    target.copy_(source, non_blocking=True)
     torch.cuda.synchronize()
     begin = time.perf_counter()
-    for _ in range(20):
+    for _ in range(LINK_COPIES):
         target.copy_(source, non_blocking=True)
     torch.cuda.synchronize()
-    return 20 * source.nbytes / (time.perf_counter() - begin) / 1e9
+    return LINK_COPIES * LINK_BYTES / (time.perf_counter() - begin) / 1e9
 
 
 def bench_case(
