@@ -22,7 +22,11 @@ def main() -> int:
     options = parser(__doc__ or "")
     options.add_argument("--peers-only", action="store_true", help="leave vramkit out of gather")
     options.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    options.add_argument("--cases", default="", help="beginnings of the names of cases of epochs")
+    options.add_argument(
+        "--cases", default="", help="beginnings of the names of cases, except of gather"
+    )
+    options.add_argument("--rounds", type=int, help="turns of each loader (3, quick: 1)")
+    options.add_argument("--window-s", type=float, default=2.0, help="seconds of a turn")
     options.add_argument("--commit", help="label of the commit, where there is no repository")
     chosen = options.parse_args()
     parts = chosen.only.split(",")
@@ -34,12 +38,18 @@ def main() -> int:
     recorder = Recorder(record=chosen.record, allow_dirty=chosen.allow_dirty, origin=origin)
     if "gather" in parts:
         bench_gather(recorder, quick=chosen.quick, with_own=not chosen.peers_only)
-    if "epochs" in parts:
-        bench_epochs(recorder, on_gpu=on_gpu, quick=chosen.quick, prefixes=chosen.cases)
     if "startup" in parts:
-        bench_startup(recorder, on_gpu=on_gpu, quick=chosen.quick)
-    if "overlap" in parts and on_gpu:
-        bench_overlap(recorder, quick=chosen.quick)
+        bench_startup(recorder, on_gpu=on_gpu, quick=chosen.quick, prefixes=chosen.cases)
+    rounds = chosen.rounds or (1 if chosen.quick else 3)
+    for part, bench in (("epochs", bench_epochs), ("overlap", bench_overlap)):
+        if part in parts:
+            bench(
+                recorder,
+                on_gpu=on_gpu,
+                rounds=rounds,
+                window_s=chosen.window_s,
+                prefixes=chosen.cases,
+            )
     return 0
 
 

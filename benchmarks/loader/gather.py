@@ -27,7 +27,7 @@ THREADS = (1, 2)
 SOURCE_BYTES = 256 << 20
 BATCH_BYTES = 32 << 20
 SEED = 1
-Gather = Callable[[], None]
+Gather = Callable[[], object]
 
 
 @dataclass(frozen=True)

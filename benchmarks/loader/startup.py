@@ -7,7 +7,8 @@ from typing import Any
 
 from benchmarks._shared.harness import Recorder, Row, interleave, summarize
 from benchmarks.loader.datasets import Images
-from benchmarks.loader.epochs import BENCH, wait
+from benchmarks.loader.epochs import BENCH
+from benchmarks.loader.window import wait
 
 
 def make_loader(kind: str, dataset: Any, options: dict[str, Any], *, on_gpu: bool) -> Any:
@@ -48,10 +49,14 @@ def times(kind: str, dataset: Any, options: dict[str, Any], *, on_gpu: bool) -> 
     return first, turn
 
 
-def bench_startup(recorder: Recorder, *, on_gpu: bool, quick: bool) -> None:
+def bench_startup(recorder: Recorder, *, on_gpu: bool, quick: bool, prefixes: str) -> None:
     """Measure both times with few and with many workers."""
-    dataset = Images(2048 if on_gpu else 512)
+    samples = 4096 if on_gpu else 512
+    dataset = Images(samples, length=samples)
     for workers in (8, 16) if on_gpu else (2,):
+        name = f"python_images_workers_{workers}"
+        if not name.startswith(tuple(prefixes.split(","))):
+            continue
         options = {
             "batch_size": 256 if on_gpu else 64,
             "num_workers": workers,
@@ -69,5 +74,4 @@ def bench_startup(recorder: Recorder, *, on_gpu: bool, quick: bool) -> None:
             own = summarize([taken[position] for taken in turns["vramkit"]])
             theirs = summarize([taken[position] for taken in turns["torch"]])
             settings = {"num_workers": workers, "to": "cuda" if on_gpu else "host"}
-            name = f"python_images_workers_{workers}"
             recorder.add(Row(BENCH, name, metric, "s", own, settings, "torch", theirs))
