@@ -1,6 +1,7 @@
 """Who is measured in a case: vramkit, PyTorch, and the peers that can take part."""
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ def running(
     finally:
         batches.close()
         del loader, batches
+        # Workers end with their loader, which may be part of a cycle.
+        gc.collect()
 
 
 def contest(case: Case, dataset: Any, *, on_gpu: bool) -> tuple[dict[str, Maker], dict[str, str]]:

@@ -1,6 +1,7 @@
 """Peers of the loader's benchmark take part where they can, and the rows say where they do not."""
 
 import contextlib
+import multiprocessing
 from collections.abc import Generator
 from typing import Any
 
@@ -34,6 +35,16 @@ def test_epochs_follow_each_other(make: Any) -> None:
     assert taken == [[0, 1, 2, 3], [4, 5], [0, 1, 2, 3]]
     with pytest.raises(StopIteration):
         next(batches)
+
+
+@pytest.mark.parametrize("make", [own_loader, torch_loader])
+def test_workers_end_with_their_turn(make: Any) -> None:
+    before = {*multiprocessing.active_children()}
+    options = {"batch_size": None, "num_workers": 1, "persistent_workers": True}
+    with running(make, SmallTensors(2), options, on_gpu=False) as batches:
+        next(batches)
+        assert {*multiprocessing.active_children()} - before
+    assert {*multiprocessing.active_children()} == before
 
 
 def test_peers_that_need_a_gpu_or_a_package_are_absent() -> None:
