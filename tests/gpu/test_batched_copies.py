@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -159,10 +160,11 @@ def test_several_arrays_at_once(random: np.random.Generator, registered: ExitSta
 
 
 def test_rows_of_a_tensor(random: np.random.Generator, registered: ExitStack) -> None:
-    # Large enough for pages of its own: a copy to a neighbour would be refused otherwise.
-    tensor = torch.randn(512, 3, 128, 128)
+    # In pages of its own: a copy to a neighbour would be refused otherwise.
+    pages = mmap.mmap(-1, 64 * 3 * 128 * 128 * 4, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    tensor = torch.frombuffer(pages, dtype=torch.float32).normal_().view(64, 3, 128, 128)
     registered.enter_context(whole_pages(tensor.data_ptr(), tensor.nbytes))
-    indices = random.integers(0, 512, 32)
+    indices = random.integers(0, 64, 32)
     rows = copied([piece(tensor.numpy())], indices)[0].view(np.float32)
     assert torch.equal(torch.from_numpy(rows).view(32, 3, 128, 128), tensor[indices])
 

@@ -179,6 +179,22 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_writable_map_that_is_refused_gets_a_hint(driver: _Driver, file: Path) -> None:
+    mapped = np.memmap(file, np.uint8, "r+", shape=(ROWS, ROW))
+    assert mapped.sum() == 0
+
+    class Arrays:
+        def __len__(self) -> int:
+            return ROWS
+
+        def __vramkit_arrays__(self) -> Any:
+            return mapped
+
+    driver.refuses = True
+    rows = rows_of(columns_of(find_arrays(Arrays())))
+    assert rows.reason.endswith("map files for reading only (numpy: mode 'r')")
+
+
 @pytest.mark.parametrize(("mode", "read_only"), [("r", True), ("r+", False)])
 def test_a_memory_map_is_registered_as_a_whole(
     driver: _Driver, file: Path, mode: Any, read_only: bool

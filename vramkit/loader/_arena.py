@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from vramkit.errors import SystemCallError
@@ -85,7 +85,8 @@ class Arena:
         self._free: deque[Slot] = deque()
         self._empty: list[Slot] = []
         self._closed = False
-        self._expected = 0
+        self._expected, self._needed_bytes = 0, 0
+        self._filling: Callable[[], list[Slot]] = list
         _arenas.add(self)
         # Leases end without it, in destructors: what they touch is atomic under the GIL.
         self._lock = threading.Lock()
@@ -137,7 +138,6 @@ class Arena:
         """
         if slot.capacity >= needed_bytes:
             return
-        self._make_expected(needed_bytes)
         capacity = round_capacity(needed_bytes)
         offset = slot_offset(slot.index)
         # The last page alone: the file reaches as far as the slot then, whatever others extend.
@@ -167,44 +167,42 @@ class Arena:
         for lease in leases:
             self.grow(lease.slot, needed_bytes)
 
-    def expect(self, count: int) -> None:
-        """Make so many slots as soon as one is filled, all of its size, where memory is pinned."""
-        self._expected = 0 if self._pinning is None else count
-
-    def _make_expected(self, needed_bytes: int) -> None:
-        more, self._expected = self._expected - self.slots, 0
-        within = self.capacity_bytes + more * round_capacity(needed_bytes) <= self.budget_bytes
-        if more > 0 and within:
-            # Without memory now, each slot may get some when it is first used.
-            with contextlib.suppress(SystemCallError):
-                self.prepare(more, needed_bytes)
-
-    def equip(self, filling: list[Slot], needed_bytes: int, spare: int) -> None:
-        """Give slots memory that workers are about to fill, and make more, all before training.
-
-        Nothing is done where memory is not pinned, or where the budget does not allow it: the
-        slots get their memory when they are first used.
+    def expect(self, count: int, filling: Callable[[], list[Slot]] = list) -> None:
+        """Note for :meth:`settle` how many slots there shall be.
 
         Args:
-            filling: Slots that workers fill now; what they have written stays.
-            needed_bytes: For each slot.
-            spare: How many slots there shall be besides.
-
-        Raises:
-            SystemCallError: There is no memory for them.
+            count: Of all slots.
+            filling: Tells which slots workers are about to fill.
         """
-        wanted = [slot for slot in filling if slot.capacity < needed_bytes]
-        more = max(0, spare - len(self._reusable()))
-        capacity = round_capacity(needed_bytes) * (len(wanted) + more)
-        if self._pinning is None or self.capacity_bytes + capacity > self.budget_bytes:
+        self._expected, self._filling = count, filling
+
+    def settle(self) -> None:
+        """Make all expected slots as large as one batch needs, where memory is pinned.
+
+        Called once the first batch has been handed over: it did not wait for this, and later
+        batches need not, nor do kernels, whose launches wait while memory is pinned. If the budget
+        does not allow it, slots get their memory when they are first used.
+        """
+        expected, self._expected = self._expected, 0
+        if not expected or self._pinning is None:
             return
-        for slot in wanted:
-            self.grow(slot, needed_bytes)
-        self.prepare(spare, needed_bytes)
+        needed = self._needed_bytes
+        filling = [slot for slot in self._filling() if slot.capacity < needed]
+        more = max(0, expected - self.slots)
+        added = round_capacity(needed) * (len(filling) + more)
+        if self.capacity_bytes + added > self.budget_bytes:
+            return
+        # Without memory now, each slot may get some when it is first used.
+        with contextlib.suppress(SystemCallError):
+            for slot in filling:
+                # What a worker has written stays.
+                self.grow(slot, needed)
+            self.prepare(more, needed)
 
     def _adopt(self, slot: Slot, address: int, capacity: int) -> None:
         self._unmap(slot)
         slot.address, slot.capacity = address, capacity
+        self._needed_bytes = max(self._needed_bytes, capacity)
         if self._pinning is not None:
             slot.pinned = self._pinning.pin(address, capacity)
 

@@ -73,6 +73,7 @@ class BatchIterator:
         delivery: Brings them to their place.
         progress: Counts them.
         on_batch: Told the seconds that the caller waited for each batch.
+        settle: Called when the second batch is asked for.
     """
 
     def __init__(
@@ -81,11 +82,14 @@ class BatchIterator:
         delivery: Delivery,
         progress: Epoch,
         on_batch: Callable[[float], None],
+        settle: Callable[[], None],
     ) -> None:
         self._source = source
         self._delivery = delivery
         self._progress = progress
         self._on_batch = on_batch
+        self._settle = settle
+        self._asked = 0
         self._flights: deque[Any] = deque()
         # For each batch in flight, the state of the data set after it.
         self._states: deque[tuple[int, bytes] | None] = deque()
@@ -102,6 +106,9 @@ class BatchIterator:
         begin = time.perf_counter()
         if self._closed:
             raise LoaderClosedError(self._closed)
+        self._asked += 1
+        if self._asked == 2:
+            self._settle()
         if not self._delivery.depth:
             batch = self._deliver_next()
             self._on_batch(time.perf_counter() - begin)

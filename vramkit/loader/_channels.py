@@ -21,8 +21,7 @@ from typing import Any
 from torch._utils import ExceptionWrapper
 from torch.utils.data._utils.worker import _ResumeIteration
 
-from vramkit.errors import SystemCallError
-from vramkit.loader._arena import Arena, Lease
+from vramkit.loader._arena import Arena, Lease, Slot
 from vramkit.loader._failures import WorkerFailure
 from vramkit.loader._packing import Packed, Unpacked
 from vramkit.loader._staged import Staged
@@ -75,16 +74,16 @@ class Exchange:
     arena: Arena
     inline_bytes: int
     tally: Tally
-    # Slots that hold batches after workers have filled them.
-    spare_slots: int = 0
-    # Whether all slots have been given memory.
-    equipped: bool = False
     # The slots that workers are filling.
     assigned: dict[int, Lease] = field(default_factory=dict)
     # The channels of all workers' tasks.
     tasks: "weakref.WeakValueDictionary[int, IndexChannel]" = field(
         default_factory=weakref.WeakValueDictionary
     )
+
+    def filling(self) -> list[Slot]:
+        """Return the slots that workers are filling."""
+        return [lease.slot for lease in self.assigned.values()]
 
 
 class IndexChannel:
@@ -223,9 +222,6 @@ class ResultChannel:
         lease = exchange.assigned.pop(slot, None)
         if lease is not None and capacity:
             exchange.arena.map(lease.slot, capacity)
-            if not exchange.equipped:
-                exchange.equipped = True
-                self._equip(used_bytes)
         if isinstance(content, tuple) and lease is not None:
             offset, size = content
             content = ctypes.string_at(lease.slot.address + offset, size)
@@ -246,13 +242,6 @@ class ResultChannel:
         if state is not None:
             batch.state = (worker, state)
         return number, batch
-
-    def _equip(self, used_bytes: int) -> None:
-        """At the first batch: memory is not pinned while training runs, kernels would wait."""
-        filling = [lease.slot for lease in self._exchange.assigned.values()]
-        # Without memory now, each slot may get some when it is first used.
-        with contextlib.suppress(SystemCallError):
-            self._exchange.arena.equip(filling, used_bytes, self._exchange.spare_slots)
 
     def _batch(
         self, worker: int, kind: int, lease: Lease, content: Any, used_bytes: int

@@ -167,7 +167,7 @@ class DataLoader(TorchDataLoader[T_co]):
             # Held on purpose: the state may be asked for after a loop was left.
             epoch.take_state = getattr(source, "take_state", None)
         runtime.epoch = epoch
-        iterator = BatchIterator(source, runtime.delivery(), epoch, runtime.count)
+        iterator = BatchIterator(source, runtime.delivery(), epoch, runtime.count, runtime.settle)
         runtime.watch(iterator)
         return iterator
 

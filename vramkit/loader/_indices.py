@@ -40,12 +40,17 @@ def _permutations(sampler: RandomSampler) -> Iterator[torch.Tensor]:
     # The draws and their order are those of RandomSampler.__iter__.
     count = len(sampler.data_source)
     generator = sampler.generator
+    own = generator is None
     if generator is None:
         generator = torch.Generator()
         generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
     for _ in range(sampler.num_samples // count):
         yield torch.randperm(count, generator=generator).cpu()
-    yield torch.randperm(count, generator=generator).cpu()[: sampler.num_samples % count]
+    rest = sampler.num_samples % count
+    # RandomSampler draws the last permutation even if it takes nothing of it. That changes the
+    # user's generator, but nobody sees it in the sampler's own.
+    if rest or not own:
+        yield torch.randperm(count, generator=generator).cpu()[:rest]
 
 
 def _cut(

@@ -51,6 +51,11 @@ class Range:
     read_only: bool
     private: bool
 
+    @property
+    def writable_file(self) -> bool:
+        """Whether a file lies there and may be written, which few systems let drivers hold."""
+        return not self.read_only and not self.private
+
 
 class _Registry:
     """What the loaders of this process have registered, and how often."""
@@ -162,9 +167,12 @@ class RegisteredRows:
             self._held.append(each)
             try:
                 _registry.add(each, self.device)
-            except VramkitError:
+            except VramkitError as err:
                 self._held.pop()
-                raise
+                hint = (
+                    "; map files for reading only (numpy: mode 'r')" if each.writable_file else ""
+                )
+                raise NotRegisteredError(f"{err}{hint}") from err
         self.reason = ""
 
     def copy(self, parts: "list[Part]", memory: int, stream: torch.cuda.Stream) -> bool:
@@ -276,7 +284,12 @@ def ranges_of(segments: list[Segment]) -> list[Range]:
 
 def _range_in(mapping: Mapping, begin: int, end: int) -> Range:
     if not mapping.of_file:
-        if mapping.path == "[heap]" or end - begin < OWN_PAGES_FROM_BYTES:
+        if mapping.path == "[heap]":
+            raise NotRegisteredError(
+                "an array lies in the heap of the C library, where it may share pages with other "
+                "memory"
+            )
+        if end - begin < OWN_PAGES_FROM_BYTES:
             raise NotRegisteredError(
                 f"an array of {end - begin:,} bytes may share pages with other memory; only those "
                 f"from {OWN_PAGES_FROM_BYTES:,} bytes on are registered"

@@ -93,6 +93,11 @@ class Runtime:
         held = self._registered
         return (0, "") if held is None else (held.size_bytes, held.reason)
 
+    def settle(self) -> None:
+        """Make the staging memory that the batches to come need; the first has been handed over."""
+        if self._arena is not None:
+            self._arena.settle()
+
     def staging_in_use(self) -> tuple[int, int]:
         """Return the bytes of staging memory and how many of them are pinned."""
         arena = self._arena

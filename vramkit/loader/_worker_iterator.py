@@ -113,12 +113,13 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         prefetch = loader.prefetch_factor or 0
         tasks = prefetch * loader.num_workers
         self._pid = os.getpid()
-        self._exchange = Exchange(arena, inline_limit(tasks), tally, spare_slots)
+        self._exchange = Exchange(arena, inline_limit(tasks), tally)
         limit = arena.budget_bytes // (tasks + 1)
         real = loader.multiprocessing_context or torch.multiprocessing
         self._context = _Context(real, self._exchange, limit, states or {})
         self._first_worker = first_worker
         arena.trim(tasks + spare_slots)
+        arena.expect(tasks + spare_slots, self._exchange.filling)
         pins = loader.pin_memory and not torch.accelerator.is_available()
         view = View(loader, multiprocessing_context=self._context, pin_memory=pins)
         with starting_workers():
