@@ -82,6 +82,9 @@ def _array_cases(*, on_gpu: bool) -> Iterator[Case]:
     for row_bytes, count in ((4096, 1 << 20), (256, 1 << 22)):
         smaller = count if on_gpu else count >> 3
         yield Case(f"arrays_rows_{row_bytes}", partial(rows, smaller, row_bytes), options)
+    if on_gpu:
+        large = options | {"batch_size": 1 << 17}
+        yield Case("arrays_rows_256_batch_131072", partial(rows, 1 << 22, 256), large)
     small = options | {"batch_size": 256}
     yield Case("arrays_rows_100_batch_256", partial(rows, 1 << 20, 100), small)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vramkit.loader import _memory_map
-from vramkit.loader._arena import Arena, round_capacity, slot_offset
+from vramkit.loader._address_space import mappings
+from vramkit.loader._arena import Arena
+from vramkit.loader._slot_memory import OwnMemory, round_capacity
 
 
 class Arenas(RuleBasedStateMachine):
@@ -89,32 +91,50 @@ def _pinned_arena(budget_bytes: int = 1 << 30) -> tuple[Arena, _Pins]:
     return Arena(budget_bytes, pins), pins
 
 
-def test_what_workers_are_filling_is_pinned_after_the_first_batch() -> None:
+def test_a_batch_that_is_smaller_than_its_slot_moves_nothing() -> None:
     arena, pins = _pinned_arena()
     with arena:
-        leases = [arena.lease(worker) for worker in range(4)]
-        arena.expect(7, lambda: [lease.slot for lease in leases[1:]])
-        arena.map(leases[0].slot, round_capacity(500_000))
-        _memory_map.commit(arena.fd, slot_offset(1), 4096)
-        window = _memory_map.map_file(arena.fd, slot_offset(1), 4096)
-        ctypes.memset(window, 7, 4096)
-        assert len(pins.held) == 1
-        arena.settle()
-        assert len(pins.held) == arena.slots == 7
-        assert min(slot.capacity for slot in arena._slots) >= 500_000
-        assert ctypes.string_at(leases[1].slot.address, 4096) == bytes([7]) * 4096
+        lease = arena.lease(0)
+        arena.grow(lease.slot, 500_000)
         before = dict(pins.held)
-        arena.settle()
         # The worker had been told of no memory, and made a smaller batch.
-        arena.map(leases[1].slot, round_capacity(1_000))
-        more = [arena.lease() for _ in range(3)]
-        for lease in more:
-            arena.grow(lease.slot, 500_000)
+        arena.map(lease.slot, round_capacity(1_000))
         assert pins.held == before
-        _memory_map.unmap(window, 4096)
+        del lease
+
+
+def test_memory_of_this_process_alone() -> None:
+    pins: Any = _Pins()
+    with Arena(1 << 30, pins, OwnMemory()) as arena:
+        lease = arena.lease()
+        arena.grow(lease.slot, 3_000_001)
+        address, capacity = lease.slot.address, lease.slot.capacity
+        assert address % (1 << 21) == 0
+        ctypes.memset(address, 5, capacity)
+        arena.grow(lease.slot, 2 * capacity)
+        ctypes.memset(lease.slot.address, 6, lease.slot.capacity)
+        assert pins.held == {lease.slot.address: lease.slot.capacity}
+        child = os.fork()
+        if child == 0:
+            begins = {each.begin for each in mappings()}
+            os._exit(lease.slot.address in begins)
+        assert os.waitpid(child, 0)[1] == 0
+        assert lease.slot.address in {each.begin for each in mappings()}
+        del lease
+        arena.trim(0)
+        assert (pins.held, arena.capacity_bytes) == ({}, 0)
+
+
+def test_no_slots_are_added_while_all_are_in_use() -> None:
+    arena, pins = _pinned_arena()
+    with arena:
+        arena.prepare(4, 300_000)
+        leases = [arena.lease() for _ in range(4)]
+        arena.prepare(4, 300_000)
+        assert len(pins.held) == arena.slots == 4
         leases.clear()
-        del lease, more
-    assert not pins.held
+        arena.prepare(4, 600_000)
+        assert {slot.capacity for slot in arena._slots} == {round_capacity(600_000)}
 
 
 def test_slots_are_not_made_ahead_beyond_the_budget_or_unpinned() -> None:

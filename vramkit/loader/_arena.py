@@ -6,27 +6,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Self
 
 from vramkit.errors import SystemCallError
 from vramkit.loader import _memory_map
 from vramkit.loader._pinning import Pinning
-
-# Distance of two slots in the file. The file is sparse: a slot takes memory only for its capacity.
-SLOT_STRIDE = 1 << 40
-_GRANULE = 1 << 16
-
-
-def slot_offset(index: int) -> int:
-    """Where the slot begins in the file."""
-    return index * SLOT_STRIDE
-
-
-def round_capacity(needed_bytes: int) -> int:
-    """The capacity that a slot gets for a batch: an eighth more, so that it seldom grows again."""
-    wanted = needed_bytes + needed_bytes // 8
-    return -(-wanted // _GRANULE) * _GRANULE
+from vramkit.loader._slot_memory import SharedMemory, SlotMemory, round_capacity
 
 
 class Slot:
@@ -71,25 +57,36 @@ class Arena:
     Args:
         budget_bytes: The memory that all slots together may take.
         pinning: Pins the memory of each slot, where it is to be copied to a GPU.
+        memory: Where the memory comes from; shared with workers unless told otherwise.
 
     Raises:
         SystemCallError: The system makes no memory file.
     """
 
-    def __init__(self, budget_bytes: int, pinning: Pinning | None = None) -> None:
+    def __init__(
+        self,
+        budget_bytes: int,
+        pinning: Pinning | None = None,
+        memory: SlotMemory | None = None,
+    ) -> None:
         self.budget_bytes = budget_bytes
-        self.fd = os.memfd_create("vramkit-loader", os.MFD_CLOEXEC)
+        self._memory = SharedMemory() if memory is None else memory
         self._pinning = pinning
         self.process = os.getpid()
         self._slots: list[Slot] = []
         self._free: deque[Slot] = deque()
         self._empty: list[Slot] = []
         self._closed = False
-        self._expected, self._needed_bytes = 0, 0
-        self._filling: Callable[[], list[Slot]] = list
+        self._expected = 0
         _arenas.add(self)
         # Leases end without it, in destructors: what they touch is atomic under the GIL.
         self._lock = threading.Lock()
+
+    @property
+    def fd(self) -> int:
+        """The memory file."""
+        assert isinstance(self._memory, SharedMemory)
+        return self._memory.fd
 
     @property
     def capacity_bytes(self) -> int:
@@ -136,73 +133,55 @@ class Arena:
         Raises:
             SystemCallError: There is no memory for it.
         """
-        if slot.capacity >= needed_bytes:
-            return
-        capacity = round_capacity(needed_bytes)
-        offset = slot_offset(slot.index)
-        # The last page alone: the file reaches as far as the slot then, whatever others extend.
-        _memory_map.commit(self.fd, offset + capacity - _GRANULE, _GRANULE)
-        address = _memory_map.map_file(self.fd, offset, capacity)
-        try:
-            _memory_map.populate(address, capacity)
-        except SystemCallError:
-            _memory_map.unmap(address, capacity)
-            raise
-        self._adopt(slot, address, capacity)
+        if slot.capacity < needed_bytes:
+            self._give(slot, round_capacity(needed_bytes))
+
+    def _give(self, slot: Slot, capacity: int) -> None:
+        if slot.capacity < capacity:
+            self._adopt(slot, self._memory.make(slot.index, capacity), capacity)
 
     def map(self, slot: Slot, capacity: int) -> None:
         """Map a slot to which a worker has given so much memory."""
-        if slot.capacity >= capacity:
-            return
-        address = _memory_map.map_file(self.fd, slot_offset(slot.index), capacity)
-        self._adopt(slot, address, capacity)
+        if slot.capacity < capacity:
+            assert isinstance(self._memory, SharedMemory)
+            self._adopt(slot, self._memory.map(slot.index, capacity), capacity)
 
     def prepare(self, count: int, needed_bytes: int) -> None:
-        """Make free slots of so many bytes before they are needed.
+        """Have so many slots in all, and give all free ones memory for so many bytes.
 
         Raises:
             SystemCallError: There is no memory for them.
         """
-        leases = [self.lease() for _ in range(count)]
+        self._prepare(count, round_capacity(needed_bytes))
+
+    def _prepare(self, count: int, capacity: int) -> None:
+        more = max(0, count - len(self._slots) + len(self._empty))
+        leases = [self.lease() for _ in range(len(self._reusable()) + more)]
         for lease in leases:
-            self.grow(lease.slot, needed_bytes)
+            self._give(lease.slot, capacity)
 
-    def expect(self, count: int, filling: Callable[[], list[Slot]] = list) -> None:
-        """Note for :meth:`settle` how many slots there shall be.
-
-        Args:
-            count: Of all slots.
-            filling: Tells which slots workers are about to fill.
-        """
-        self._expected, self._filling = count, filling
+    def expect(self, count: int) -> None:
+        """Note for :meth:`settle` how many slots there shall be."""
+        self._expected = count
 
     def settle(self) -> None:
-        """Make all expected slots as large as one batch needs, where memory is pinned.
+        """Make the slots that are expected, as large as the largest, if memory is pinned.
 
-        Called once the first batch has been handed over: it did not wait for this, and later
-        batches need not, nor do kernels, whose launches wait while memory is pinned. If the budget
+        Called once the first batch has been handed over, which did not wait for this. If the budget
         does not allow it, slots get their memory when they are first used.
         """
         expected, self._expected = self._expected, 0
-        if not expected or self._pinning is None:
-            return
-        needed = self._needed_bytes
-        filling = [slot for slot in self._filling() if slot.capacity < needed]
-        more = max(0, expected - self.slots)
-        added = round_capacity(needed) * (len(filling) + more)
-        if self.capacity_bytes + added > self.budget_bytes:
+        capacity = max((slot.capacity for slot in self._slots), default=0)
+        added = max(0, expected - self.slots) * capacity
+        if self._pinning is None or self.capacity_bytes + added > self.budget_bytes:
             return
         # Without memory now, each slot may get some when it is first used.
         with contextlib.suppress(SystemCallError):
-            for slot in filling:
-                # What a worker has written stays.
-                self.grow(slot, needed)
-            self.prepare(more, needed)
+            self._prepare(expected, capacity)
 
     def _adopt(self, slot: Slot, address: int, capacity: int) -> None:
         self._unmap(slot)
         slot.address, slot.capacity = address, capacity
-        self._needed_bytes = max(self._needed_bytes, capacity)
         if self._pinning is not None:
             slot.pinned = self._pinning.pin(address, capacity)
 
@@ -225,7 +204,7 @@ class Arena:
                 capacity = slot.capacity
                 self._unmap(slot)
                 if capacity:
-                    _memory_map.discard(self.fd, slot_offset(slot.index), capacity)
+                    self._memory.discard(slot.index, capacity)
                 # The slot itself stays, empty: workers know it by its number.
                 self._empty.append(slot)
 
@@ -236,7 +215,7 @@ class Arena:
         self._closed = True
         while self._free:
             self._unmap(self._free.pop())
-        os.close(self.fd)
+        self._memory.close()
 
     def _unmap(self, slot: Slot) -> None:
         if not slot.address:

@@ -21,7 +21,7 @@ from typing import Any
 from torch._utils import ExceptionWrapper
 from torch.utils.data._utils.worker import _ResumeIteration
 
-from vramkit.loader._arena import Arena, Lease, Slot
+from vramkit.loader._arena import Arena, Lease
 from vramkit.loader._failures import WorkerFailure
 from vramkit.loader._packing import Packed, Unpacked
 from vramkit.loader._staged import Staged
@@ -80,10 +80,6 @@ class Exchange:
     tasks: "weakref.WeakValueDictionary[int, IndexChannel]" = field(
         default_factory=weakref.WeakValueDictionary
     )
-
-    def filling(self) -> list[Slot]:
-        """Return the slots that workers are filling."""
-        return [lease.slot for lease in self.assigned.values()]
 
 
 class IndexChannel:

@@ -58,6 +58,32 @@ def map_file(fd: int, offset: int, size_bytes: int) -> int:
     return int(address)
 
 
+def map_own(size_bytes: int, alignment: int) -> int:
+    """Map memory with huge pages where the system has some; forked children do not get it.
+
+    Args:
+        size_bytes: How much.
+        alignment: Of the address, a power of two.
+
+    Raises:
+        SystemCallError: The system refuses, for example at the limit of addresses.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    got = _libc().mmap(None, size_bytes + alignment, access, kind, -1, 0)
+    if got == _FAILED or got is None:
+        raise _error(f"mmap of {size_bytes:,} bytes of staging memory")
+    address = -(-got // alignment) * alignment
+    end = -(-(address + size_bytes) // _PAGE) * _PAGE
+    if address > got:
+        unmap(got, address - got)
+    unmap(end, got + size_bytes + alignment - end)
+    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):
+        # Kernels without huge pages refuse the first.
+        _libc().madvise(address, end - address, advice)
+    return int(address)
+
+
 def unmap(address: int, size_bytes: int) -> None:
     """End a mapping."""
     _libc().munmap(address, size_bytes)

@@ -15,6 +15,7 @@ from vramkit.loader._device import CudaDelivery
 from vramkit.loader._pinning import Pinning
 from vramkit.loader._registered_rows import RegisteredRows
 from vramkit.loader._resume import Epoch
+from vramkit.loader._slot_memory import OwnMemory
 
 
 class Runtime:
@@ -33,6 +34,7 @@ class Runtime:
         self.epoch: Epoch | None = None
         self._iterators: weakref.WeakSet[BatchIterator] = weakref.WeakSet()
         self._arena: Arena | None = None
+        self._own_arena: Arena | None = None
         self._delivery: Delivery | None = None
         self._registered: RegisteredRows | None = None
         self._device = loader.device
@@ -55,11 +57,29 @@ class Runtime:
             SystemCallError: The system makes no memory file.
         """
         if self._arena is None:
-            pinning = None
-            if self.on_gpu or (self._pins and torch.cuda.is_available()):
-                pinning = Pinning(self._device)
-            self._arena = Arena(self._staging_bytes, pinning)
+            self._arena = Arena(self._staging_bytes, self._pinning())
         return self._arena
+
+    def own_arena(self) -> Arena:
+        """Return staging memory for batches that this process makes; made at the first call.
+
+        Workers cannot see it, and if batches stay in host memory it is the same as :meth:`arena`.
+
+        Raises:
+            SystemCallError: The system makes no memory file.
+        """
+        if not self.on_gpu:
+            return self.arena()
+        if self._own_arena is None:
+            self._own_arena = Arena(self._staging_bytes, self._pinning(), OwnMemory())
+        return self._own_arena
+
+    def _pinning(self) -> Pinning | None:
+        pins = self.on_gpu or (self._pins and torch.cuda.is_available())
+        return Pinning(self._device) if pins else None
+
+    def _arenas(self) -> list[Arena]:
+        return [each for each in (self._arena, self._own_arena) if each is not None]
 
     def delivery(self) -> Delivery:
         """Return what brings batches to their place; made at the first call."""
@@ -95,13 +115,15 @@ class Runtime:
 
     def settle(self) -> None:
         """Make the staging memory that the batches to come need; the first has been handed over."""
-        if self._arena is not None:
-            self._arena.settle()
+        for arena in self._arenas():
+            arena.settle()
 
     def staging_in_use(self) -> tuple[int, int]:
         """Return the bytes of staging memory and how many of them are pinned."""
-        arena = self._arena
-        return (0, 0) if arena is None else (arena.capacity_bytes, arena.pinned_bytes)
+        arenas = self._arenas()
+        return sum(each.capacity_bytes for each in arenas), sum(
+            each.pinned_bytes for each in arenas
+        )
 
     def watch(self, iterator: BatchIterator) -> None:
         """Note an iterator, to be ended with the loader."""
@@ -135,8 +157,8 @@ class Runtime:
             self._delivery.close()
         if self._registered is not None:
             self._registered.release(why)
-        if self._arena is not None:
-            self._arena.close()
+        for arena in self._arenas():
+            arena.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_iterators"):

@@ -9,8 +9,8 @@ import torch
 
 from vramkit.errors import SystemCallError
 from vramkit.loader import _memory_map
-from vramkit.loader._arena import round_capacity, slot_offset
 from vramkit.loader._packing import Shape, aligned, tensor_over
+from vramkit.loader._slot_memory import round_capacity, slot_offset
 
 StreamCopy = Callable[[int, int, int], object]
 

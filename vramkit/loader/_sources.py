@@ -38,7 +38,7 @@ def make_source(
     if not reason:
         runtime.path = "arrays"
         registered = runtime.register(columns_of(structure)) if runtime.on_gpu else None
-        gathering = Gathering(structure, runtime.arena(), registered)
+        gathering = Gathering(structure, runtime.own_arena(), registered)
         depth = runtime.delivery().depth
         return ArrayIterator(loader, gathering, depth, stage=runtime.on_gpu)
     if loader.num_workers == 0:
@@ -55,7 +55,7 @@ def _staging_for(tasks: int, runtime: Runtime) -> Arena | None:
     """Staging memory for batches that this process makes, where they go to a GPU."""
     if not runtime.on_gpu:
         return None
-    arena = runtime.arena()
+    arena = runtime.own_arena()
     arena.expect(tasks + _delivered(runtime))
     return arena
 
