@@ -119,7 +119,7 @@ def test_loaders_of_the_same_data_share_a_registration(driver: _Driver) -> None:
     [
         (large(), ROW * ROWS, "more than staging_bytes"),
         (large(3), 1 << 32, "may share pages with other memory"),
-        (torch.empty(ROWS, ROW - 1, dtype=torch.uint8), 1 << 32, "rows of less than 64 KiB"),
+        (torch.empty(ROWS, ROW - 1, dtype=torch.uint8), 1 << 32, "rows of less than 32 KiB"),
     ],
 )
 def test_what_is_not_registered(

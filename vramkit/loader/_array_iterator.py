@@ -41,14 +41,14 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         loader: The loader.
         gathering: Gathers the rows.
         depth: How many batches are delivered before they are asked for.
-        stage: Put all batches into staging memory, to move on from there.
+        slots: Slots of batches that are delivered, if all move on from staging memory, else 0.
     """
 
-    def __init__(self, loader: Any, gathering: Gathering, depth: int, *, stage: bool) -> None:
+    def __init__(self, loader: Any, gathering: Gathering, depth: int, slots: int) -> None:
         super().__init__(loader)
         self._pin_memory = False
         self._gathering = gathering
-        self._stage = stage
+        self._stage = slots > 0
         drawn = (loader.prefetch_factor or 0) * loader.num_workers
         self._eager = drawn > 0
         self._most_drawn = max(drawn, depth + _SPARE_JOBS if depth else 0)
@@ -56,9 +56,10 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._fetcher = _DatasetKind.create_fetcher(
             _DatasetKind.Map, loader.dataset, True, loader.collate_fn, loader.drop_last
         )
-        if stage and loader.batch_size is not None:
+        if self._stage and loader.batch_size is not None:
             # Memory is not pinned while training runs: kernels would wait.
-            gathering.prepare(self._most_jobs + depth + 1, loader.batch_size)
+            gathering.begin()
+            gathering.prepare(self._most_jobs + slots, loader.batch_size)
         self._drawn: deque[Any] = deque()
         self._jobs: deque[Job | Selected | _Fetched] = deque()
         # PyTorch's iterator with workers asks the sampler anew before its first epoch, too.

@@ -130,6 +130,11 @@ def tensor_in(
     return tensor.set_(memory.untyped_storage(), offset // dtype.itemsize, shape, stride)
 
 
+def most_outstanding(depth: int) -> int:
+    """How many batches may be on their way to the device while the host goes on."""
+    return depth + 2
+
+
 class CudaDelivery:
     """Copies batches to a CUDA device.
 
@@ -149,16 +154,16 @@ class CudaDelivery:
         self._sources: deque[tuple[Packed | Staged, torch.cuda.Event]] = deque()
 
     def start(self, item: Any) -> InFlight:
-        """Begin to bring a batch to the device; nothing waits for the GPU."""
+        """Begin to bring a batch to the device; a host that is far ahead of the GPU waits."""
         self._release_sources()
-        self._retired.give_back(self._stream, self.depth + 2)
+        self._retired.give_back(self._stream, most_outstanding(self.depth))
         owners: list[Owner] = []
         sources: list[Packed | Staged] = []
         with torch.cuda.stream(self._stream):
             batch = self._copy(item, owners, sources)
             if self._transform is not None:
                 batch = self._own(self._transform(batch), owners)
-            done = torch.cuda.Event()
+            done = torch.cuda.Event(blocking=True)
             done.record(self._stream)
         self._sources.extend((each, done) for each in sources)
         return InFlight(batch, done, owners)
@@ -235,6 +240,9 @@ class CudaDelivery:
         return torch.as_tensor(owner, device=self.device)
 
     def _release_sources(self) -> None:
+        # A loop that never waits for the GPU would fill more and more slots ahead of it.
+        while len(self._sources) > most_outstanding(self.depth):
+            self._sources.popleft()[1].synchronize()
         while self._sources and self._sources[0][1].query():
             self._sources.popleft()
 

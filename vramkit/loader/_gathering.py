@@ -21,7 +21,7 @@ _SLOT_FROM_BYTES = 1 << 16
 # Columns in the same order: the order, their positions, and the plan for them.
 _PlanOfGroup = tuple[torch.Tensor | None, list[int], Plan]
 # More threads gain nothing (docs/design/loader.md), and training needs cores too.
-_MOST_THREADS = 12
+_MOST_THREADS = 10
 
 
 @functools.lru_cache(maxsize=1)
@@ -125,8 +125,17 @@ class Gathering:
         Raises:
             SystemCallError: There is no memory for it.
         """
-        padding = ALIGNMENT * len(self._columns)
-        self._arena.prepare(count, rows * self._row_bytes + padding)
+        staged = self._columns
+        if self._gpu_copies:
+            staged = [self._columns[each] for each in self._near]
+        row_bytes = sum(column.row_bytes for column in staged)
+        if row_bytes:
+            self._arena.prepare(count, rows * row_bytes + ALIGNMENT * len(staged))
+
+    @property
+    def _gpu_copies(self) -> bool:
+        """Whether the GPU copies large rows itself now."""
+        return self._registered is not None and not self._registered.reason
 
     def _select(self, indices: torch.Tensor) -> Selected | None:
         """Make a small batch at once; for it, PyTorch's own operator costs least."""
@@ -152,7 +161,7 @@ class Gathering:
         count = len(indices)
         if not stage and self._whole and count * self._row_bytes < _SLOT_FROM_BYTES:
             return self._select(indices)
-        if stage and self._far and self._registered is not None and not self._registered.reason:
+        if stage and self._registered is not None and self._gpu_copies:
             return self._start_apart(indices, self._registered)
         layout = self._layout(range(len(self._columns)), count)
         # In a forked child, the slots are the parent's.

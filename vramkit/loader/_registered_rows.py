@@ -25,7 +25,7 @@ from vramkit.loader._address_space import Mapping, is_resident, mapping_of, mapp
 from vramkit.loader._arrays import Column, Segment
 
 # Each row costs the driver some 1.5 µs. Smaller ones are gathered by host threads sooner.
-ROW_FROM_BYTES = 64 << 10
+ROW_FROM_BYTES = 32 << 10
 # The C library gives larger blocks pages of their own; smaller ones may share pages with others.
 OWN_PAGES_FROM_BYTES = 64 << 20
 _PAGE = os.sysconf("SC_PAGESIZE")

@@ -12,6 +12,7 @@ from vramkit.errors import InvalidArgumentError, SystemCallError
 from vramkit.loader._arena import Arena
 from vramkit.loader._array_iterator import ArrayIterator
 from vramkit.loader._arrays import NotArraysError, columns_of, find_arrays
+from vramkit.loader._device import most_outstanding
 from vramkit.loader._gathering import Gathering
 from vramkit.loader._local_fetch import InlineIterator, make_fetch
 from vramkit.loader._runtime import Runtime
@@ -39,8 +40,8 @@ def make_source(
         runtime.path = "arrays"
         registered = runtime.register(columns_of(structure)) if runtime.on_gpu else None
         gathering = Gathering(structure, runtime.own_arena(), registered)
-        depth = runtime.delivery().depth
-        return ArrayIterator(loader, gathering, depth, stage=runtime.on_gpu)
+        slots = _delivered(runtime) if runtime.on_gpu else 0
+        return ArrayIterator(loader, gathering, runtime.delivery().depth, slots)
     if loader.num_workers == 0:
         runtime.path = "inline"
         arena = _staging_for(0, runtime)
@@ -61,8 +62,8 @@ def _staging_for(tasks: int, runtime: Runtime) -> Arena | None:
 
 
 def _delivered(runtime: Runtime) -> int:
-    """How many slots hold batches that were made: one arrives, one is let go."""
-    return runtime.delivery().depth + 2
+    """How many slots hold batches that were made: one arrives, the others are being copied."""
+    return most_outstanding(runtime.delivery().depth) + 1
 
 
 def _threads(loader: Any, runtime: Runtime) -> Any:

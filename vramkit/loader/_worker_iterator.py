@@ -119,7 +119,6 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._context = _Context(real, self._exchange, limit, states or {})
         self._first_worker = first_worker
         arena.trim(tasks + spare_slots)
-        arena.expect(tasks + spare_slots)
         pins = loader.pin_memory and not torch.accelerator.is_available()
         view = View(loader, multiprocessing_context=self._context, pin_memory=pins)
         with starting_workers():
