@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import pytest
+from torch.utils.data import _utils
 
 _LIMIT_S = 40
 
@@ -17,6 +18,15 @@ def quick_collections() -> None:
     """What was imported need not be searched for garbage after each test."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_ends() -> Iterator[None]:
+    """PyTorch's own workers end late after an exception: it need not wait 5 s for each of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_utils, _utils.worker):
+            patch.setattr(module, "MP_STATUS_CHECK_INTERVAL", 1.0)
+        yield
 
 
 @pytest.fixture(autouse=True)
