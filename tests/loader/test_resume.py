@@ -128,3 +128,37 @@ def test_a_stream_needs_as_many_workers() -> None:
     state = vramkit.DataLoader(d.Stream()).state_dict()
     with pytest.raises(InvalidArgumentError, match="the state is of 0 workers and this loader"):
         vramkit.DataLoader(d.Stream(), num_workers=1).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batch_size", "text"),
+    [
+        (TensorDataset(torch.arange(12)), 4, "a loader with batch_size=2 and this one has"),
+        (TensorDataset(torch.arange(6)), 2, "a loader with samples=12 and this one has samples=6"),
+        (d.Stream(), 2, "a loader with samples=12 and this one has samples=None"),
+    ],
+)
+def test_a_state_of_other_batches(dataset: Any, batch_size: int, text: str) -> None:
+    loader = vramkit.DataLoader(TensorDataset(torch.arange(12)), batch_size=2)
+    next(iter(loader))
+    other = vramkit.DataLoader(dataset, batch_size=batch_size)
+    with pytest.raises(InvalidArgumentError, match=text):
+        other.load_state_dict(loader.state_dict())
+    # Between epochs nothing is counted.
+    list(loader)
+    other.load_state_dict(loader.state_dict())
+
+
+def test_a_data_set_without_a_length_resumes() -> None:
+    class Endless(torch.utils.data.Dataset[int]):
+        def __getitem__(self, index: int) -> int:
+            return index
+
+    def loader() -> Any:
+        return vramkit.DataLoader(Endless(), batch_size=2, sampler=range(6))
+
+    first = loader()
+    next(iter(first))
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert [batch.tolist() for batch in second] == [[2, 3], [4, 5]]

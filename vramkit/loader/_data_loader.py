@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from vramkit.errors import InvalidArgumentError, LoaderClosedError
+from vramkit.errors import LoaderClosedError
 from vramkit.loader import _arguments, _resume
 from vramkit.loader._batches import BatchIterator
 from vramkit.loader._resume import Epoch
@@ -235,17 +235,11 @@ class DataLoader(TorchDataLoader[T_co]):
         torchdata, and is else iterated anew from its beginning up to that place.
 
         Raises:
-            InvalidArgumentError: The state is of another kind, or of another number of workers
-                with an iterable data set.
+            InvalidArgumentError: The state is of another kind, of another batch size or number of
+                samples, or of another number of workers with an iterable data set.
         """
         _resume.check(state_dict)
-        iterable = isinstance(self.dataset, IterableDataset)
-        if iterable and state_dict.get("num_workers") != self.num_workers:
-            raise InvalidArgumentError(
-                f"the state is of {state_dict.get('num_workers')} workers and this loader has "
-                f"{self.num_workers}: an iterable data set is divided among its workers, so the "
-                "number must be the same"
-            )
+        _resume.check_fits(state_dict, self)
         self._pending = dict(state_dict)
         if self._iterator is not None:
             # Persistent workers are in another epoch.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from vramkit.errors import InvalidArgumentError
 from vramkit.loader._dataset_state import is_stateful
@@ -116,7 +117,12 @@ class SkippingSampler:
 
 def to_dict(epoch: Epoch | None, loader: Any) -> dict[str, Any]:
     """Return the state of a loader as tensors, numbers and texts."""
-    state: dict[str, Any] = {"version": VERSION, "num_workers": loader.num_workers}
+    state: dict[str, Any] = {
+        "version": VERSION,
+        "num_workers": loader.num_workers,
+        "batch_size": loader.batch_size,
+        "samples": samples_of(loader),
+    }
     if epoch is None or epoch.finished:
         # Between epochs the next one begins as it would have begun.
         return state | {
@@ -134,6 +140,39 @@ def to_dict(epoch: Epoch | None, loader: Any) -> dict[str, Any]:
         "random": dict(epoch.random),
         "sampler": epoch.sampler,
     }
+
+
+def samples_of(loader: Any) -> int | None:
+    """How many samples a map-style data set has; None if it does not say, or is iterable."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    try:
+        return len(loader.dataset)
+    except (NotImplementedError, TypeError):
+        return None
+
+
+def check_fits(state: dict[str, Any], loader: Any) -> None:
+    """Check that a state is of a loader like this one.
+
+    Raises:
+        InvalidArgumentError: The batch size, the data set or the number of workers is another.
+    """
+    iterable = isinstance(loader.dataset, IterableDataset)
+    if iterable and state.get("num_workers") != loader.num_workers:
+        raise InvalidArgumentError(
+            f"the state is of {state.get('num_workers')} workers and this loader has "
+            f"{loader.num_workers}: an iterable data set is divided among its workers, so the "
+            "number must be the same"
+        )
+    own = {"batch_size": loader.batch_size, "samples": samples_of(loader)}
+    for name, value in own.items():
+        # States of earlier versions do not say.
+        if state["in_epoch"] and state.get(name, value) != value:
+            raise InvalidArgumentError(
+                f"the state is of a loader with {name}={state[name]} and this one has "
+                f"{name}={value}: batches are counted, so it can only go on with the same"
+            )
 
 
 def states_of(state: dict[str, Any], workers: int) -> tuple[dict[int, bytes], int]:
