@@ -30,7 +30,8 @@ class Stream(IterableDataset[Any]):
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"device": "gpu"}, InvalidArgumentError, "device must be a torch.device"),
+        ({"device": "gpu"}, InvalidArgumentError, "device='gpu' is not a device"),
+        ({"device": 1.5}, InvalidArgumentError, "got 1.5 of type float"),
         ({"device": "meta"}, UnsupportedDeviceError, "CUDA devices and in host memory"),
         ({"prefetch_batches": 2}, InvalidArgumentError, "needs device="),
         ({"prefetch_batches": -1, "device": "cpu"}, InvalidArgumentError, "must not be negative"),

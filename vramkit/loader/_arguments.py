@@ -21,10 +21,15 @@ def device_of(device: Any) -> torch.device | None:
     """
     if device is None:
         return None
+    if isinstance(device, bool) or not isinstance(device, (torch.device, str, int)):
+        raise InvalidArgumentError(
+            f"device must be a torch.device, a string or an index, got {device!r} of type "
+            f"{type(device).__qualname__}"
+        )
     try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as err:
-        raise InvalidArgumentError(f"device must be a torch.device or its name: {err}") from err
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    except RuntimeError as err:
+        raise InvalidArgumentError(f"device={device!r} is not a device: {err}") from err
     if found.type not in ("cuda", "cpu"):
         raise UnsupportedDeviceError(
             f"the loader delivers batches on CUDA devices and in host memory, got {device!r}"
