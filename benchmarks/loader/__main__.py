@@ -12,9 +12,10 @@ from benchmarks._shared.provenance import gpu_provenance, measure_this_tree
 from benchmarks.loader.epochs import bench_epochs
 from benchmarks.loader.gather import bench_gather
 from benchmarks.loader.overlap import bench_overlap
+from benchmarks.loader.permutation import bench_permutation
 from benchmarks.loader.startup import bench_startup
 
-PARTS = ("gather", "epochs", "startup", "overlap")
+PARTS = ("gather", "permutation", "epochs", "startup", "overlap")
 
 
 def main() -> int:
@@ -23,7 +24,9 @@ def main() -> int:
     options.add_argument("--peers-only", action="store_true", help="leave vramkit out of gather")
     options.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     options.add_argument(
-        "--cases", default="", help="beginnings of the names of cases, except of gather"
+        "--cases",
+        default="",
+        help="beginnings of the names of cases, except of gather and permutation",
     )
     options.add_argument("--rounds", type=int, help="turns of each loader (3, quick: 1)")
     options.add_argument("--window-s", type=float, default=2.0, help="seconds of a turn")
@@ -38,6 +41,8 @@ def main() -> int:
     recorder = Recorder(record=chosen.record, allow_dirty=chosen.allow_dirty, origin=origin)
     if "gather" in parts:
         bench_gather(recorder, quick=chosen.quick, with_own=not chosen.peers_only)
+    if "permutation" in parts:
+        bench_permutation(recorder, quick=chosen.quick)
     if "startup" in parts:
         bench_startup(recorder, on_gpu=on_gpu, quick=chosen.quick, prefixes=chosen.cases)
     rounds = chosen.rounds or (1 if chosen.quick else 3)

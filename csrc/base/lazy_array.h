@@ -21,7 +21,7 @@ class LazyArray {
     void* address = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) {
-      throw_errno("cannot reserve %s of address space for the pool's books", mib(bytes_).c_str());
+      throw_errno("cannot reserve %s of address space for a table", mib(bytes_).c_str());
     }
     // Small pools stay small; a large table spares the processor's address cache.
     if (bytes_ > kSmallBytes) {
@@ -32,7 +32,7 @@ class LazyArray {
   LazyArray(const LazyArray&) = delete;
   LazyArray& operator=(const LazyArray&) = delete;
   ~LazyArray() {
-    if (::munmap(items_, bytes_) != 0) report("munmap(%p) of the pool's books failed", items_);
+    if (::munmap(items_, bytes_) != 0) report("munmap(%p) of a table failed", items_);
   }
 
   T& operator[](size_t index) { return items_[index]; }

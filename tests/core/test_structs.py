@@ -26,6 +26,7 @@ CONSTANTS = {
     "VRAMKIT_ABI_VERSION": _structs.ABI_VERSION,
     "VRAMKIT_DEVICE_CPU": _structs.DEVICE_CPU,
     "VRAMKIT_MAX_DEVICES": _structs.MAX_DEVICES,
+    "VRAMKIT_MAX_PERMUTATION": _structs.MAX_PERMUTATION,
     "VRAMKIT_SIZE_CLASSES": _structs.SIZE_CLASSES,
     "VRAMKIT_STREAM_EXTERNAL": _structs.STREAM_EXTERNAL,
     **{f"VRAMKIT_{member.name}": member.value for member in _structs.Status},

@@ -11,6 +11,7 @@ from vramkit._core._gather import (
     stream_copy,
 )
 from vramkit._core._library import CORE_LIBRARY, library
+from vramkit._core._permutation import Permutation
 from vramkit._core._pool import (
     CorePool,
     active_pool,
@@ -30,6 +31,7 @@ from vramkit._core._python import (
 from vramkit._core._replay import CoreReplay, last_error
 from vramkit._core._structs import (
     DEVICE_CPU,
+    MAX_PERMUTATION,
     STATS_FIELDS,
     Block,
     BlockKind,
@@ -42,6 +44,7 @@ from vramkit._core._structs import (
 __all__ = [
     "CORE_LIBRARY",
     "DEVICE_CPU",
+    "MAX_PERMUTATION",
     "STATS_FIELDS",
     "Block",
     "BlockKind",
@@ -49,6 +52,7 @@ __all__ = [
     "CorePool",
     "CoreReplay",
     "Gatherer",
+    "Permutation",
     "Piece",
     "Plan",
     "ReplayOp",

@@ -24,6 +24,7 @@ _TOKEN = Integer("token", ctypes.c_uint64)
 _DEVICE = Integer("device", ctypes.c_int32)
 _GATHERER = Address("the gatherer's handle")
 _PLAN = Address("the plan's handle")
+_PERMUTATION = Address("the permutation's handle")
 _TICKET = Integer("ticket", ctypes.c_uint64)
 _OUT_I32 = ctypes.POINTER(ctypes.c_int32)
 _OUT_U64 = ctypes.POINTER(ctypes.c_uint64)
@@ -126,6 +127,8 @@ STATUS_FUNCTIONS: dict[str, Arguments] = {
         _DEVICE,
         _STREAM,
     ],
+    "vramkit_permutation_create": [Integer("seed", ctypes.c_uint64), _COUNT, _OUT_POINTER],
+    "vramkit_permutation_next": [_PERMUTATION, _ADDRESS, _COUNT],
     "vramkit_fault": [_POOL, ctypes.c_char_p, _COUNT],
     "vramkit_complete_events": [_POOL, _COUNT],
 }
@@ -139,6 +142,7 @@ OTHER_FUNCTIONS: dict[str, tuple[type | None, Arguments]] = {
     "vramkit_replay_destroy": (None, [_ADDRESS]),
     "vramkit_gather_plan_destroy": (None, [_PLAN]),
     "vramkit_gatherer_destroy": (None, [_GATHERER]),
+    "vramkit_permutation_destroy": (None, [_PERMUTATION]),
     "vramkit_has_batched_copies": (ctypes.c_int32, []),
 }
 

@@ -11,6 +11,7 @@ from vramkit._core._checked import CheckedStructure
 ABI_VERSION = 5
 DEVICE_CPU = -1
 MAX_DEVICES = 64
+MAX_PERMUTATION = 214748363
 SIZE_CLASSES = 40
 STREAM_EXTERNAL = 1
 

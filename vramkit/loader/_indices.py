@@ -2,17 +2,25 @@
 
 ``RandomSampler`` makes a permutation and then a Python integer of each element. For data that is
 gathered by indices this alone costs more than the gathering, so the same permutation, drawn from
-the same generator at the same moment, is cut into batches directly.
+the same generator at the same moment, is cut into batches directly. A long permutation is made in
+parts, so that the first batch does not wait for all of it.
 """
 
+import functools
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
+from vramkit._core import MAX_PERMUTATION, Permutation
 from vramkit.loader._resume import SkippingSampler
+
+# Entries that are drawn at first; each time twice as many follow, up to the second number.
+_FIRST_PART = 4096
+_LARGEST_PART = 1 << 17
 
 
 def tensor_batches(index_sampler: Any) -> Iterator[torch.Tensor] | None:
@@ -26,7 +34,7 @@ def tensor_batches(index_sampler: Any) -> Iterator[torch.Tensor] | None:
     if type(sampler) is SequentialSampler:
         chunks = _sequential(sampler)
     elif type(sampler) is RandomSampler and not sampler.replacement:
-        chunks = _permutations(sampler)
+        chunks = _permutations(sampler, index_sampler.batch_size)
     else:
         return None
     return _cut(chunks, index_sampler.batch_size, index_sampler.drop_last)
@@ -36,7 +44,7 @@ def _sequential(sampler: SequentialSampler) -> Iterator[torch.Tensor]:
     yield torch.arange(len(sampler.data_source), device="cpu")
 
 
-def _permutations(sampler: RandomSampler) -> Iterator[torch.Tensor]:
+def _permutations(sampler: RandomSampler, batch_size: int) -> Iterator[torch.Tensor]:
     # The draws and their order are those of RandomSampler.__iter__.
     count = len(sampler.data_source)
     generator = sampler.generator
@@ -44,6 +52,9 @@ def _permutations(sampler: RandomSampler) -> Iterator[torch.Tensor]:
     if generator is None:
         generator = torch.Generator()
         generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        if sampler.num_samples <= count and _can_be_made_in_parts(count):
+            yield from _parts(generator.initial_seed(), count, sampler.num_samples, batch_size)
+            return
     for _ in range(sampler.num_samples // count):
         yield torch.randperm(count, generator=generator).cpu()
     rest = sampler.num_samples % count
@@ -51,6 +62,46 @@ def _permutations(sampler: RandomSampler) -> Iterator[torch.Tensor]:
     # user's generator, but nobody sees it in the sampler's own.
     if rest or not own:
         yield torch.randperm(count, generator=generator).cpu()[:rest]
+
+
+def _can_be_made_in_parts(count: int) -> bool:
+    # torch is as fast for a short one. With another default device it draws there, or refuses.
+    return (
+        _FIRST_PART < count <= MAX_PERMUTATION
+        and torch.get_default_device().type == "cpu"
+        and _parts_are_torchs()
+    )
+
+
+@functools.cache
+def _parts_are_torchs() -> bool:
+    """Whether this torch draws permutations as the native core does; warns if it does not."""
+    for seed, count in ((0, 1000), (2**40 + 2**31 + 1, 1000)):
+        generator = torch.Generator().manual_seed(seed)
+        expected = torch.randperm(count, generator=generator, device="cpu")
+        if not torch.equal(torch.cat(list(_parts(seed, count, count, 300))), expected):
+            warnings.warn(
+                f"torch {torch.__version__} draws permutations in another way than this vramkit "
+                "knows; torch.randperm is used, which makes a long permutation before the first "
+                "batch. Look for a newer vramkit",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return False
+    return True
+
+
+def _parts(seed: int, count: int, wanted: int, batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield the first of ``torch.randperm(count)``, in parts of whole batches."""
+    permutation = Permutation(seed, count)
+    size = _FIRST_PART
+    while wanted:
+        entries = min(wanted, -(-size // batch_size) * batch_size)
+        part = torch.empty(entries, dtype=torch.int64, device="cpu")
+        permutation.next(part.data_ptr(), entries)
+        yield part
+        wanted -= entries
+        size = min(2 * size, _LARGEST_PART)
 
 
 def _cut(

@@ -10,6 +10,7 @@
 #include "loader/dma_cuda.h"
 #include "loader/gather.h"
 #include "loader/gather_plan.h"
+#include "loader/permutation.h"
 #include "loader/registration_cuda.h"
 #include "loader/stream_copy.h"
 
@@ -25,6 +26,12 @@ struct vramkit_gather_plan {
 struct vramkit_gatherer {
   Gatherer gatherer;
 };
+
+struct vramkit_permutation {
+  vramkit::Permutation permutation;
+};
+
+static_assert(VRAMKIT_MAX_PERMUTATION == vramkit::Permutation::kMostEntries);
 
 namespace {
 
@@ -140,5 +147,24 @@ vramkit_status vramkit_copy_to_device(const vramkit_gather_plan* plan, const uin
     if (index_count > 0) need(indices, "indices");
     vramkit::copy_to_device(*plan->plan, {destinations, destination_count}, {indices, index_count},
                             device, stream);
+  });
+}
+
+vramkit_status vramkit_permutation_create(uint64_t seed, uint64_t count,
+                                          vramkit_permutation** permutation) {
+  return guarded([&] {
+    need(permutation, "permutation");
+    *permutation = new vramkit_permutation{vramkit::Permutation(seed, count)};
+  });
+}
+
+void vramkit_permutation_destroy(vramkit_permutation* permutation) { delete permutation; }
+
+vramkit_status vramkit_permutation_next(vramkit_permutation* permutation, int64_t* out,
+                                        uint64_t count) {
+  return guarded([&] {
+    need(permutation, "permutation");
+    if (count > 0) need(out, "out");
+    permutation->permutation.next({out, count});
   });
 }

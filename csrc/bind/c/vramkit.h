@@ -384,6 +384,23 @@ VRAMKIT_API vramkit_status vramkit_copy_to_device(const vramkit_gather_plan* pla
                                                   const int64_t* indices, uint64_t index_count,
                                                   int32_t device, uint64_t stream);
 
+// The permutation of 0 to count - 1 that torch.randperm(count) returns on the CPU for a generator
+// that was just seeded with `seed`, made a part at a time. One call at a time may use it.
+typedef struct vramkit_permutation vramkit_permutation;
+
+// For more entries, torch.randperm uses another algorithm.
+enum { VRAMKIT_MAX_PERMUTATION = 214748363 };
+
+// INVALID_ARGUMENT for more than VRAMKIT_MAX_PERMUTATION entries.
+VRAMKIT_API vramkit_status vramkit_permutation_create(uint64_t seed, uint64_t count,
+                                                      vramkit_permutation** permutation);
+// A null permutation is left alone.
+VRAMKIT_API void vramkit_permutation_destroy(vramkit_permutation* permutation);
+
+// Writes the next `count` entries. INVALID_ARGUMENT, and nothing is written, if fewer are left.
+VRAMKIT_API vramkit_status vramkit_permutation_next(vramkit_permutation* permutation, int64_t* out,
+                                                    uint64_t count);
+
 // ---- controls of the test decorators -------------------------------------------------------
 
 // "+faults": the n-th next backend call of that name fails (n >= 1; 0 disarms). Names: reserve,
