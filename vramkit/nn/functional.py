@@ -30,19 +30,19 @@ def conv_relu(
 ) -> Tensor:
     """Compute ``relu(conv(input, weight, bias, ...))``, for one, two or three spatial dimensions.
 
-    The arguments, the result and the errors are those of ``torch.nn.functional.conv1d``,
-    ``conv2d`` or ``conv3d``, whichever fits the dimensions of ``weight``, followed by ``relu``.
+    Arguments, result and errors are those of ``torch.nn.functional.conv1d``, ``conv2d`` or
+    ``conv3d``, whichever fits the dimensions of ``weight``, followed by ``relu``.
 
     Args:
         input: ``(N, C, *spatial)`` or ``(C, *spatial)``, of any dtype and memory format.
         weight: ``(K, C / groups, *kernel)``, of the dtype of ``input``.
         bias: ``(K,)`` or None.
-        stride: One number, or one for each spatial dimension.
+        stride: One number, or one for each dimension.
         padding: As ``stride``, or ``"valid"`` or ``"same"``.
         dilation: As ``stride``.
-        groups: Number of groups of channels.
-        save: What is kept for ReLU's gradient: ``"output"``, which costs nothing where the next
-            operation keeps it anyway, as a convolution does; or ``"mask"``, one bit an element.
+        groups: Groups of channels.
+        save: What is kept for ReLU's gradient: ``"output"``, which the next operation often keeps
+            anyway, or ``"mask"``, one bit an element.
 
     Returns:
         ``(N, K, *output)`` or ``(K, *output)``, of the dtype of ``input`` (under autocast, of
@@ -53,7 +53,6 @@ def conv_relu(
         InvalidArgumentError: ``save`` is something else.
 
     Example:
-        >>> import torch
         >>> from vramkit.nn.functional import conv_relu
         >>> conv_relu(torch.ones(1, 1, 3), torch.tensor([[[1.0, -2.0]], [[1.0, 2.0]]]))
         tensor([[[0., 0.],
