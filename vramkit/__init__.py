@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vramkit import cli as cli
+    from vramkit import contrib as contrib
     from vramkit import errors as errors
     from vramkit import loader as loader
+    from vramkit import nn as nn
     from vramkit import pool as pool
     from vramkit import simulate as simulate
     from vramkit import units as units
@@ -26,7 +28,7 @@ __all__ = [
 
 _HOMES = {"DataLoader": "vramkit.loader", "MemoryPool": "vramkit.pool"}
 # Public too; they resolve without an import of their own.
-_SUBMODULES = ("cli", "errors", "loader", "pool", "simulate", "units")
+_SUBMODULES = ("cli", "contrib", "errors", "loader", "nn", "pool", "simulate", "units")
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ _PYTHON_ALLOWED: dict[str, frozenset[str]] = {
     "simulate": _NATIVE | {"pool"},
     **dict.fromkeys(_SIBLINGS, _NATIVE | {"pool"}),
     "estimate": _NATIVE | {"pool", "simulate"},
+    "contrib": _NATIVE | {"nn"},
     "cli": _NATIVE | {"pool", "simulate", *_SIBLINGS},
 }
 # The entrances may lead anywhere.

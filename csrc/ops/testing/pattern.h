@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define VRAMKIT_ON_BOTH __host__ __device__
-#else
-#define VRAMKIT_ON_BOTH
-#endif
+#include "ops/on_both.h"
 
 namespace vramkit::ops {
 

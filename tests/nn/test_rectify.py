@@ -1,0 +1,100 @@
+"""Bias and ReLU in one pass, as GPUs use it, checked on the CPU: gradients, formats, autocast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from vramkit.nn import _paths
+from vramkit.nn._paths import Path
+from vramkit.nn._rectify import bias_relu, relu_keeping_mask
+from vramkit.nn.functional import conv_relu
+
+
+@pytest.fixture(params=[bias_relu, relu_keeping_mask])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lets conv_relu add the bias itself, as on a GPU."""
+    path = Path.BIAS if request.param is bias_relu else Path.MASK_BIAS
+    monkeypatch.setattr("vramkit.nn.functional.choose_path", lambda *_: path)
+    return path
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("bias_has_gradient", [False, True])
+def test_gradients_are_torchs(kernel: Path, bias_has_gradient: bool, channels_last: bool) -> None:
+    torch.manual_seed(6)
+    x = torch.randn(2, 4, 7, 7, requires_grad=True)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    weight = torch.randn(8, 4, 3, 3).contiguous(memory_format=form).requires_grad_()
+    bias = torch.randn(8, requires_grad=bias_has_gradient)
+    inputs = [x, weight, *([bias] if bias_has_gradient else [])]
+    found, wanted = conv_relu(x, weight, bias), torch.relu(F.conv2d(x, weight, bias))
+    torch.testing.assert_close(found, wanted)
+    for grad in (torch.randn_like(wanted), torch.ones(()).expand_as(wanted)):
+        torch.testing.assert_close(
+            torch.autograd.grad(found, inputs, grad, retain_graph=True),
+            torch.autograd.grad(wanted, inputs, grad, retain_graph=True),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_second_derivatives(kernel: Path) -> None:
+    torch.manual_seed(1)
+    make = {"dtype": torch.float64, "requires_grad": True}
+    inputs = (torch.randn(1, 1, 4, **make), torch.randn(2, 1, 2, **make), torch.randn(2, **make))
+    assert torch.autograd.gradcheck(conv_relu, inputs)
+    assert torch.autograd.gradgradcheck(conv_relu, inputs)
+
+
+def test_autocast(kernel: Path) -> None:
+    x, weight = torch.randn(2, 4, 7, 7), torch.randn(8, 4, 3, 3, requires_grad=True)
+    bias = torch.randn(8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = conv_relu(x, weight, bias)
+    assert output.dtype == torch.bfloat16
+    output.sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.dtype == torch.float32
+    torch.testing.assert_close(bias.grad, (output > 0).sum((0, 2, 3)).float(), rtol=1e-2, atol=0)
+
+
+class _OnGpu:
+    """A tensor as choose_path sees it on a GPU."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    is_cpu = False
+    is_cuda = True
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._tensor, name)
+
+
+@pytest.mark.parametrize(
+    ("bias", "kernels", "save", "path"),
+    [
+        (torch.ones(2), True, "output", Path.BIAS),
+        (torch.ones(2), True, "mask", Path.MASK_BIAS),
+        (torch.ones(2), False, "output", Path.UNSUPPORTED),
+        (torch.ones(2), False, "mask", Path.UNSUPPORTED),
+        (torch.ones(3), True, "output", Path.UNSUPPORTED),
+        (torch.ones(2).half(), True, "output", Path.UNSUPPORTED),
+        (None, True, "output", Path.NO_BIAS),
+        (None, True, "mask", Path.MASK),
+    ],
+)
+def test_paths_on_a_gpu(
+    bias: Tensor | None,
+    kernels: bool,
+    save: _paths.Save,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_paths, "_is_plain", lambda _: True)
+    monkeypatch.setattr(_paths, "has_kernels", lambda _: kernels)
+    x, weight = _OnGpu(torch.ones(1, 1, 4, 4)), torch.ones(2, 1, 3, 3, requires_grad=True)
+    assert _paths.choose_path(x, weight, bias, 1, 0, 1, 1, save) is path  # type: ignore[arg-type]

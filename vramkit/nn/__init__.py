@@ -1,0 +1,20 @@
+"""Modules that keep less memory between forward and backward, or take less time."""
+
+from vramkit.nn import functional
+from vramkit.nn._explain import Explanation, explain
+from vramkit.nn._fuse import fuse_conv_relu, fusion_report
+from vramkit.nn._modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
+from vramkit.nn._report import FusionEntry, FusionReport
+
+__all__ = [
+    "ConvReLU1d",
+    "ConvReLU2d",
+    "ConvReLU3d",
+    "Explanation",
+    "FusionEntry",
+    "FusionReport",
+    "explain",
+    "functional",
+    "fuse_conv_relu",
+    "fusion_report",
+]

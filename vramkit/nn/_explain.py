@@ -1,0 +1,90 @@
+"""What serves a call, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vramkit.errors import ArgumentTypeError
+from vramkit.nn._modules import ConvReLUModule
+from vramkit.nn._paths import Path, choose_path, needs_gradient
+
+_FORWARD = {
+    Path.ONEDNN: "oneDNN's convolution with a fused ReLU",
+    Path.BIAS: "PyTorch's convolution, then one vramkit pass for bias and ReLU",
+    Path.MASK: "PyTorch's convolution, then one vramkit pass for ReLU and mask",
+    Path.MASK_BIAS: "PyTorch's convolution, then one vramkit pass for bias, ReLU and mask",
+}
+_BACKWARD = {
+    Path.BIAS: "one vramkit pass for the gradients of ReLU and bias, then PyTorch's convolution",
+    Path.MASK: "one vramkit pass for the gradient of ReLU, then PyTorch's convolution",
+    Path.MASK_BIAS: (
+        "one vramkit pass for the gradients of ReLU and bias, then PyTorch's convolution"
+    ),
+}
+_TORCH = "PyTorch's convolution, then an in-place ReLU"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What serves a call; ``print`` shows it in four lines.
+
+    Attributes:
+        forward: The kernels of the forward pass.
+        backward: Those of the backward pass; None if no gradient is needed.
+        saved: What ReLU keeps for its gradient; None if no gradient is needed.
+        reason: Why these serve the call.
+    """
+
+    forward: str
+    backward: str | None
+    saved: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"forward:  {self.forward}\nbackward: {self.backward or 'not needed'}\n"
+            f"saved:    {self.saved or 'nothing'}\nbecause:  {self.reason}"
+        )
+
+
+def explain(module: torch.nn.Module, input: Tensor) -> Explanation:  # noqa: A002 - torch's name
+    """Return which kernels would serve ``module(input)`` under the current settings, and why.
+
+    Args:
+        module: A ``ConvReLU1d``, ``ConvReLU2d`` or ``ConvReLU3d``.
+        input: What it would be called with; nothing is computed.
+
+    Raises:
+        ArgumentTypeError: ``module`` is something else.
+
+    Example:
+        >>> import torch
+        >>> import vramkit
+        >>> layer = vramkit.nn.ConvReLU2d(3, 8, 3, save="mask")
+        >>> print(vramkit.nn.explain(layer, torch.randn(1, 3, 8, 8)).saved)
+        one bit an element
+    """
+    if not isinstance(module, ConvReLUModule):
+        raise ArgumentTypeError(
+            f"explain() takes a ConvReLU module, got {type(module).__name__}; "
+            "fuse_conv_relu() makes them of the pairs in a model"
+        )
+    padding: str | int | tuple[int, ...] = module.padding
+    if module.padding_mode != "zeros":
+        input = pad(input, module._reversed_padding_repeated_twice)  # noqa: A001
+        padding = 0
+    path = choose_path(
+        *(input, module.weight, module.bias, module.stride, padding, module.dilation),
+        *(module.groups, module.save),
+    )
+    forward = _FORWARD.get(path, _TORCH)
+    if not needs_gradient(input, module.weight, module.bias):
+        return Explanation(forward, None, None, path.value)
+    masked = path in (Path.MASK, Path.MASK_BIAS, Path.COMPILED_MASK)
+    saved = "one bit an element" if masked else "the output, which the next operation may share"
+    backward = _BACKWARD.get(path, "PyTorch's gradients of ReLU and convolution")
+    return Explanation(forward, backward, saved, path.value)

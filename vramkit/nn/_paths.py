@@ -1,0 +1,159 @@
+"""Which kernels serve a call of conv_relu, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from vramkit.nn._operators import has_kernels
+
+# From this many output elements on, oneDNN's fused convolution was never slower than torch's
+# convolution and an in-place ReLU (docs/design/conv.md).
+ONEDNN_MIN_ELEMENTS = 1 << 19
+
+# What _select_conv_backend returns; its type has another name in torch's stubs.
+_MKLDNN: Any = getattr(torch._C, "_ConvBackend").Mkldnn  # noqa: B009
+Sizes = int | Sequence[int]
+Save = Literal["output", "mask"]
+
+
+class Path(Enum):
+    """What serves a call; the value is the reason in words."""
+
+    COMPILED = "torch.compile and torch.export get PyTorch's operators, which they can fuse further"
+    COMPILED_MASK = "a gradient is needed and save='mask': the compiled graph keeps the mask"
+    SUBCLASS = "an argument is a tensor subclass, which defines its own operators"
+    TRANSFORMED = "torch.func transforms and forward-mode AD get PyTorch's operators"
+    UNSUPPORTED = "vramkit has no kernels for this device or dtype, so PyTorch's are used"
+    MASK = "a gradient is needed and save='mask': one bit an element is kept in place of the output"
+    MASK_BIAS = "as MASK, and one pass over the convolution's output adds the bias too"
+    BIAS = "one pass over the convolution's output adds the bias and rectifies"
+    NO_BIAS = "there is no bias that a pass of vramkit's could add"
+    TRAINING = "a gradient is needed: on the CPU no fused forward is faster than an in-place ReLU"
+    AUTOCAST = "autocast chooses the dtype inside PyTorch's operators"
+    SMALL = f"the output has fewer than {ONEDNN_MIN_ELEMENTS} elements, too few for oneDNN to pay"
+    BACKEND = "PyTorch does not use oneDNN for this convolution"
+    ONEDNN = "no gradient is needed, and the output is large enough for oneDNN's fused ReLU to pay"
+
+
+def choose_path(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
+    save: Save,
+) -> Path:
+    """Return what serves a call. In training on the CPU, this takes about a microsecond."""
+    if torch.compiler.is_compiling():
+        return _choose_compiled(x, weight, bias, save)
+    if not (_is_plain(x) and _is_plain(weight) and (bias is None or _is_plain(bias))):
+        return Path.SUBCLASS
+    if is_transformed():
+        return Path.TRANSFORMED
+    gradient = needs_gradient(x, weight, bias)
+    if gradient and save == "mask":
+        return _choose_mask(x, weight, bias)
+    if not x.is_cpu:
+        return _choose_bias(x, weight, bias)
+    if gradient:
+        return Path.TRAINING
+    return _choose_inference(x, weight, bias, stride, padding, dilation, groups)
+
+
+def is_transformed() -> bool:
+    """Tell whether torch.func's transforms or forward-mode AD are active."""
+    # autograd.Function asks the same before it applies; neither answer has a public name.
+    level: int = forward_ad._current_level
+    return level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def needs_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether autograd records a convolution of these tensors."""
+    return torch.is_grad_enabled() and (
+        weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    kind = type(tensor)
+    return kind is Parameter or kind is Tensor
+
+
+def _choose_compiled(x: Tensor, weight: Tensor, bias: Tensor | None, save: Save) -> Path:
+    wanted = save == "mask" and needs_gradient(x, weight, bias)
+    if not wanted or torch.compiler.is_exporting() or not has_kernels(x):
+        return Path.COMPILED
+    return Path.COMPILED_MASK
+
+
+def _choose_mask(x: Tensor, weight: Tensor, bias: Tensor | None) -> Path:
+    if not has_kernels(x):
+        return Path.UNSUPPORTED
+    # On the CPU, oneDNN adds the bias at no cost, and with fewer roundings.
+    return Path.MASK if x.is_cpu or not _fits(x, weight, bias) else Path.MASK_BIAS
+
+
+def _choose_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> Path:
+    if bias is None:
+        return Path.NO_BIAS
+    return Path.BIAS if has_kernels(x) and _fits(x, weight, bias) else Path.UNSUPPORTED
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Tell whether the bias can be added apart; PyTorch reports what is malformed."""
+    return (
+        bias is not None
+        and x.ndim == weight.ndim
+        and bias.shape == weight.shape[:1]
+        and bias.device == x.device
+        and (bias.dtype == x.dtype or torch.is_autocast_enabled(x.device.type))
+    )
+
+
+def _choose_inference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
+) -> Path:
+    if torch.is_autocast_enabled("cpu"):
+        return Path.AUTOCAST
+    spatial = weight.ndim - 2
+    # What is malformed, also unbatched, goes to torch, whose error texts are the known ones.
+    if isinstance(padding, str) or spatial < 2 or x.ndim != weight.ndim or x.dtype != weight.dtype:
+        return Path.BACKEND
+    steps = as_tuple(stride, spatial)
+    # The padding hardly counts at sizes near the limit.
+    if x.numel() * weight.shape[0] < ONEDNN_MIN_ELEMENTS * x.shape[1] * _product(steps):
+        return Path.SMALL
+    backend = torch._C._select_conv_backend(
+        *(x, weight, bias, steps, as_tuple(padding, spatial), as_tuple(dilation, spatial)),
+        *(False, (0,) * spatial, groups),
+    )
+    return Path.ONEDNN if backend == _MKLDNN else Path.BACKEND
+
+
+def as_tuple(sizes: Sizes, length: int) -> tuple[int, ...]:
+    """Return one number for each spatial dimension, as torch's convolutions read them."""
+    if isinstance(sizes, int):
+        return (sizes,) * length
+    return tuple(sizes) if len(sizes) == length else (*sizes,) * length
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result

@@ -1,0 +1,94 @@
+"""ReLU of a convolution's output, in place, as autograd sees it.
+
+The convolution stays PyTorch's, with its own gradients. Only this pass is a node of its own, in
+Python for a single native call each way, which is what keeps the host's share of a call small.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vramkit.nn._operators import format_of, masked_gradient
+
+Gradients = tuple[Tensor | None, Tensor | None]
+
+
+def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
+    """Return ``relu(x + bias)``; it overwrites ``x`` and is kept for the gradient.
+
+    Args:
+        x: ``(N, C, ...)`` that nothing else uses.
+        bias: ``(C,)``.
+    """
+    output: Tensor = _BiasReLU.apply(_dense(x), _cast(bias, x))  # type: ignore[no-untyped-call]
+    return output
+
+
+def relu_keeping_mask(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``relu(x + bias)``; it overwrites ``x``, and only a mask is kept for the gradient.
+
+    Args:
+        x: ``(N, C, ...)`` that nothing else uses.
+        bias: ``(C,)``, or None for ``relu(x)``.
+    """
+    cast = None if bias is None else _cast(bias, x)
+    output: Tensor = _MaskedReLU.apply(_dense(x), cast)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if format_of(x) is not None else x.contiguous()
+
+
+def _cast(bias: Tensor, x: Tensor) -> Tensor:
+    # The dtypes differ under autocast only.
+    return bias if bias.dtype == x.dtype else bias.to(x.dtype)
+
+
+class _BiasReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        torch.ops.vramkit.bias_relu_.default(x, bias)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        ctx.format = format_of(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        (output,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            result = torch.ops.aten.threshold_backward.default(grad, output.detach(), 0)
+            return result, _bias_gradient(ctx, result)
+        dense = grad.contiguous(memory_format=ctx.format)
+        wanted = ctx.needs_input_grad[1]
+        result, bias = torch.ops.vramkit.relu_backward.default(dense, output, wanted)
+        return result, bias if wanted else None
+
+
+class _MaskedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(torch.ops.vramkit.relu_mask_.default(x, bias))
+        ctx.format = format_of(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        (mask,) = ctx.saved_tensors
+        dense = grad.contiguous(memory_format=ctx.format)
+        if torch.is_grad_enabled():
+            result = masked_gradient(dense, mask)
+            return result, _bias_gradient(ctx, result)
+        wanted = ctx.needs_input_grad[1]
+        result, bias = torch.ops.vramkit.relu_mask_backward.default(dense, mask, wanted)
+        return result, bias if wanted else None
+
+
+def _bias_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
+    others = [dim for dim in range(grad.ndim) if dim != 1]
+    return grad.sum(others) if ctx.needs_input_grad[1] else None

@@ -1,0 +1,176 @@
+"""Which convolutions of a model can compute their ReLU too, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.parametrize import is_parametrized
+
+from vramkit.nn._consumers import keeps_nothing
+from vramkit.nn._graphs import BATCH_NORMS, CONVOLUTIONS, Region, regions_of
+from vramkit.nn._modules import ConvReLUModule
+from vramkit.nn._paths import Save
+from vramkit.nn._report import FusionEntry
+
+_RELU_CALLS = frozenset((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"))
+_HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"),
+    "_load_state_dict_post_hooks",
+)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What follows a convolution in one graph: either both a reason and no ReLU, or a ReLU."""
+
+    reason: str | None = None
+    relu: str | None = None
+    batch_norm: str | None = None
+    frees: bool = False
+
+
+class RefusedError(ValueError):
+    """Carries the reason why a convolution stays as it is."""
+
+
+def survey(model: nn.Module, *, fold_batch_norm: bool) -> list[FusionEntry]:
+    """Return an entry for each convolution of a model, in the order of its modules."""
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    known: dict[str, FusionEntry] = {}
+    for region in regions_of(model):
+        known |= _Survey(model, region, names, fold_batch_norm).entries()
+    return [_entry(name, module, known) for name, module in _convolutions(model)]
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, CONVOLUTIONS):
+            yield name, module
+
+
+def _entry(name: str, module: nn.Module, known: dict[str, FusionEntry]) -> FusionEntry:
+    if isinstance(module, ConvReLUModule):
+        kept = "its output" if module.save == "output" else "one bit an element"
+        reason = f"{type(module).__name__} keeps {kept} for ReLU's gradient"
+        return FusionEntry(name, "fused", reason, save=module.save)
+    missing = "it is not called, or its caller does not trace and is no Sequential"
+    return known.get(name) or FusionEntry(name, "left", missing)
+
+
+class _Survey:
+    """Looks through the graphs of one region."""
+
+    def __init__(
+        self, model: nn.Module, region: Region, names: Counter[int], fold_batch_norm: bool
+    ) -> None:
+        self._region = region
+        self._names = names
+        self._fold = fold_batch_norm
+        root = model.get_submodule(region.prefix.rstrip("."))
+        self._modules = dict(root.named_modules(remove_duplicate=False))
+        self._calls = [
+            Counter(id(self._modules[str(n.target)]) for n in graph.nodes if n.op == "call_module")
+            for graph in region.graphs
+        ]
+
+    def entries(self) -> dict[str, FusionEntry]:
+        """Return an entry for each convolution that every graph calls, by its name."""
+        found: dict[str, list[_Found]] = {}
+        for graph in self._region.graphs:
+            for node in graph.nodes:
+                if node.op == "call_module" and self._is_plain_convolution(node):
+                    found.setdefault(str(node.target), []).append(self._follow(node))
+        prefix = self._region.prefix
+        return {prefix + name: self._merge(name, results) for name, results in found.items()}
+
+    def _is_plain_convolution(self, node: fx.Node) -> bool:
+        module = self._modules[str(node.target)]
+        return isinstance(module, CONVOLUTIONS) and not isinstance(module, ConvReLUModule)
+
+    def _merge(self, name: str, results: list[_Found]) -> FusionEntry:
+        full, prefix = self._region.prefix + name, self._region.prefix
+        for result in results:
+            if result.reason is not None:
+                return FusionEntry(full, "left", result.reason)
+        first = results[0]
+        pairs = {(result.relu, result.batch_norm) for result in results}
+        if len(pairs) > 1 or len(results) != len(self._region.graphs):
+            return FusionEntry(full, "left", "training and evaluation use its output differently")
+        save: Save = "mask" if all(result.frees for result in results) else "output"
+        kept = "keep nothing of the output" if save == "mask" else "may keep the output anyway"
+        norm = None if first.batch_norm is None else prefix + first.batch_norm
+        reason = f"save={save!r}, as the operations that follow {kept}"
+        return FusionEntry(full, "fusible", reason, f"{prefix}{first.relu}", norm, save)
+
+    def _follow(self, node: fx.Node) -> _Found:
+        try:
+            self._check_convolution(node)
+            user = self._only_user(node)
+            norm = None
+            if self._type_of(user) in BATCH_NORMS:
+                self._check_norm(user)
+                norm, user = str(user.target), self._only_user(user)
+            self._check_relu(user)
+        except RefusedError as refused:
+            return _Found(reason=str(refused))
+        return _Found(None, str(user.target), norm, keeps_nothing(user, self._modules))
+
+    def _check_convolution(self, node: fx.Node) -> None:
+        module = self._modules[str(node.target)]
+        if is_parametrized(module):
+            raise RefusedError("it is parametrized; remove_parametrizations() makes it plain")
+        if type(module) not in CONVOLUTIONS:
+            raise RefusedError(
+                f"{type(module).__name__} is a subclass, which may compute otherwise"
+            )
+        self._check_module(module, "it")
+
+    def _check_norm(self, node: fx.Node) -> None:
+        module = self._modules[str(node.target)]
+        if not self._fold:
+            raise RefusedError(
+                f"{node.target} comes before the ReLU; fold_batch_norm=True folds it"
+            )
+        self._check_module(module, str(node.target))
+        if getattr(module, "running_var", None) is None:
+            raise RefusedError(f"{node.target} keeps no running statistics that could be folded")
+
+    def _check_relu(self, node: fx.Node) -> None:
+        if node.op in ("call_function", "call_method") and node.target in _RELU_CALLS:
+            raise RefusedError("its ReLU is a call in forward(), not a module; use nn.ReLU there")
+        if self._type_of(node) is not nn.ReLU:
+            raise RefusedError(f"no ReLU follows, but {self._describe(node)}")
+        self._check_module(self._modules[str(node.target)], str(node.target))
+
+    def _check_module(self, module: nn.Module, subject: str) -> None:
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            raise RefusedError(f"{subject} has hooks, which would no longer see what they saw")
+        shared = self._names[id(module)] > 1 or any(c[id(module)] > 1 for c in self._calls)
+        if shared:
+            raise RefusedError(f"{subject} is used more than once")
+        if "forward" in module.__dict__:
+            raise RefusedError(f"{subject} has a forward() of its own")
+
+    def _only_user(self, node: fx.Node) -> fx.Node:
+        users = list(node.users)
+        if len(users) != 1:
+            names = ", ".join(map(self._describe, users)) or "none"
+            raise RefusedError(f"the output of {node.target} has {len(users)} consumers: {names}")
+        return users[0]
+
+    def _type_of(self, node: fx.Node) -> type[nn.Module] | None:
+        return type(self._modules[str(node.target)]) if node.op == "call_module" else None
+
+    def _describe(self, node: fx.Node) -> str:
+        if node.op == "output":
+            return "the output of the model or of a part that does not trace"
+        kind = self._type_of(node)
+        if kind is not None:
+            return f"{self._region.prefix}{node.target} ({kind.__name__})"
+        return str(getattr(node.target, "__name__", node.target))

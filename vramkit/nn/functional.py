@@ -1,0 +1,103 @@
+"""Convolution and ReLU in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, conv2d, conv3d
+
+from vramkit.errors import InvalidArgumentError
+from vramkit.nn._operators import format_of, masked_relu
+from vramkit.nn._paths import Path, Save, Sizes, as_tuple, choose_path
+from vramkit.nn._rectify import bias_relu, relu_keeping_mask
+
+__all__ = ["conv_relu"]
+
+# By the dimensions of the weight; conv2d reports the ones that no convolution has.
+_CONVOLUTIONS = {3: conv1d, 4: conv2d, 5: conv3d}
+
+
+def conv_relu(
+    input: Tensor,  # noqa: A002 - the name in torch.nn.functional
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    *,
+    save: Save = "output",
+) -> Tensor:
+    """Compute ``relu(conv(input, weight, bias, ...))``, for one, two or three spatial dimensions.
+
+    Arguments, result and errors are those of ``torch.nn.functional.conv1d``, ``conv2d`` or
+    ``conv3d``, whichever fits the dimensions of ``weight``, followed by ``relu``.
+
+    Args:
+        input: ``(N, C, *spatial)`` or ``(C, *spatial)``, of any dtype and memory format.
+        weight: ``(K, C / groups, *kernel)``, of the dtype of ``input``.
+        bias: ``(K,)`` or None.
+        stride: One number, or one for each dimension.
+        padding: As ``stride``, or ``"valid"`` or ``"same"``.
+        dilation: As ``stride``.
+        groups: Groups of channels.
+        save: What is kept for ReLU's gradient: ``"output"``, which the next operation often keeps
+            anyway, or ``"mask"``, one bit an element.
+
+    Returns:
+        ``(N, K, *output)`` or ``(K, *output)``, of the dtype of ``input`` (under autocast, of
+        autocast's dtype).
+
+    Raises:
+        RuntimeError: As torch's convolution, for shapes and dtypes that do not fit.
+        InvalidArgumentError: ``save`` is something else.
+
+    Example:
+        >>> from vramkit.nn.functional import conv_relu
+        >>> conv_relu(torch.ones(1, 1, 3), torch.tensor([[[1.0, -2.0]], [[1.0, 2.0]]]))
+        tensor([[[0., 0.],
+                 [3., 3.]]])
+    """
+    check_save(save)
+    path = choose_path(input, weight, bias, stride, padding, dilation, groups, save)
+    if path is Path.ONEDNN:
+        return _onednn(input, weight, bias, stride, padding, dilation, groups)
+    apart = bias if path is Path.BIAS or path is Path.MASK_BIAS else None
+    output = _CONVOLUTIONS.get(weight.ndim, conv2d)(
+        input, weight, bias if apart is None else None, stride, padding, dilation, groups
+    )
+    return _rectify(output, apart, path)
+
+
+def _rectify(output: Tensor, bias: Tensor | None, path: Path) -> Tensor:
+    if path is Path.MASK or path is Path.MASK_BIAS:
+        return relu_keeping_mask(output, bias)
+    if path is Path.COMPILED_MASK:
+        channels_last = format_of(output) not in (torch.contiguous_format, None)
+        masked: Tensor = masked_relu(output, channels_last)[0]
+        return masked
+    return torch.relu_(output) if bias is None else bias_relu(output, bias)
+
+
+def check_save(save: str) -> None:
+    """Raise an error unless ``save`` is ``"output"`` or ``"mask"``."""
+    if save not in ("output", "mask"):
+        raise InvalidArgumentError(f"save must be 'output' or 'mask', got {save!r}")
+
+
+def _onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
+) -> Tensor:
+    spatial = weight.ndim - 2
+    assert not isinstance(padding, str)
+    output: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
+        *(x, weight, bias, as_tuple(padding, spatial), as_tuple(stride, spatial)),
+        *(as_tuple(dilation, spatial), groups, "relu", [], ""),
+    )
+    return output
