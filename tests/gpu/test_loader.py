@@ -203,12 +203,16 @@ def test_pin_memory_without_a_device() -> None:
 
 def test_two_threads_and_an_early_break() -> None:
     failures = []
+    # filelock, which torch.compile uses, lets no two threads fork at the same time.
+    forking = threading.Lock()
 
     def consume(loader: vramkit.DataLoader[Any]) -> None:
         try:
             with torch.cuda.stream(torch.cuda.Stream()):
                 for _ in range(3):
-                    for position, batch in enumerate(loader):
+                    with forking:
+                        batches = iter(loader)
+                    for position, batch in enumerate(batches):
                         assert batch["n"].tolist()[0] == position * 8
                         if position == 5:
                             break
