@@ -11,7 +11,7 @@ import torch
 from vramkit._core import Gatherer, Piece, Plan, Segment
 from vramkit.errors import InvalidArgumentError, VramkitError
 from vramkit.loader._arena import Arena
-from vramkit.loader._arrays import Column, columns_of
+from vramkit.loader._columns import Column, columns_of
 from vramkit.loader._packing import ALIGNMENT, Shape
 from vramkit.loader._registered_rows import Part, RegisteredRows, RowCopies
 from vramkit.loader._staged import Reference, Staged, empty_batch, lay_out

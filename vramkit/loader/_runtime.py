@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from vramkit.loader._arena import Arena
-from vramkit.loader._arrays import Column
 from vramkit.loader._batches import BatchIterator, Delivery, HostDelivery
 from vramkit.loader._channels import Tally
+from vramkit.loader._columns import Column
 from vramkit.loader._device import CudaDelivery
 from vramkit.loader._pinning import Pinning
 from vramkit.loader._registered_rows import RegisteredRows
