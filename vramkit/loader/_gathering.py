@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,9 +56,11 @@ class Job:
                 self._tickets.pop()
         return self._batch
 
-    def __del__(self) -> None:
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
         # Not in a forked child, nor once the interpreter has ended the threads: nothing is copied
-        # then.
+        # then, and modules may be gone.
+        if is_ending():
+            return
         with contextlib.suppress(VramkitError):
             while self._tickets:
                 self._gatherer.wait(self._tickets.pop())

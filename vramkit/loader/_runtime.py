@@ -1,8 +1,10 @@
 """What a loader holds while it runs: staging memory, its stream, its open iterators."""
 
 import os
+import sys
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,6 +162,7 @@ class Runtime:
         for arena in self._arenas():
             arena.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_iterators"):
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the process the system takes everything back, and modules may be gone.
+        if hasattr(self, "_iterators") and not is_ending():
             self.close("the loader is gone")
