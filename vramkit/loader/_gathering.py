@@ -101,10 +101,10 @@ class Gathering:
         if registered is not None:
             self._far = registered.positions
             self._near = [each for each in self._near if each not in self._far]
-        self._near_plans = self._plans_of(self._near)
+        self._plans = self._plans_of(list(range(len(self._columns))))
+        self._near_plans = self._plans_of(self._near) if self._far else self._plans
         self._far_plans = self._plans_of(self._far)
         self._row_bytes = sum(column.row_bytes for column in self._columns)
-        self._plans = self._plans_of(list(range(len(self._columns))))
         self._whole = all(column.tensor is not None for column in self._columns)
 
     def _plans_of(self, positions: list[int]) -> list[_PlanOfGroup]:
