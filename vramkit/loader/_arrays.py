@@ -1,8 +1,8 @@
 """Data sets that are arrays in memory: which these are, and where their rows lie.
 
-PyTorch's ``TensorDataset``, ``Subset``, ``StackDataset`` and ``ConcatDataset`` of such are known.
-A data set of another class takes part if it has the method ``__vramkit_arrays__``; nothing is
-guessed about one that has not.
+PyTorch's ``TensorDataset``, ``Subset``, ``StackDataset`` and ``ConcatDataset`` of such are known,
+and so are Hugging Face data sets. A data set of another class takes part if it has the method
+``__vramkit_arrays__``; nothing is guessed about one that has not.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
 from vramkit.loader._columns import Column, NotArraysError, Segment, as_tensor, columns_of
+from vramkit.loader._hugging_face import find_columns, is_hugging_face
 from vramkit.loader._packing import is_plain
 
 METHOD = "__vramkit_arrays__"
@@ -33,6 +34,8 @@ def find_arrays(dataset: Any) -> Any:
         return _stacked(dataset.datasets)
     if kind is ConcatDataset:
         return _concatenate([find_arrays(each) for each in dataset.datasets])
+    if is_hugging_face(kind):
+        return find_columns(dataset)
     if _speaks_for_its_samples(kind):
         return _declared(dataset)
     raise NotArraysError(

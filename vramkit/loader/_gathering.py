@@ -145,7 +145,7 @@ class Gathering:
         try:
             tensors = []
             for column in self._columns:
-                rows = indices if column.order is None else column.order[indices]
+                rows = _rows_of(column.order, indices)
                 tensors.append(torch.index_select(column.tensor, 0, rows))  # type: ignore[arg-type]
         except IndexError:
             return None
@@ -190,7 +190,7 @@ class Gathering:
         job = Job(gatherer, batch, self._columns)
         for order, positions, plan in plans:
             try:
-                rows = indices if order is None else order[indices]
+                rows = _rows_of(order, indices)
                 targets = [addresses[each] for each in positions]
                 job.add(plan.submit(gatherer, targets, rows.data_ptr(), len(indices)))
             except (InvalidArgumentError, IndexError):
@@ -227,7 +227,7 @@ class Gathering:
         column = self._columns[positions[0]]
         if low < 0 or high >= column.rows:
             return None
-        rows = indices if order is None else order[indices]
+        rows = _rows_of(order, indices)
         return Part(plan, [references[each].offset for each in positions], rows)
 
     def _by_threads(self, indices: torch.Tensor) -> Any:
@@ -239,6 +239,11 @@ class Gathering:
     def _layout(self, positions: Iterable[int], count: int) -> list[tuple[torch.dtype, Shape]]:
         chosen = [self._columns[each] for each in positions]
         return [(column.dtype, (count, *column.shape)) for column in chosen]
+
+
+def _rows_of(order: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor:
+    """The rows of samples; an index is out of range also if it counts from the end."""
+    return indices if order is None else torch.index_select(order, 0, indices)
 
 
 def _piece(column: Column) -> Piece:
