@@ -28,6 +28,8 @@ _ALLOWED = {
     "cli/_status.py": dict.fromkeys(("CommandError", "OutputError", "UsageError"), _CAUGHT),
     "loader/_array_iterator.py": {"StopIteration": _ITERATION},
     "loader/_arrays.py": {"NotArraysError": _CAUGHT},
+    "loader/_columns.py": {"NotArraysError": _CAUGHT},
+    "loader/_hugging_face.py": {"NotArraysError": _CAUGHT},
     "loader/_batches.py": {
         "AttributeError": "Python's protocol for attributes",
         "StopIteration": _ITERATION,

@@ -107,5 +107,6 @@ def test_every_need_is_one_that_a_test_knows() -> None:
         "a GPU and cupy",
         "a GPU and a trainer",
         "a process without pools",
+        "datasets",
     }
     assert {need for path in DOCUMENTS for need in needs_of(path)} == known

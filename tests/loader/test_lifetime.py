@@ -231,3 +231,24 @@ assert after[4] <= before[4] + (24 << 20), "memory"
 )
 def test_nothing_leaks_over_fifty_epochs(options: list[str]) -> None:
     run_script(_LEAKS, *options, timeout_s=35)
+
+
+_ENDS = """
+import json, sys
+import torch
+from torch.utils.data import TensorDataset
+import vramkit
+
+# As some libraries do: what the script has made ends after modules that were imported later.
+json.script = sys.modules["__main__"]
+loader = vramkit.DataLoader(
+    TensorDataset(torch.ones(30, 50_000)), batch_size=2, num_workers=int(sys.argv[1])
+)
+batches = iter(loader)
+batch = next(batches)
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_process_ends_silently_within_an_epoch(workers: str) -> None:
+    run_script(_ENDS, workers)

@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 
 from vramkit.errors import InvalidArgumentError, SystemCallError
 from vramkit.loader import _registered_rows as module
-from vramkit.loader._arrays import Column, columns_of, find_arrays
+from vramkit.loader._arrays import find_arrays
+from vramkit.loader._columns import Column, columns_of
 from vramkit.loader._registered_rows import NotRegisteredError, RegisteredRows, ranges_of
 
 PAGE = mmap.PAGESIZE

@@ -1,72 +1,22 @@
 """Data sets that are arrays in memory: which these are, and where their rows lie.
 
-PyTorch's ``TensorDataset``, ``Subset``, ``StackDataset`` and ``ConcatDataset`` of such are known.
-A data set of another class takes part if it has the method ``__vramkit_arrays__``; nothing is
-guessed about one that has not.
+PyTorch's ``TensorDataset``, ``Subset``, ``StackDataset`` and ``ConcatDataset`` of such are known,
+and so are Hugging Face data sets. A data set of another class takes part if it has the method
+``__vramkit_arrays__``; nothing is guessed about one that has not.
 """
 
 import dataclasses
-import math
-import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
+from vramkit.loader._columns import Column, NotArraysError, Segment, as_tensor, columns_of
+from vramkit.loader._hugging_face import find_columns, is_hugging_face
 from vramkit.loader._packing import is_plain
 
 METHOD = "__vramkit_arrays__"
-
-
-class NotArraysError(Exception):
-    """The data set cannot be gathered; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Consecutive rows of a column in one piece of memory."""
-
-    address: int
-    rows: int
-    row_stride_bytes: int
-    # Keeps the memory alive.
-    owner: object
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One array of the samples: row i belongs to sample i.
-
-    Attributes:
-        segments: Where the rows lie, in order.
-        dtype: Type of the elements.
-        shape: Shape of one row.
-        order: The row of each sample where it is not the sample's own number, else None.
-    """
-
-    segments: tuple[Segment, ...]
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    order: torch.Tensor | None = None
-    # The whole column as a tensor, where it is one.
-    tensor: torch.Tensor | None = None
-
-    @property
-    def rows(self) -> int:
-        """How many samples there are."""
-        return len(self.order) if self.order is not None else self.stored_rows
-
-    @property
-    def stored_rows(self) -> int:
-        """How many rows the segments have."""
-        return sum(segment.rows for segment in self.segments)
-
-    @property
-    def row_bytes(self) -> int:
-        """The size of one row."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def find_arrays(dataset: Any) -> Any:
@@ -84,6 +34,8 @@ def find_arrays(dataset: Any) -> Any:
         return _stacked(dataset.datasets)
     if kind is ConcatDataset:
         return _concatenate([find_arrays(each) for each in dataset.datasets])
+    if is_hugging_face(kind):
+        return find_columns(dataset)
     if _speaks_for_its_samples(kind):
         return _declared(dataset)
     raise NotArraysError(
@@ -100,14 +52,6 @@ def _speaks_for_its_samples(kind: type) -> bool:
         return False
     makers = ("__getitem__", "__getitems__", "__len__")
     return not any(name in names for names in order[:declared] for name in makers)
-
-
-def columns_of(structure: Any) -> list[Column]:
-    """Return the columns of a structure, from left to right."""
-    if isinstance(structure, Column):
-        return [structure]
-    parts = structure.values() if isinstance(structure, dict) else structure
-    return [column for part in parts for column in columns_of(part)]
 
 
 def _stacked(datasets: Any) -> Any:
@@ -180,14 +124,7 @@ def _array_column(array: np.ndarray[Any, Any]) -> Column:
         )
     address = array.__array_interface__["data"][0]
     segment = Segment(address, len(array), array.strides[0], array)
-    return Column((segment,), dtype, tuple(array.shape[1:]), tensor=_as_tensor(array))
-
-
-def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # A memory map is often read-only; nothing is written to it.
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
+    return Column((segment,), dtype, tuple(array.shape[1:]), tensor=as_tensor(array))
 
 
 def _order_of(indices: Any) -> torch.Tensor:
@@ -221,8 +158,10 @@ def _concatenate(parts: list[Any]) -> Any:
     if any(type(part) is not type(first) for part in parts):
         raise NotArraysError("the parts of a ConcatDataset have samples of different kinds")
     if isinstance(first, dict):
-        if any(part.keys() != first.keys() for part in parts):
-            raise NotArraysError("the parts of a ConcatDataset have samples of different keys")
+        if any(list(part) != list(first) for part in parts):
+            raise NotArraysError(
+                "the parts of a ConcatDataset differ in their keys or the keys' order"
+            )
         return {key: _concatenate([part[key] for part in parts]) for key in first}
     if isinstance(first, (tuple, list)):
         if any(len(part) != len(first) for part in parts):

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from vramkit._core import Gatherer, Piece, Plan, Segment
 from vramkit.errors import InvalidArgumentError, VramkitError
 from vramkit.loader._arena import Arena
-from vramkit.loader._arrays import Column, columns_of
+from vramkit.loader._columns import Column, columns_of
 from vramkit.loader._packing import ALIGNMENT, Shape
 from vramkit.loader._registered_rows import Part, RegisteredRows, RowCopies
 from vramkit.loader._staged import Reference, Staged, empty_batch, lay_out
@@ -55,9 +56,11 @@ class Job:
                 self._tickets.pop()
         return self._batch
 
-    def __del__(self) -> None:
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
         # Not in a forked child, nor once the interpreter has ended the threads: nothing is copied
-        # then.
+        # then, and modules may be gone.
+        if is_ending():
+            return
         with contextlib.suppress(VramkitError):
             while self._tickets:
                 self._gatherer.wait(self._tickets.pop())
@@ -98,10 +101,10 @@ class Gathering:
         if registered is not None:
             self._far = registered.positions
             self._near = [each for each in self._near if each not in self._far]
-        self._near_plans = self._plans_of(self._near)
+        self._plans = self._plans_of(list(range(len(self._columns))))
+        self._near_plans = self._plans_of(self._near) if self._far else self._plans
         self._far_plans = self._plans_of(self._far)
         self._row_bytes = sum(column.row_bytes for column in self._columns)
-        self._plans = self._plans_of(list(range(len(self._columns))))
         self._whole = all(column.tensor is not None for column in self._columns)
 
     def _plans_of(self, positions: list[int]) -> list[_PlanOfGroup]:
@@ -142,7 +145,7 @@ class Gathering:
         try:
             tensors = []
             for column in self._columns:
-                rows = indices if column.order is None else column.order[indices]
+                rows = _rows_of(column.order, indices)
                 tensors.append(torch.index_select(column.tensor, 0, rows))  # type: ignore[arg-type]
         except IndexError:
             return None
@@ -187,7 +190,7 @@ class Gathering:
         job = Job(gatherer, batch, self._columns)
         for order, positions, plan in plans:
             try:
-                rows = indices if order is None else order[indices]
+                rows = _rows_of(order, indices)
                 targets = [addresses[each] for each in positions]
                 job.add(plan.submit(gatherer, targets, rows.data_ptr(), len(indices)))
             except (InvalidArgumentError, IndexError):
@@ -224,7 +227,7 @@ class Gathering:
         column = self._columns[positions[0]]
         if low < 0 or high >= column.rows:
             return None
-        rows = indices if order is None else order[indices]
+        rows = _rows_of(order, indices)
         return Part(plan, [references[each].offset for each in positions], rows)
 
     def _by_threads(self, indices: torch.Tensor) -> Any:
@@ -236,6 +239,11 @@ class Gathering:
     def _layout(self, positions: Iterable[int], count: int) -> list[tuple[torch.dtype, Shape]]:
         chosen = [self._columns[each] for each in positions]
         return [(column.dtype, (count, *column.shape)) for column in chosen]
+
+
+def _rows_of(order: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor:
+    """The rows of samples; an index is out of range also if it counts from the end."""
+    return indices if order is None else torch.index_select(order, 0, indices)
 
 
 def _piece(column: Column) -> Piece:

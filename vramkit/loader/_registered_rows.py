@@ -22,7 +22,7 @@ import torch
 from vramkit._core import Plan, has_batched_copies, host_register, host_unregister
 from vramkit.errors import VramkitError
 from vramkit.loader._address_space import Mapping, is_resident, mapping_of, mappings
-from vramkit.loader._arrays import Column, Segment
+from vramkit.loader._columns import Column, Segment
 
 # Each row costs the driver some 1.5 µs. Smaller ones are gathered by host threads sooner.
 ROW_FROM_BYTES = 32 << 10

@@ -1,16 +1,18 @@
 """What a loader holds while it runs: staging memory, its stream, its open iterators."""
 
 import os
+import sys
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from vramkit.loader._arena import Arena
-from vramkit.loader._arrays import Column
 from vramkit.loader._batches import BatchIterator, Delivery, HostDelivery
 from vramkit.loader._channels import Tally
+from vramkit.loader._columns import Column
 from vramkit.loader._device import CudaDelivery
 from vramkit.loader._pinning import Pinning
 from vramkit.loader._registered_rows import RegisteredRows
@@ -160,6 +162,7 @@ class Runtime:
         for arena in self._arenas():
             arena.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_iterators"):
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the process the system takes everything back, and modules may be gone.
+        if hasattr(self, "_iterators") and not is_ending():
             self.close("the loader is gone")

@@ -11,7 +11,8 @@ from vramkit._core import stream_copy
 from vramkit.errors import InvalidArgumentError, SystemCallError
 from vramkit.loader._arena import Arena
 from vramkit.loader._array_iterator import ArrayIterator
-from vramkit.loader._arrays import NotArraysError, columns_of, find_arrays
+from vramkit.loader._arrays import find_arrays
+from vramkit.loader._columns import NotArraysError, columns_of
 from vramkit.loader._device import most_outstanding
 from vramkit.loader._gathering import Gathering
 from vramkit.loader._local_fetch import InlineIterator, make_fetch
