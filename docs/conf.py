@@ -27,6 +27,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|pathlib|collections|contextlib|cupy)\..*"),
     # RMM's, which is optional.
     (r"py:class", r"(Callback|Device)MemoryResource"),
+    # The type of the model that fuse_conv_relu returns.
+    (r"py:class", r"vramkit\.nn\._fuse\.Model"),
     # The type of a data set's samples.
     (r"py:class", r"vramkit\.loader\._data_loader\.T_co"),
 ]

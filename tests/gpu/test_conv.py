@@ -7,7 +7,7 @@ import torch
 from helpers.convolutions import check_case, random_case
 from helpers.seeds import stress_seed
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import conv2d
 
 from vramkit.nn import ConvReLU2d, explain, fuse_conv_relu
 from vramkit.nn.functional import conv_relu
@@ -62,7 +62,7 @@ def test_captured_in_a_cuda_graph(save) -> None:
         found = torch.autograd.grad(output, list(layer.parameters()), grad)
     x.normal_()
     graph.replay()
-    wanted = F.conv2d(x, layer.weight, layer.bias, padding=1).relu()
+    wanted = conv2d(x, layer.weight, layer.bias, padding=1).relu()
     torch.testing.assert_close(output, wanted)
     exact = torch.autograd.grad(wanted, list(layer.parameters()), grad)
     torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)

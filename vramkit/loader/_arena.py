@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from vramkit.errors import SystemCallError
@@ -44,8 +45,10 @@ class Lease:
         self._arena = arena
         self.slot = slot
 
-    def __del__(self) -> None:
-        self._arena.take_back(self.slot)
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the process the system takes everything back, and modules may be gone.
+        if not is_ending():
+            self._arena.take_back(self.slot)
 
 
 class Arena:

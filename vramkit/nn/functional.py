@@ -8,7 +8,7 @@ from torch.nn.functional import conv1d, conv2d, conv3d
 
 from vramkit.errors import InvalidArgumentError
 from vramkit.nn._operators import format_of, masked_relu
-from vramkit.nn._paths import Path, Save, Sizes, as_tuple, choose_path
+from vramkit.nn._paths import Path, Save, Sizes, as_tuple, choose_path, torch_is_best
 from vramkit.nn._rectify import bias_relu, relu_keeping_mask
 
 __all__ = ["conv_relu"]
@@ -58,13 +58,29 @@ def conv_relu(
         tensor([[[0., 0.],
                  [3., 3.]]])
     """
+    if save == "output" and input.is_cpu and torch_is_best(input, weight, bias):
+        convolution = _CONVOLUTIONS.get(weight.ndim, conv2d)
+        return torch.relu_(convolution(input, weight, bias, stride, padding, dilation, groups))
+    return _by_path(input, weight, bias, stride, padding, dilation, groups, save)
+
+
+def _by_path(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
+    save: Save,
+) -> Tensor:
     check_save(save)
-    path = choose_path(input, weight, bias, stride, padding, dilation, groups, save)
+    path = choose_path(x, weight, bias, stride, padding, dilation, groups, save)
     if path is Path.ONEDNN:
-        return _onednn(input, weight, bias, stride, padding, dilation, groups)
+        return _onednn(x, weight, bias, stride, padding, dilation, groups)
     apart = bias if path is Path.BIAS or path is Path.MASK_BIAS else None
     output = _CONVOLUTIONS.get(weight.ndim, conv2d)(
-        input, weight, bias if apart is None else None, stride, padding, dilation, groups
+        x, weight, bias if apart is None else None, stride, padding, dilation, groups
     )
     return _rectify(output, apart, path)
 
