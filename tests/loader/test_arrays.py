@@ -18,6 +18,8 @@ from torch.utils.data import (
 )
 
 import vramkit
+from vramkit.errors import InvalidArgumentError
+from vramkit.loader._gathering import Job
 
 
 class Declared(Dataset[Any]):
@@ -163,3 +165,29 @@ def test_indices_are_torchs_matter(indices: list[Any]) -> None:
         assert outcomes[1] == outcomes[0]
     else:
         assert_same(outcomes[1], outcomes[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_dtypes_that_few_operators_know(dtype: torch.dtype) -> None:
+    data = TensorDataset(torch.arange(6).to(dtype))
+    with vramkit.DataLoader(data, batch_size=4) as loader:
+        assert_same(list(loader), list(DataLoader(data, batch_size=4)))
+
+
+def test_a_dropped_batch_waits_for_all_of_its_parts() -> None:
+    class Waits:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def wait(self, ticket: int) -> bool:
+            self.asked.append(ticket)
+            if ticket == 2:
+                raise InvalidArgumentError("the ticket was waited for before the interrupt")
+            return True
+
+    gatherer: Any = Waits()
+    job = Job(gatherer, None, None)
+    job.add(1)
+    job.add(2)
+    del job
+    assert gatherer.asked == [2, 1]

@@ -51,7 +51,7 @@ class Mapping:
 def mappings() -> list[Mapping]:
     """Return all mappings of this process in the order of their addresses."""
     found = []
-    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+    for line in Path("/proc/self/maps").read_text(errors="replace").rstrip("\n").split("\n"):
         span, access, _offset, _device, _inode, *path = line.split(maxsplit=5)
         begin, end = (int(each, 16) for each in span.split("-"))
         found.append(Mapping(begin, end, access, path[0] if path else ""))

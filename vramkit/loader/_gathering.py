@@ -61,8 +61,9 @@ class Job:
         # then, and modules may be gone.
         if is_ending():
             return
-        with contextlib.suppress(VramkitError):
-            while self._tickets:
+        while self._tickets:
+            # Each on its own: one that was waited for before an interrupt is known no longer.
+            with contextlib.suppress(VramkitError):
                 self._gatherer.wait(self._tickets.pop())
 
 
@@ -147,7 +148,8 @@ class Gathering:
             for column in self._columns:
                 rows = _rows_of(column.order, indices)
                 tensors.append(torch.index_select(column.tensor, 0, rows))  # type: ignore[arg-type]
-        except IndexError:
+        except (IndexError, NotImplementedError):
+            # An index out of range, or a dtype that the operator does not know.
             return None
         return Selected(_collated(self._structure, iter(tensors)))
 
