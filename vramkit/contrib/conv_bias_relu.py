@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, conv2d, conv3d
+from torch.nn.functional import conv2d
 
-from vramkit.nn.functional import conv_relu
+from vramkit.nn.functional import CONVOLUTIONS, conv_relu
 
 __all__ = ["ConvBias", "ConvBiasMaskReLU", "ConvBiasReLU", "ConvFrozenScaleBiasReLU"]
 
 Sizes = int | tuple[int, ...]
-
-_CONVOLUTIONS = {3: conv1d, 4: conv2d, 5: conv3d}
 
 
 def ConvBiasReLU(  # noqa: N802 - apex's name
@@ -67,7 +65,7 @@ def ConvBias(  # noqa: N802 - apex's name
         >>> ConvBias(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([-3.0]), 0, 1)
         tensor([[[[-2.]]]])
     """
-    convolution = _CONVOLUTIONS.get(weight.ndim, conv2d)
+    convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
     return convolution(x, weight, bias.reshape(-1), stride, padding)
 
 

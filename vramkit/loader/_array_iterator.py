@@ -49,6 +49,7 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._pin_memory = False
         self._gathering = gathering
         self._stage = slots > 0
+        self._batch_size = loader.batch_size
         drawn = (loader.prefetch_factor or 0) * loader.num_workers
         self._eager = drawn > 0
         self._most_drawn = max(drawn, depth + _SPARE_JOBS if depth else 0)
@@ -56,10 +57,7 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._fetcher = _DatasetKind.create_fetcher(
             _DatasetKind.Map, loader.dataset, True, loader.collate_fn, loader.drop_last
         )
-        if self._stage and loader.batch_size is not None:
-            # Memory is not pinned while training runs: kernels would wait.
-            gathering.begin()
-            gathering.prepare(self._most_jobs + slots, loader.batch_size)
+        self._slots = self._most_jobs + slots
         self._drawn: deque[Any] = deque()
         self._jobs: deque[Job | Selected | _Fetched] = deque()
         # PyTorch's iterator with workers asks the sampler anew before its first epoch, too.
@@ -73,6 +71,9 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._jobs.clear()
         self._drawn.clear()
         self._gathering.begin()
+        if self._stage and self._batch_size is not None:
+            # Memory is not pinned while training runs: kernels would wait.
+            self._gathering.prepare(self._slots, self._batch_size)
         batches = tensor_batches(self._index_sampler)
         if batches is not None:
             self._sampler_iter = batches

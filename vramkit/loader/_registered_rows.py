@@ -104,14 +104,8 @@ class RegisteredRows:
     """
 
     def __init__(self, columns: list[Column], device: int, bound_bytes: int) -> None:
-        self.positions = [
-            position
-            for position, column in enumerate(columns)
-            if column.row_bytes >= ROW_FROM_BYTES
-        ]
-        self._segments = [
-            segment for position in self.positions for segment in columns[position].segments
-        ]
+        self.positions = [at for at, column in enumerate(columns) if _is_large(column)]
+        self._segments = _large_segments(columns)
         self.device = device
         self._bound_bytes = bound_bytes
         # Why the rows are gathered by host threads now; empty if they are not.
@@ -126,8 +120,7 @@ class RegisteredRows:
 
     def is_of(self, columns: list[Column]) -> bool:
         """Whether these rows are those of the columns."""
-        segments = [s for c in columns if c.row_bytes >= ROW_FROM_BYTES for s in c.segments]
-        return [(s.address, s.rows) for s in segments] == [
+        return [(s.address, s.rows) for s in _large_segments(columns)] == [
             (s.address, s.rows) for s in self._segments
         ]
 
@@ -256,6 +249,14 @@ class RowCopies:
     parts: list[Part]
     end: int
     instead: Callable[[], Any]
+
+
+def _is_large(column: Column) -> bool:
+    return column.row_bytes >= ROW_FROM_BYTES
+
+
+def _large_segments(columns: list[Column]) -> list[Segment]:
+    return [segment for column in columns if _is_large(column) for segment in column.segments]
 
 
 def ranges_of(segments: list[Segment]) -> list[Range]:

@@ -23,6 +23,16 @@ def round_capacity(needed_bytes: int) -> int:
     return -(-wanted // _GRANULE) * _GRANULE
 
 
+def _populated(address: int, capacity: int) -> int:
+    """Give a mapping its memory now, and end it if there is none."""
+    try:
+        _memory_map.populate(address, capacity)
+    except SystemCallError:
+        _memory_map.unmap(address, capacity)
+        raise
+    return address
+
+
 class SlotMemory(Protocol):
     """Gives slots their memory."""
 
@@ -54,13 +64,7 @@ class SharedMemory:
         """Return the address of memory for a slot."""
         # The last page alone: the file reaches as far as the slot then, whatever others extend.
         _memory_map.commit(self.fd, slot_offset(index) + capacity - _GRANULE, _GRANULE)
-        address = self.map(index, capacity)
-        try:
-            _memory_map.populate(address, capacity)
-        except SystemCallError:
-            _memory_map.unmap(address, capacity)
-            raise
-        return address
+        return _populated(self.map(index, capacity), capacity)
 
     def map(self, index: int, capacity: int) -> int:
         """Return the address of memory that a worker has made."""
@@ -84,13 +88,7 @@ class OwnMemory:
 
     def make(self, index: int, capacity: int) -> int:  # noqa: ARG002 - as in the protocol
         """Return the address of memory for a slot; what lay in it before is lost."""
-        address = _memory_map.map_own(capacity, _HUGE_PAGE)
-        try:
-            _memory_map.populate(address, capacity)
-        except SystemCallError:
-            _memory_map.unmap(address, capacity)
-            raise
-        return address
+        return _populated(_memory_map.map_own(capacity, _HUGE_PAGE), capacity)
 
     def discard(self, index: int, capacity: int) -> None:
         """Do nothing: unmapped memory is gone."""

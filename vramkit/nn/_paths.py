@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Literal
@@ -74,9 +75,7 @@ def torch_is_best(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
     Where the answer is no, they may still do. Small calls must cost no more than two modules.
     """
-    if torch.is_grad_enabled() and (
-        weight.requires_grad or x.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    if needs_gradient(x, weight, bias):
         return True
     # Compiled code must not depend on sizes.
     if torch.compiler.is_compiling() or x.ndim < 2:
@@ -151,7 +150,7 @@ def _choose_inference(
         return Path.BACKEND
     steps = as_tuple(stride, spatial)
     # The padding hardly counts at sizes near the limit.
-    if x.numel() * weight.shape[0] < ONEDNN_MIN_ELEMENTS * x.shape[1] * _product(steps):
+    if x.numel() * weight.shape[0] < ONEDNN_MIN_ELEMENTS * x.shape[1] * math.prod(steps):
         return Path.SMALL
     backend = torch._C._select_conv_backend(
         *(x, weight, bias, steps, as_tuple(padding, spatial), as_tuple(dilation, spatial)),
@@ -165,10 +164,3 @@ def as_tuple(sizes: Sizes, length: int) -> tuple[int, ...]:
     if isinstance(sizes, int):
         return (sizes,) * length
     return tuple(sizes) if len(sizes) == length else (*sizes,) * length
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

@@ -14,7 +14,7 @@ from vramkit.nn._rectify import bias_relu, relu_keeping_mask
 __all__ = ["conv_relu"]
 
 # By the dimensions of the weight; conv2d reports the ones that no convolution has.
-_CONVOLUTIONS = {3: conv1d, 4: conv2d, 5: conv3d}
+CONVOLUTIONS = {3: conv1d, 4: conv2d, 5: conv3d}
 
 
 def conv_relu(
@@ -59,7 +59,7 @@ def conv_relu(
                  [3., 3.]]])
     """
     if save == "output" and input.is_cpu and torch_is_best(input, weight, bias):
-        convolution = _CONVOLUTIONS.get(weight.ndim, conv2d)
+        convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
         return torch.relu_(convolution(input, weight, bias, stride, padding, dilation, groups))
     return _by_path(input, weight, bias, stride, padding, dilation, groups, save)
 
@@ -79,7 +79,7 @@ def _by_path(
     if path is Path.ONEDNN:
         return _onednn(x, weight, bias, stride, padding, dilation, groups)
     apart = bias if path is Path.BIAS or path is Path.MASK_BIAS else None
-    output = _CONVOLUTIONS.get(weight.ndim, conv2d)(
+    output = CONVOLUTIONS.get(weight.ndim, conv2d)(
         x, weight, bias if apart is None else None, stride, padding, dilation, groups
     )
     return _rectify(output, apart, path)
