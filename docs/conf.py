@@ -29,7 +29,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"(Callback|Device)MemoryResource"),
     # The type of the model that fuse_conv_relu returns.
     (r"py:class", r"vramkit\.nn\._fuse\.Model"),
-    # The type of a data set's samples.
+    # The type of a dataset's samples.
     (r"py:class", r"vramkit\.loader\._data_loader\.T_co"),
 ]
 

@@ -1,4 +1,4 @@
-"""What is loaded, and how: data sets and arguments that fit the machine."""
+"""What is loaded, and how: datasets and arguments that fit the machine."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BLOCK = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """A data set, how it is loaded, and the peers that are measured besides PyTorch's loader."""
+    """A dataset, how it is loaded, and the peers that are measured besides PyTorch's loader."""
 
     name: str
     make: Callable[[], Any]
@@ -64,7 +64,7 @@ def array_images(workers: int, *, on_gpu: bool) -> Case:
 
 
 def python_images(workers: int, *, on_gpu: bool) -> Case:
-    """Return the case of images that a data set in Python copies out of a memory map."""
+    """Return the case of images that a dataset in Python copies out of a memory map."""
     return Case(
         f"python_images_workers_{workers}",
         partial(Images, 4096 if on_gpu else 512),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-# Takes a data set and the arguments of a loader; returns the loader and its endless batches.
+# Takes a dataset and the arguments of a loader; returns the loader and its endless batches.
 Maker = Callable[..., tuple[Any, Generator[Any, None, None]]]
 
 

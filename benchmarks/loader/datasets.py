@@ -1,6 +1,6 @@
-"""Data sets of the loader's benchmark.
+"""Datasets of the loader's benchmark.
 
-Python data sets repeat what they store, so that a measured window holds no turn of an epoch.
+Python datasets repeat what they store, so that a measured window holds no turn of an epoch.
 """
 
 import tempfile
@@ -38,7 +38,7 @@ class Images(Dataset[Any]):
 
 
 class SmallTensors(Dataset[Any]):
-    """Batches of many small tensors, made by the data set."""
+    """Batches of many small tensors, made by the dataset."""
 
     def __init__(self, tensors: int) -> None:
         self.batch = {f"t{number}": torch.full((32, 5), float(number)) for number in range(tensors)}

@@ -102,7 +102,7 @@ def bench_case(
     on_gpu: bool,
     rounds: int,
 ) -> None:
-    """Measure one data set with each loader, by turns with the compute alone."""
+    """Measure one dataset with each loader, by turns with the compute alone."""
     dataset = case.make()
     makers, absent = contest(case, dataset, on_gpu=on_gpu)
 

@@ -72,7 +72,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.25)
     axes[0].legend(frameon=False)
     device = rows[0]["device"]
-    figure.suptitle(f"Images of a Python data set, {device}, torch {rows[0]['torch']}", fontsize=10)
+    figure.suptitle(f"Images of a Python dataset, {device}, torch {rows[0]['torch']}", fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     is_svg = path.suffix == ".svg"

@@ -1,6 +1,6 @@
 """SPDL: a pipeline whose processes fetch and collate, and whose thread moves batches to the GPU.
 
-It is put together from SPDL's parts as its loader for PyTorch's data sets is. That loader itself
+It is put together from SPDL's parts as its loader for PyTorch's datasets is. That loader itself
 moves batches only into pinned memory, and its processes end with each epoch.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-# Of a worker process: a data set that each task carried would be pickled again and again.
+# Of a worker process: a dataset that each task carried would be pickled again and again.
 _fetcher: list[DataLoader[Any]] = []
 
 

@@ -1,4 +1,4 @@
-"""The data sets of the loader's benchmark have the shapes that their names say."""
+"""The datasets of the loader's benchmark have the shapes that their names say."""
 
 from pathlib import Path
 

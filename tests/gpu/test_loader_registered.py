@@ -1,4 +1,4 @@
-"""Rows that the GPU copies straight from a data set's own memory, by way of ``DataLoader``."""
+"""Rows that the GPU copies straight from a dataset's own memory, by way of ``DataLoader``."""
 
 from __future__ import annotations
 

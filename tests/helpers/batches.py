@@ -58,7 +58,7 @@ def _assert_same_tensors(ours: torch.Tensor, theirs: torch.Tensor, where: str) -
 
 
 def seed_all(seed: int) -> None:
-    """Seed every generator that data sets draw from."""
+    """Seed every generator that datasets draw from."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

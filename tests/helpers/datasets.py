@@ -1,4 +1,4 @@
-"""Data sets of every kind, which can be pickled."""
+"""Datasets of every kind, which can be pickled."""
 
 import random
 from collections import OrderedDict, UserDict

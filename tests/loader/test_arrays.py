@@ -1,4 +1,4 @@
-"""Data sets that are arrays: which are gathered, and that the batches are PyTorch's."""
+"""Datasets that are arrays: which are gathered, and that the batches are PyTorch's."""
 
 from __future__ import annotations
 

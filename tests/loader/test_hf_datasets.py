@@ -1,4 +1,4 @@
-"""Hugging Face data sets: which are gathered, and that the batches are PyTorch's."""
+"""Hugging Face datasets: which are gathered, and that the batches are PyTorch's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _random_table(draw: random.Random, dtypes: tuple[str, ...]) -> Any:
 
 
 def _random_view(draw: random.Random, made: Any) -> Any:
-    """The data set in another order, several times over."""
+    """The dataset in another order, several times over."""
     for _ in range(draw.choice([0, 1, 2])):
         count = len(made)
         change = draw.choice(["shuffle", "select", "range", "filter", "flatten"])
@@ -276,7 +276,7 @@ RAGGED = pa.array([[1, 2], [3], [4, 5]])
         ({"x": INTS.cast(pa.float64())}, {"type": "numpy"}, "delivered as (torch.float32, ())"),
         ({"x": INTS}, {"dtype": torch.float32, "requires_grad": True}, "not delivered as a plain"),
         ({"x": INTS, "y": WORDS}, {"columns": ["x"], "output_all_columns": True}, "Python objects"),
-        ({"x": INTS[:0]}, {}, "the Hugging Face data set is empty"),
+        ({"x": INTS[:0]}, {}, "the Hugging Face dataset is empty"),
     ],
 )
 def test_what_is_not_gathered_says_why(columns: Any, options: Any, reason: str) -> None:

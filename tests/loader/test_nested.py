@@ -1,4 +1,4 @@
-"""Data sets that use loaders and default_collate themselves, inside a worker."""
+"""Datasets that use loaders and default_collate themselves, inside a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which memory of a data set is registered with CUDA, and when it is given back."""
+"""Which memory of a dataset is registered with CUDA, and when it is given back."""
 
 from __future__ import annotations
 

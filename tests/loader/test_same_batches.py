@@ -197,7 +197,7 @@ def test_without_batches(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_sampler_as_sampler(workers: int) -> None:
-    """The way in which data sets that make batches themselves are used."""
+    """The way in which datasets that make batches themselves are used."""
     assert_parity(
         DATA["tensors"](),
         batch_size=None,

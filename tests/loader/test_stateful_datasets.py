@@ -1,4 +1,4 @@
-"""An iterable data set with a state of its own goes on from it; nothing is iterated twice."""
+"""An iterable dataset with a state of its own goes on from it; nothing is iterated twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import vramkit
 
 
 class Counted(IterableDataset[Any]):
-    """Numbers of this worker's share; the state is on the data set."""
+    """Numbers of this worker's share; the state is on the dataset."""
 
     def __init__(self, count: int, skip_shares: int = 0) -> None:
         self.count = count

@@ -1,4 +1,4 @@
-"""Batches gathered from the arrays of a data set, without calling the data set at all."""
+"""Batches gathered from the arrays of a dataset, without calling the dataset at all."""
 
 from collections import deque
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Data sets that are arrays in memory: which these are, and where their rows lie.
+"""Datasets that are arrays in memory: which these are, and where their rows lie.
 
 PyTorch's ``TensorDataset``, ``Subset``, ``StackDataset`` and ``ConcatDataset`` of such are known,
-and so are Hugging Face data sets. A data set of another class takes part if it has the method
+and so are Hugging Face datasets. A dataset of another class takes part if it has the method
 ``__vramkit_arrays__``; nothing is guessed about one that has not.
 """
 
@@ -23,7 +23,7 @@ def find_arrays(dataset: Any) -> Any:
     """Return the structure of a sample, with a :class:`Column` for each array.
 
     Raises:
-        NotArraysError: The data set is not known to be arrays.
+        NotArraysError: The dataset is not known to be arrays.
     """
     kind = type(dataset)
     if kind is TensorDataset:
@@ -89,7 +89,7 @@ def _declared_part(part: Any, name: str) -> Any:
 def _tensor_column(tensor: torch.Tensor) -> Column:
     if not is_plain(tensor):
         raise NotArraysError(
-            "a tensor of the data set is not a plain one in host memory "
+            "a tensor of the dataset is not a plain one in host memory "
             f"({type(tensor).__qualname__} on {tensor.device}, requires_grad="
             f"{tensor.requires_grad})"
         )

@@ -91,7 +91,7 @@ class BatchIterator:
         self._settle = settle
         self._asked = 0
         self._flights: deque[Any] = deque()
-        # For each batch in flight, the state of the data set after it.
+        # For each batch in flight, the state of the dataset after it.
         self._states: deque[tuple[int, bytes] | None] = deque()
         self._ended = False
         self._closed = ""

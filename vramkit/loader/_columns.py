@@ -1,4 +1,4 @@
-"""What the arrays of a data set are to the loader: columns of rows in memory."""
+"""What the arrays of a dataset are to the loader: columns of rows in memory."""
 
 import math
 import warnings
@@ -10,7 +10,7 @@ import torch
 
 
 class NotArraysError(Exception):
-    """The data set cannot be gathered; the text says why."""
+    """The dataset cannot be gathered; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)

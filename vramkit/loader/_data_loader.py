@@ -26,7 +26,7 @@ class DataLoader(TorchDataLoader[T_co]):
 
     All arguments, defaults, errors and the batches themselves are those of PyTorch's loader; with
     the same seed, the batches are the same in the same order. Only the way of the bytes differs:
-    workers write into memory that they share with this process, and data sets that are arrays in
+    workers write into memory that they share with this process, and datasets that are arrays in
     memory are gathered without workers.
 
     Args:
@@ -200,7 +200,7 @@ class DataLoader(TorchDataLoader[T_co]):
                 # Without workers, the sampler had drawn nothing before the first batch.
                 _draw_first(source)
             if iterable and not states:
-                # What the data set draws in this process belongs to the past epoch, too.
+                # What the dataset draws in this process belongs to the past epoch, too.
                 for _ in itertools.islice(source, skip):
                     pass
         source._index_sampler = self._index_sampler
@@ -230,13 +230,13 @@ class DataLoader(TorchDataLoader[T_co]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next iteration go on where the state says.
 
-        For map-style data sets the number of workers may differ from before. An iterable data set
+        For map-style datasets the number of workers may differ from before. An iterable dataset
         needs as many as before; it goes on from its own state if it has one by the convention of
         torchdata, and is else iterated anew from its beginning up to that place.
 
         Raises:
             InvalidArgumentError: The state is of another kind, of another batch size or number of
-                samples, or of another number of workers with an iterable data set.
+                samples, or of another number of workers with an iterable dataset.
         """
         _resume.check(state_dict)
         _resume.check_fits(state_dict, self)

@@ -1,6 +1,6 @@
-"""States of iterable data sets that have one, by the convention of torchdata.
+"""States of iterable datasets that have one, by the convention of torchdata.
 
-The iterator that a data set returns, or else the data set itself, has ``state_dict()`` and
+The iterator that a dataset returns, or else the dataset itself, has ``state_dict()`` and
 ``load_state_dict()``. The state is taken in the process that iterates, after each batch there.
 """
 
@@ -24,7 +24,7 @@ def take(fetcher: Any) -> bytes | None:
 def give_back(state: bytes, fetcher: Any) -> None:
     """Give what a new fetcher iterates its state back.
 
-    A data set is iterated anew then: it may look at its state when its iteration begins.
+    A dataset is iterated anew then: it may look at its state when its iteration begins.
     """
     owner = _owner(fetcher)
     if owner is None:

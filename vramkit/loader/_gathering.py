@@ -1,4 +1,4 @@
-"""Gathers the rows of a data set's arrays into batches."""
+"""Gathers the rows of a dataset's arrays into batches."""
 
 import contextlib
 import functools

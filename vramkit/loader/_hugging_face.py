@@ -1,7 +1,7 @@
-"""Hugging Face data sets whose columns are arrays in memory, and where their rows lie.
+"""Hugging Face datasets whose columns are arrays in memory, and where their rows lie.
 
-Arrow keeps a column as bytes that often are the very ones that the data set's format delivers. Then
-the rows are gathered from there. ``datasets`` is not imported: who has a data set has done that.
+Arrow keeps a column as bytes that often are the very ones that the dataset's format delivers. Then
+the rows are gathered from there. ``datasets`` is not imported: who has a dataset has done that.
 """
 
 import sys
@@ -26,7 +26,7 @@ def is_hugging_face(kind: type) -> bool:
 
 
 def find_columns(dataset: Any) -> dict[str, Column]:
-    """Return the columns that the data set's format delivers.
+    """Return the columns that the dataset's format delivers.
 
     Raises:
         NotArraysError: Some column is not in memory as it is delivered.
@@ -44,14 +44,14 @@ def _delivered(dataset: Any) -> list[str]:
     chosen = dataset.format
     if chosen["type"] not in _FORMATS:
         raise NotArraysError(
-            f"a Hugging Face data set in the format {chosen['type']!r} makes its samples by "
+            f"a Hugging Face dataset in the format {chosen['type']!r} makes its samples by "
             "Python code; with_format('torch') or with_format('numpy') delivers arrays"
         )
     names = [name for name in dataset.column_names if name in chosen["columns"]]
     if chosen["output_all_columns"] and len(names) < len(dataset.column_names):
         raise NotArraysError("output_all_columns=True delivers columns as Python objects")
     if not names or not len(dataset):
-        raise NotArraysError("the Hugging Face data set is empty")
+        raise NotArraysError("the Hugging Face dataset is empty")
     is_decoded = sys.modules["datasets.features.features"].require_decoding
     for name in names:
         if is_decoded(dataset.features[name]):
@@ -134,7 +134,7 @@ def _unequal(name: str) -> NotArraysError:
 
 
 def _compare(batch: Any, columns: dict[str, Column]) -> None:
-    """Refuse columns that the data set converts on the way from memory into a batch."""
+    """Refuse columns that the dataset converts on the way from memory into a batch."""
     for name, column in columns.items():
         made = batch[name]
         if not is_plain(made):

@@ -42,7 +42,7 @@ class InlineIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         loader: The loader, or a view of it.
         arena: Staging memory for the batches, or None to leave them where they are.
         copy: How tensors are copied to it.
-        state: What an iterable data set goes on from.
+        state: What an iterable dataset goes on from.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class InlineIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._profile_name = "enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__"
 
     def take_state(self) -> bytes | None:
-        """Return the state of an iterable data set after the last batch, or None without one."""
+        """Return the state of an iterable dataset after the last batch, or None without one."""
         return _dataset_state.take(self._dataset_fetcher)
 
     def _next_data(self) -> Any:

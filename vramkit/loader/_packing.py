@@ -147,7 +147,7 @@ class Packed:
         self.lease = lease
         self.pickled = pickled
         self.used_bytes = used_bytes
-        # The worker, and the state of its data set after this batch.
+        # The worker, and the state of its dataset after this batch.
         self.state: tuple[int, bytes] | None = None
 
     def unpack(self, place: Place | None = None) -> Any:
@@ -166,7 +166,7 @@ class Unpacked:
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
-        # The worker, and the state of its data set after this batch.
+        # The worker, and the state of its dataset after this batch.
         self.state: tuple[int, bytes] | None = None
 
 

@@ -1,4 +1,4 @@
-"""Rows that the GPU copies straight from the data set's own memory, registered with CUDA.
+"""Rows that the GPU copies straight from the dataset's own memory, registered with CUDA.
 
 The copy engines read large rows at the rate of the link, and no core of the host is used. The
 memory is registered when an epoch begins, within the loader's bound, and given back when the loader
@@ -95,10 +95,10 @@ _all_rows: "weakref.WeakSet[RegisteredRows]" = weakref.WeakSet()
 
 
 class RegisteredRows:
-    """The columns of a data set whose rows the GPU copies itself.
+    """The columns of a dataset whose rows the GPU copies itself.
 
     Args:
-        columns: All columns of the data set.
+        columns: All columns of the dataset.
         device: Ordinal of the CUDA device.
         bound_bytes: The most memory that may be registered.
     """
@@ -185,12 +185,12 @@ class RegisteredRows:
             except VramkitError as err:
                 self._broken = str(err)
                 warnings.warn(
-                    f"rows of the data set go through host threads from now on: {err}",
+                    f"rows of the dataset go through host threads from now on: {err}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
                 stream.synchronize()
-                self.release("the driver refused to copy from the data set's memory: " + str(err))
+                self.release("the driver refused to copy from the dataset's memory: " + str(err))
                 return False
             finally:
                 self._last = torch.cuda.Event()

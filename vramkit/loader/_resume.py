@@ -30,21 +30,21 @@ class Epoch:
         self.sampler = sampler
         self.yielded = skipped
         self.finished = False
-        # States of an iterable data set that has some: of each worker, after what it has yielded.
+        # States of an iterable dataset that has some: of each worker, after what it has yielded.
         self.states: dict[int, bytes] = {}
         self.last_worker = -1
-        # Takes the state where the data set is iterated in this process.
+        # Takes the state where the dataset is iterated in this process.
         self.take_state: Callable[[], bytes | None] | None = None
 
     def count(self, state: tuple[int, bytes] | None) -> None:
-        """Count a batch, and keep the state of the worker's data set after it."""
+        """Count a batch, and keep the state of the worker's dataset after it."""
         self.yielded += 1
         if state is not None:
             self.last_worker = state[0]
             self.states[state[0]] = state[1]
 
     def dataset_states(self) -> dict[str, Any] | None:
-        """Return the states of the data set, or None if it has none."""
+        """Return the states of the dataset, or None if it has none."""
         if self.take_state is not None:
             state = self.take_state()
             return None if state is None else {"last_worker": -1, "states": {"0": state}}
@@ -143,7 +143,7 @@ def to_dict(epoch: Epoch | None, loader: Any) -> dict[str, Any]:
 
 
 def samples_of(loader: Any) -> int | None:
-    """How many samples a map-style data set has; None if it does not say, or is iterable."""
+    """How many samples a map-style dataset has; None if it does not say, or is iterable."""
     if isinstance(loader.dataset, IterableDataset):
         return None
     try:
@@ -156,13 +156,13 @@ def check_fits(state: dict[str, Any], loader: Any) -> None:
     """Check that a state is of a loader like this one.
 
     Raises:
-        InvalidArgumentError: The batch size, the data set or the number of workers is another.
+        InvalidArgumentError: The batch size, the dataset or the number of workers is another.
     """
     iterable = isinstance(loader.dataset, IterableDataset)
     if iterable and state.get("num_workers") != loader.num_workers:
         raise InvalidArgumentError(
             f"the state is of {state.get('num_workers')} workers and this loader has "
-            f"{loader.num_workers}: an iterable data set is divided among its workers, so the "
+            f"{loader.num_workers}: an iterable dataset is divided among its workers, so the "
             "number must be the same"
         )
     own = {"batch_size": loader.batch_size, "samples": samples_of(loader)}
@@ -176,7 +176,7 @@ def check_fits(state: dict[str, Any], loader: Any) -> None:
 
 
 def states_of(state: dict[str, Any], workers: int) -> tuple[dict[int, bytes], int]:
-    """Return the states of the data set by worker, and the worker whose turn it is."""
+    """Return the states of the dataset by worker, and the worker whose turn it is."""
     saved = state.get("dataset")
     if saved is None:
         return {}, 0

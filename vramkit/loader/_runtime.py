@@ -105,13 +105,13 @@ class Runtime:
         before = self._registered
         if before is None or not before.is_of(columns):
             if before is not None:
-                before.release("the data set has other arrays now")
+                before.release("the dataset has other arrays now")
             self._registered = RegisteredRows(columns, delivery.device.index, self._staging_bytes)
         assert self._registered is not None
         return self._registered
 
     def registered(self) -> tuple[int, str]:
-        """Return how many bytes of the data set are registered, and why not all large rows are."""
+        """Return how many bytes of the dataset are registered, and why not all large rows are."""
         held = self._registered
         return (0, "") if held is None else (held.size_bytes, held.reason)
 

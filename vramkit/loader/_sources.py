@@ -32,7 +32,7 @@ def make_source(
     Args:
         loader: The loader, or a view of it.
         runtime: What it holds.
-        states: What an iterable data set goes on from, by worker.
+        states: What an iterable dataset goes on from, by worker.
         first_worker: The worker that makes the first batch.
     """
     structure, reason = _arrays_of(loader)
@@ -96,7 +96,7 @@ def _processes(
 
 
 def _arrays_of(loader: TorchDataLoader[Any]) -> tuple[Any, str]:
-    """Return the arrays of the loader's data set, or why they are not gathered."""
+    """Return the arrays of the loader's dataset, or why they are not gathered."""
     reason = _obstacle(loader)
     if reason:
         return None, reason
@@ -109,9 +109,9 @@ def _arrays_of(loader: TorchDataLoader[Any]) -> tuple[Any, str]:
 def _obstacle(loader: Any) -> str:
     functions = _collate.default_collate_fn_map
     if isinstance(loader.dataset, (IterableDataset, MapDataPipe)):
-        return "the data set is iterated or a pipe, not indexed"
+        return "the dataset is iterated or a pipe, not indexed"
     if not loader._auto_collation:
-        return "batch_size=None: the data set makes the batches"
+        return "batch_size=None: the dataset makes the batches"
     if loader.collate_fn is not default_collate:
         return "collate_fn is not default_collate"
     if loader.worker_init_fn is not None:

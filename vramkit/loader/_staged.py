@@ -40,7 +40,7 @@ class Staged:
     ) -> None:
         self.lease, self.structure, self.used_bytes = lease, structure, used_bytes
         self.copies = copies
-        # The worker, and the state of its data set after this batch.
+        # The worker, and the state of its dataset after this batch.
         self.state: tuple[int, bytes] | None = None
 
     def unpack(self, place: Place | None = None) -> Any:

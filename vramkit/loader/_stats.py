@@ -8,7 +8,7 @@ class LoaderStats:
     """Figures of a loader since it was created; times are seconds, sizes are bytes.
 
     Attributes:
-        path: How batches are made now: ``"arrays"`` (gathered from the data set's arrays),
+        path: How batches are made now: ``"arrays"`` (gathered from the dataset's arrays),
             ``"workers"`` (worker processes that write into shared slots), ``"threads"``,
             ``"inline"`` (in the training loop's thread) or ``"torch"`` (PyTorch's own workers).
         reason: Why it is not ``"arrays"``, or why it is ``"torch"``; empty otherwise.
@@ -19,7 +19,7 @@ class LoaderStats:
         staged_bytes: Bytes of batches that went through staging memory.
         staging_bytes: Staging memory in use now, of all slots.
         pinned_bytes: How much of it is pinned.
-        registered_bytes: Memory of the data set's own arrays that is registered with CUDA; the GPU
+        registered_bytes: Memory of the dataset's own arrays that is registered with CUDA; the GPU
             copies their rows itself.
         not_registered: Why none is, if batches are gathered for a GPU; empty otherwise.
         refused_batches: Batches that found no room in staging memory and went PyTorch's way.

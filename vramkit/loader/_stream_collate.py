@@ -198,7 +198,7 @@ class StreamingCollate:
 
 
 def _exactly(count: int, samples: Any) -> Any:
-    """The samples; if there are fewer, the data set raised StopIteration, which goes on."""
+    """The samples; if there are fewer, the dataset raised StopIteration, which goes on."""
     if len(samples) < count:
         raise StopIteration
     return samples

@@ -47,7 +47,7 @@ class WorkerEnd:
         fd: The memory file of the slots.
         limit_bytes: The most memory that one slot may take.
         inline_bytes: The largest content that may travel in a message itself.
-        dataset_state: Where the worker's copy of the data set is to go on.
+        dataset_state: Where the worker's copy of the dataset is to go on.
     """
 
     def __init__(
@@ -177,14 +177,14 @@ class _Fetches:
     """Measures the fetches of a worker and keeps the exception of the last one.
 
     Args:
-        state: What an iterable data set goes on from, in the first epoch.
+        state: What an iterable dataset goes on from, in the first epoch.
     """
 
     def __init__(self, state: bytes | None) -> None:
         self._state = state
         self._seconds = 0.0
         self._error: BaseException | None = None
-        # PyTorch's fetcher of an iterable data set.
+        # PyTorch's fetcher of an iterable dataset.
         self.fetcher: Any = None
         self.running = False
 
@@ -227,7 +227,7 @@ class _MeasuredFetcher:
 
 
 class _StreamingFetcher:
-    """Fetches the samples of a map-style data set one by one into their batch."""
+    """Fetches the samples of a map-style dataset one by one into their batch."""
 
     def __init__(self, get: Callable[[Any], Any], collate: StreamingCollate) -> None:
         self._get = get
@@ -240,7 +240,7 @@ class _StreamingFetcher:
 
 
 def _sample_getter(dataset: Any) -> Callable[[Any], Any] | None:
-    """How single samples are got, or None if the data set fetches batches itself."""
+    """How single samples are got, or None if the dataset fetches batches itself."""
     if type(dataset) is Subset:
         inner = _sample_getter(dataset.dataset)
         indices = dataset.indices
@@ -258,11 +258,11 @@ def _install_fetchers(own_dataset: Any, writer: SlotWriter, fetches: _Fetches) -
         kind: int, dataset: Any, auto_collation: bool, collate_fn: Any, drop_last: bool
     ) -> Any:
         if dataset is not own_dataset or fetches.running:
-            # Of a loader that the data set has made for itself.
+            # Of a loader that the dataset has made for itself.
             return create(kind, dataset, auto_collation, collate_fn, drop_last)  # type: ignore[no-untyped-call]
         get = None
         if collate_fn is default_collate:
-            # Only here: what the data set's own code collates, it may keep.
+            # Only here: what the dataset's own code collates, it may keep.
             collate_fn = collate_into(writer)
             get = _sample_getter(dataset) if auto_collation else None
         if kind == _DatasetKind.Map and get is not None:

@@ -95,7 +95,7 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         loader: The loader, or a view of it.
         arena: The slots.
         tally: Counts what workers tell.
-        states: What the workers' copies of an iterable data set go on from, by worker.
+        states: What the workers' copies of an iterable dataset go on from, by worker.
         first_worker: The worker that gets the first task.
         spare_slots: Slots that hold batches while they are delivered.
     """

@@ -39,7 +39,7 @@ class Training:
 
 
 def load_digits() -> Digits:
-    """Load the data set; every fifth image is for the test."""
+    """Load the dataset; every fifth image is for the test."""
     from sklearn import datasets
 
     bunch = datasets.load_digits()
