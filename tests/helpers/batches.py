@@ -17,7 +17,9 @@ def bits(tensor: torch.Tensor) -> bytes:
     plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
     if not plain.numel():
         return b""
-    return plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    # A single element may have any stride and is contiguous.
+    flat = plain.as_strided((plain.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def assert_same(ours: Any, theirs: Any, where: str = "batch") -> None:

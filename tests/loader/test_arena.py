@@ -6,10 +6,14 @@ import ctypes
 import os
 from typing import Any
 
+import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from torch.utils.data import TensorDataset
 
+import vramkit
 from vramkit.loader._address_space import mappings
 from vramkit.loader._arena import Arena
 from vramkit.loader._slot_memory import OwnMemory, round_capacity
@@ -105,7 +109,7 @@ def test_a_batch_that_is_smaller_than_its_slot_moves_nothing() -> None:
 
 def test_memory_of_this_process_alone() -> None:
     pins: Any = _Pins()
-    with Arena(1 << 30, pins, OwnMemory()) as arena:
+    with Arena(1 << 30, pins, OwnMemory(inherited=False)) as arena:
         lease = arena.lease()
         arena.grow(lease.slot, 3_000_001)
         address, capacity = lease.slot.address, lease.slot.capacity
@@ -163,3 +167,51 @@ def test_expected_slots_come_after_the_first() -> None:
         for each in later:
             arena.grow(each.slot, 300_000)
         assert len(pins.held) == arena.slots == 5
+
+
+def test_memory_beyond_the_budget_is_given_back_as_soon_as_it_is_free() -> None:
+    with Arena(400_000) as arena:
+        leases = [arena.lease() for _ in range(5)]
+        for lease in leases:
+            arena.grow(lease.slot, 100_000)
+        assert arena.is_beyond_budget
+        del lease
+        leases.clear()
+        kept = arena.lease()
+        assert not arena.is_beyond_budget
+        assert kept.slot.capacity == arena.capacity_bytes
+        del kept
+
+
+def test_a_lease_within_the_budget_or_none() -> None:
+    with Arena(400_000, memory=OwnMemory(inherited=True)) as arena:
+        leases = [arena.lease_within(100_000) for _ in range(3)]
+        assert [lease is None for lease in leases] == [False] * 3
+        assert arena.lease_within(100_000) is None
+        assert arena.capacity_bytes == 3 * round_capacity(100_000)
+        leases.pop()
+        assert arena.lease_within(90_000) is not None
+        assert arena.lease_within(500_000) is None
+
+
+@pytest.mark.parametrize("path", ["arrays", "workers"])
+def test_batches_that_are_kept_leave_staging_memory(path: str) -> None:
+    rows = torch.arange(64.0).repeat_interleave(40_000).view(64, -1)
+    loader: Any = vramkit.DataLoader(
+        TensorDataset(rows),
+        batch_size=2,
+        num_workers=2 if path == "workers" else 0,
+        worker_init_fn=(lambda _: None) if path == "workers" else None,
+        staging_bytes=4 << 20,
+    )
+    with loader:
+        kept = [batch for (batch,) in loader]
+        assert loader.stats().path == path
+        assert loader.stats().refused_batches == 0
+        # Those of the four batches that workers fetch ahead come on top of it.
+        assert loader.stats().staging_bytes <= (4 << 20) + 4 * round_capacity(2 * 160_000)
+        assert torch.equal(torch.cat(kept), rows)
+        kept.clear()
+        for _ in loader:
+            pass
+        assert loader.stats().staging_bytes <= 4 << 20

@@ -4,14 +4,13 @@ import contextlib
 import os
 import sys
 import threading
-import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Self
 
 from vramkit.errors import SystemCallError
-from vramkit.loader import _memory_map
+from vramkit.loader import _forks, _memory_map
+from vramkit.loader._forks import Reader
 from vramkit.loader._pinning import Pinning
 from vramkit.loader._slot_memory import SharedMemory, SlotMemory, round_capacity
 
@@ -19,7 +18,7 @@ from vramkit.loader._slot_memory import SharedMemory, SlotMemory, round_capacity
 class Slot:
     """One place for one batch, as this process sees it."""
 
-    __slots__ = ("address", "capacity", "delivered", "index", "not_before", "pinned", "worker")
+    __slots__ = ("address", "capacity", "delivered", "index", "pinned", "readers", "worker")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -28,9 +27,9 @@ class Slot:
         self.pinned = False
         # The worker that has the slot mapped already.
         self.worker = -1
-        # Whether tensors of the user lie there, and the moment until which forked children copy it.
+        # Whether tensors of the user lie there, and the forked processes that may read them.
         self.delivered = False
-        self.not_before = 0.0
+        self.readers: list[Reader] = []
 
 
 class Lease:
@@ -44,6 +43,11 @@ class Lease:
     def __init__(self, arena: "Arena", slot: Slot) -> None:
         self._arena = arena
         self.slot = slot
+
+    @property
+    def is_beyond_budget(self) -> bool:
+        """Whether all slots together take more than they may."""
+        return self._arena.is_beyond_budget
 
     def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the end of the process the system takes everything back, and modules may be gone.
@@ -81,7 +85,11 @@ class Arena:
         self._empty: list[Slot] = []
         self._closed = False
         self._expected = 0
-        _arenas.add(self)
+        self._capacity_bytes = 0
+        # Those of forks that are under way.
+        self._coming_readers: list[Reader] = []
+        if self._memory.is_shared:
+            _forks.watch(self)
         # Leases end without it, in destructors: what they touch is atomic under the GIL.
         self._lock = threading.Lock()
 
@@ -94,7 +102,12 @@ class Arena:
     @property
     def capacity_bytes(self) -> int:
         """The memory of all slots."""
-        return sum(slot.capacity for slot in self._slots)
+        return self._capacity_bytes
+
+    @property
+    def is_beyond_budget(self) -> bool:
+        """Whether the slots take more than they may, since batches were kept."""
+        return self._capacity_bytes > self.budget_bytes
 
     @property
     def pinned_bytes(self) -> int:
@@ -108,8 +121,13 @@ class Arena:
 
     def lease(self, worker: int = -1) -> Lease:
         """Take a free slot, one that the worker has mapped if there is one, or make another."""
+        return self._lease(worker, lambda slot: slot.worker == worker)
+
+    def _lease(self, worker: int, is_preferred: Callable[[Slot], bool]) -> Lease:
         with self._lock:
-            slot = self._take(worker)
+            slot = self._take(is_preferred)
+            if self.is_beyond_budget:
+                self._discard(self._reusable())
             if slot is None and self._empty:
                 slot = self._empty.pop()
             if slot is None:
@@ -118,17 +136,28 @@ class Arena:
         slot.worker = worker
         return Lease(self, slot)
 
-    def _take(self, worker: int) -> Slot | None:
+    def lease_within(self, needed_bytes: int) -> Lease | None:
+        """Lease a slot of so many bytes; returns None if the budget has no room for it.
+
+        Raises:
+            SystemCallError: There is no memory for it.
+        """
+        lease = self._lease(-1, lambda slot: slot.capacity >= needed_bytes)
+        more = max(0, round_capacity(needed_bytes) - lease.slot.capacity)
+        if lease.slot.capacity < needed_bytes and self._capacity_bytes + more > self.budget_bytes:
+            return None
+        self.grow(lease.slot, needed_bytes)
+        return lease
+
+    def _take(self, is_preferred: Callable[[Slot], bool]) -> Slot | None:
         free = self._reusable()
-        own = [slot for slot in free if slot.worker == worker]
-        for slot in own or free:
+        for slot in [slot for slot in free if is_preferred(slot)] or free:
             self._free.remove(slot)
             return slot
         return None
 
     def _reusable(self) -> list[Slot]:
-        now = time.monotonic()
-        return [slot for slot in list(self._free) if slot.not_before <= now]
+        return [slot for slot in list(self._free) if not slot.readers or _is_unread(slot)]
 
     def grow(self, slot: Slot, needed_bytes: int) -> None:
         """Give a leased slot memory for so many bytes, and map it.
@@ -183,8 +212,10 @@ class Arena:
             self._prepare(expected, capacity)
 
     def _adopt(self, slot: Slot, address: int, capacity: int) -> None:
-        self._unmap(slot)
-        slot.address, slot.capacity = address, capacity
+        with self._lock:
+            self._unmap(slot)
+            slot.address, slot.capacity = address, capacity
+            self._capacity_bytes += capacity
         if self._pinning is not None:
             slot.pinned = self._pinning.pin(address, capacity)
 
@@ -193,6 +224,7 @@ class Arena:
         if os.getpid() != self.process:
             return
         slot.delivered = False
+        slot.readers.extend(self._coming_readers)
         if self._closed:
             self._unmap(slot)
         else:
@@ -201,15 +233,17 @@ class Arena:
     def trim(self, keep: int) -> None:
         """Give back the memory of free slots beyond the first ``keep``."""
         with self._lock:
-            # A forked child may still be copying from the others.
-            for slot in self._reusable()[keep:]:
-                self._free.remove(slot)
-                capacity = slot.capacity
-                self._unmap(slot)
-                if capacity:
-                    self._memory.discard(slot.index, capacity)
-                # The slot itself stays, empty: workers know it by its number.
-                self._empty.append(slot)
+            self._discard(self._reusable()[keep:])
+
+    def _discard(self, slots: list[Slot]) -> None:
+        """Give the memory of free slots back; the slots stay, known to workers by their number."""
+        for slot in slots:
+            self._free.remove(slot)
+            capacity = slot.capacity
+            self._unmap(slot)
+            if capacity:
+                self._memory.discard(slot.index, capacity)
+            self._empty.append(slot)
 
     def close(self) -> None:
         """Give everything back; slots under lease follow when their lease ends."""
@@ -226,14 +260,23 @@ class Arena:
         if slot.pinned and self._pinning is not None:
             self._pinning.unpin(slot.address)
         _memory_map.unmap(slot.address, slot.capacity)
+        self._capacity_bytes -= slot.capacity
         slot.address, slot.capacity, slot.pinned = 0, 0, False
 
-    def forked_in_parent(self) -> None:
-        """After a fork: use no slot again before the child has had time to copy it."""
-        ready = time.monotonic() + _COPYING_S
+    def has_batches(self) -> bool:
+        """Whether tensors of the user lie in a slot."""
+        return os.getpid() == self.process and any(slot.delivered for slot in self._slots)
+
+    def fork_begins(self, reader: Reader) -> None:
+        """Before a fork: what is given back from now on is what the child may read."""
+        self._coming_readers.append(reader)
+
+    def forked_in_parent(self, reader: Reader) -> None:
+        """After a fork: use no slot again that the child may read."""
         for slot in self._slots:
             if slot.delivered:
-                slot.not_before = ready
+                slot.readers.append(reader)
+        self._coming_readers.remove(reader)
 
     def forked_in_child(self) -> None:
         """After a fork: give this child a copy of the batches that its parent held."""
@@ -242,6 +285,12 @@ class Arena:
                 _memory_map.make_private(slot.address, slot.capacity)
                 slot.delivered = False
 
+    def forked_in_worker(self) -> None:
+        """After a fork: what this worker writes to its parent's batches stays here."""
+        for slot in self._slots:
+            if slot.delivered and slot.address:
+                self._memory.map_copy_on_write(slot.index, slot.address, slot.capacity)
+
     def __enter__(self) -> Self:
         return self
 
@@ -249,32 +298,10 @@ class Arena:
         self.close()
 
 
-# For so long after a fork, a slot that the parent gives up is not used again.
-_COPYING_S = 2.0
-_arenas: "weakref.WeakSet[Arena]" = weakref.WeakSet()
-_starting_workers = threading.local()
-
-
-@contextlib.contextmanager
-def starting_workers() -> Iterator[None]:
-    """The forks of this thread make workers of a loader, which do not look at batches."""
-    _starting_workers.now = True
-    try:
-        yield
-    finally:
-        _starting_workers.now = False
-
-
-def _after_in_parent() -> None:
-    if not getattr(_starting_workers, "now", False):
-        for arena in list(_arenas):
-            arena.forked_in_parent()
-
-
-def _after_in_child() -> None:
-    if not getattr(_starting_workers, "now", False):
-        for arena in list(_arenas):
-            arena.forked_in_child()
-
-
-os.register_at_fork(after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+def _is_unread(slot: Slot) -> bool:
+    """Whether no forked process may read the slot any more."""
+    # In place: more readers may come at any moment.
+    for reader in list(slot.readers):
+        if reader.ended():
+            slot.readers.remove(reader)
+    return not slot.readers

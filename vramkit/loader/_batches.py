@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 from torch.utils.data import _utils
 
 from vramkit.errors import LoaderClosedError
-from vramkit.loader._packing import Packed, Unpacked
+from vramkit.loader._packing import CopiedPlace, Packed, Unpacked
 from vramkit.loader._resume import Epoch
 from vramkit.loader._staged import Staged
 
@@ -43,8 +43,12 @@ class HostDelivery:
         self._pin, self._transform = pin, transform
 
     def start(self, item: Any) -> Any:
-        """Unpack a batch."""
-        batch = item.unpack() if isinstance(item, (Packed, Staged)) else item
+        """Unpack a batch; it leaves its slot if batches that the user kept take all memory."""
+        batch = item
+        if isinstance(item, (Packed, Staged)):
+            lease = item.lease
+            must_leave = lease is not None and lease.is_beyond_budget
+            batch = item.unpack(CopiedPlace(lease) if must_leave else None)
         if self._pin:
             batch = _pin_memory(batch, "cuda")
         return batch if self._transform is None else self._transform(batch)

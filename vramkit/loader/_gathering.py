@@ -15,7 +15,7 @@ from vramkit.loader._arena import Arena
 from vramkit.loader._columns import Column, columns_of
 from vramkit.loader._packing import ALIGNMENT, Shape
 from vramkit.loader._registered_rows import Part, RegisteredRows, RowCopies
-from vramkit.loader._staged import Reference, Staged, empty_batch, lay_out
+from vramkit.loader._staged import Reference, Staged, empty_batch, empty_batch_within, lay_out
 
 # Smaller batches get memory of their own: a slot would cost more than it saves.
 _SLOT_FROM_BYTES = 1 << 16
@@ -169,10 +169,15 @@ class Gathering:
         if stage and self._registered is not None and self._gpu_copies:
             return self._start_apart(indices, self._registered)
         layout = self._layout(range(len(self._columns)), count)
+        place = None
         # In a forked child, the slots are the parent's.
-        may_stage = self._arena.process == os.getpid()
-        if may_stage and (stage or count * self._row_bytes >= _SLOT_FROM_BYTES):
-            lease, references, used = empty_batch(self._arena, layout)
+        if self._arena.process == os.getpid():
+            if stage:
+                place = empty_batch(self._arena, layout)
+            elif count * self._row_bytes >= _SLOT_FROM_BYTES:
+                place = empty_batch_within(self._arena, layout)
+        if place is not None:
+            lease, references, used = place
             addresses = [lease.slot.address + each.offset for each in references]
             batch: Any = Staged(lease, _collated(self._structure, iter(references)), used)
         else:

@@ -58,12 +58,26 @@ def map_file(fd: int, offset: int, size_bytes: int) -> int:
     return int(address)
 
 
-def map_own(size_bytes: int, alignment: int) -> int:
-    """Map memory with huge pages where the system has some; forked children do not get it.
+def map_file_privately(fd: int, offset: int, address: int, size_bytes: int) -> None:
+    """Map part of a file at an address in use; what is written there does not reach the file.
+
+    Raises:
+        SystemCallError: The system refuses, for example at the limit of mappings.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    fixed = 0x10
+    kind = mmap.MAP_PRIVATE | fixed
+    if _libc().mmap(address, size_bytes, access, kind, fd, offset) == _FAILED:
+        raise _error(f"mmap of {size_bytes:,} bytes of staging memory")
+
+
+def map_own(size_bytes: int, alignment: int, *, inherited: bool) -> int:
+    """Map private memory with huge pages where the system has some.
 
     Args:
         size_bytes: How much.
         alignment: Of the address, a power of two.
+        inherited: Whether forked children get it.
 
     Raises:
         SystemCallError: The system refuses, for example at the limit of addresses.
@@ -78,9 +92,10 @@ def map_own(size_bytes: int, alignment: int) -> int:
     if address > got:
         unmap(got, address - got)
     unmap(end, got + size_bytes + alignment - end)
-    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):
-        # Kernels without huge pages refuse the first.
-        _libc().madvise(address, end - address, advice)
+    # Kernels without huge pages refuse this.
+    _libc().madvise(address, end - address, mmap.MADV_HUGEPAGE)
+    if not inherited:
+        _libc().madvise(address, end - address, mmap.MADV_DONTFORK)
     return int(address)
 
 
@@ -112,11 +127,7 @@ def populate(address: int, size_bytes: int) -> None:
     parts = min(_POPULATING_THREADS, max(1, size_bytes // _POPULATED_BY_ONE))
     step = -(-size_bytes // parts // _PAGE) * _PAGE
     pieces = [(address + at, min(step, size_bytes - at)) for at in range(0, size_bytes, step)]
-    if len(pieces) == 1:
-        failures = {_populate_one(pieces[0])}
-    else:
-        with ThreadPoolExecutor(len(pieces)) as pool:
-            failures = set(pool.map(_populate_one, pieces))
+    failures = _populate_by_threads(pieces) if len(pieces) > 1 else {_populate_one(pieces[0])}
     # A kernel before 5.14 does not know the advice; the pages come when they are first written.
     failures -= {0, errno.EINVAL}
     if failures:
@@ -124,6 +135,15 @@ def populate(address: int, size_bytes: int) -> None:
         raise SystemCallError(
             number, f"populating {size_bytes:,} bytes of staging memory: {os.strerror(number)}"
         )
+
+
+def _populate_by_threads(pieces: list[tuple[int, int]]) -> set[int]:
+    try:
+        with ThreadPoolExecutor(len(pieces)) as pool:
+            return set(pool.map(_populate_one, pieces))
+    except RuntimeError:
+        # There are no threads to be had, or the interpreter is about to end.
+        return {_populate_one(piece) for piece in pieces}
 
 
 def _populate_one(piece: tuple[int, int]) -> int:

@@ -33,6 +33,8 @@ _NUMPY_DTYPES = {
     torch.from_numpy(np.empty(0, name)).dtype: np.dtype(name)
     for name in ["?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8", "c8", "c16"]
 }
+# Any numpy has arrays of so many.
+_NUMPY_DIMENSIONS = 32
 # What PyTorch sends between processes as handles of memory.
 _TORCHS = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage)
 
@@ -152,11 +154,13 @@ class Packed:
 
     def unpack(self, place: Place | None = None) -> Any:
         """Return the batch, its tensors at a place: in the slot itself unless told otherwise."""
+        # The user's own unpickling code may take a batch of another loader.
+        outside = getattr(_unpacking, "place", None)
         _unpacking.place = HostPlace(self.lease) if place is None else place
         try:
             return pickle.loads(self.pickled)
         finally:
-            del _unpacking.place
+            _unpacking.place = outside
 
 
 class Unpacked:
@@ -188,6 +192,22 @@ class HostPlace:
         return tensor_over(self._buffer, offset, dtype, shape, stride)
 
 
+class CopiedPlace:
+    """Tensors in memory of their own, with the bytes that lie in a slot."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._slot = HostPlace(lease)
+
+    def tensor(
+        self, offset: int, dtype: torch.dtype, shape: Shape, stride: Shape | None
+    ) -> torch.Tensor:
+        """Return a copy of the tensor at an offset of the slot."""
+        if stride is None:
+            return self._slot.tensor(offset, dtype, shape, None).clone()
+        flat = self._slot.tensor(offset, dtype, (span_of(shape, stride),), None)
+        return flat.clone().as_strided(shape, stride)
+
+
 def contiguous_stride(shape: Shape) -> Shape:
     """The strides, in elements, of a contiguous tensor."""
     strides, step = [], 1
@@ -212,7 +232,7 @@ def tensor_over(
     if count == 0:
         return torch.empty(shape, dtype=dtype, device="cpu")
     numpy_dtype = _NUMPY_DTYPES.get(dtype)
-    if numpy_dtype is not None and stride is None:
+    if numpy_dtype is not None and stride is None and len(shape) <= _NUMPY_DIMENSIONS:
         # The quickest way to a tensor with a storage of its own.
         return torch.from_numpy(np.ndarray(shape, numpy_dtype, buffer, offset))
     if stride is None:

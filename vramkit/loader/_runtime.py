@@ -65,15 +65,18 @@ class Runtime:
     def own_arena(self) -> Arena:
         """Return staging memory for batches that this process makes; made at the first call.
 
-        Workers cannot see it, and if batches stay in host memory it is the same as :meth:`arena`.
+        Workers cannot see it. Batches that stay in pinned host memory lie in that of
+        :meth:`arena`: a fork would copy pinned memory of this process at once.
 
         Raises:
             SystemCallError: The system makes no memory file.
         """
-        if not self.on_gpu:
+        pinning = self._pinning()
+        if pinning is not None and not self.on_gpu:
             return self.arena()
         if self._own_arena is None:
-            self._own_arena = Arena(self._staging_bytes, self._pinning(), OwnMemory())
+            memory = OwnMemory(inherited=not self.on_gpu)
+            self._own_arena = Arena(self._staging_bytes, pinning, memory)
         return self._own_arena
 
     def _pinning(self) -> Pinning | None:

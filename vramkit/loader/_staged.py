@@ -112,6 +112,19 @@ def empty_batch(
     return lease, references, total
 
 
+def empty_batch_within(
+    arena: Arena, layout: list[tuple[torch.dtype, Shape]]
+) -> tuple[Lease, list[Reference], int] | None:
+    """Do the same as :func:`empty_batch`, but return None if the slots may take no more memory.
+
+    Raises:
+        SystemCallError: There is no memory for the slot.
+    """
+    references, total = lay_out(layout)
+    lease = arena.lease_within(total)
+    return None if lease is None else (lease, references, total)
+
+
 def lay_out(layout: list[tuple[torch.dtype, Shape]], begin: int = 0) -> tuple[list[Reference], int]:
     """Return where tensors of these kinds lie one after the other, and where the last one ends."""
     references, total = [], begin

@@ -11,7 +11,7 @@ from torch.utils.data import _utils
 from torch.utils.data import dataloader as _torch
 
 from vramkit.loader import _worker
-from vramkit.loader._arena import Arena, starting_workers
+from vramkit.loader._arena import Arena
 from vramkit.loader._channels import (
     Exchange,
     IndexChannel,
@@ -20,6 +20,7 @@ from vramkit.loader._channels import (
     inline_limit,
     remember_end,
 )
+from vramkit.loader._forks import Workers, starting_workers
 from vramkit.loader._quick_next import QuickNext
 from vramkit.loader._view import View
 
@@ -121,8 +122,12 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         arena.trim(tasks + spare_slots)
         pins = loader.pin_memory and not torch.accelerator.is_available()
         view = View(loader, multiprocessing_context=self._context, pin_memory=pins)
-        with starting_workers():
-            super().__init__(view)
+        workers = Workers()
+        try:
+            with starting_workers(workers):
+                super().__init__(view)
+        finally:
+            workers.processes = list(self._live_workers())
         self._profile_name = "enumerate(DataLoader)#_MultiProcessingDataLoaderIter.__next__"
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
