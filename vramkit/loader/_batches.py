@@ -46,9 +46,10 @@ class HostDelivery:
         """Unpack a batch; it leaves its slot if batches that the user kept take all memory."""
         batch = item
         if isinstance(item, (Packed, Staged)):
-            lease = item.lease
-            must_leave = lease is not None and lease.is_beyond_budget
-            batch = item.unpack(CopiedPlace(lease) if must_leave else None)
+            place = None
+            if item.lease is not None and item.lease.is_beyond_budget:
+                place = CopiedPlace(item.lease)
+            batch = item.unpack(place)
         if self._pin:
             batch = _pin_memory(batch, "cuda")
         return batch if self._transform is None else self._transform(batch)
@@ -173,11 +174,18 @@ class BatchIterator:
         ready = getattr(self._source, "ready", None)
         return ready is not None and bool(ready())
 
-    def end(self, why: str) -> None:
-        """End the iteration; asking for more raises a LoaderClosedError with this text."""
+    def end(self, why: str, *, wait: bool) -> None:
+        """End the iteration; asking for more raises a LoaderClosedError with this text.
+
+        Args:
+            why: The text.
+            wait: Whether to wait for threads that fetch.
+        """
         self._closed = why
         self._flights.clear()
         shutdown = getattr(self._source, "_shutdown_workers", None)
+        if not wait:
+            shutdown = getattr(self._source, "_leave_workers", shutdown)
         if shutdown is not None:
             shutdown()
 

@@ -22,7 +22,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data._utils.worker import _ResumeIteration
 
 from vramkit.loader._arena import Arena, Lease
-from vramkit.loader._failures import WorkerFailure
+from vramkit.loader._failures import ArrivalFailure, WorkerFailure
 from vramkit.loader._packing import Packed, Unpacked
 from vramkit.loader._staged import Staged
 
@@ -164,6 +164,7 @@ class ResultChannel:
         self._poll = select.poll()
         self._readers: dict[int, Connection] = {}
         self._workers: dict[int, int] = {}
+        # Of each worker: what it has described, unpickled when it is first used.
         self._layouts: dict[int, list[Any]] = {}
         self._ready: deque[int] = deque()
         # Told the number of a worker whose pipe has ended; returns whether it should not have.
@@ -234,7 +235,10 @@ class ResultChannel:
         exchange.tally.staged_bytes += used_bytes
         if lease is None:
             raise AssertionError(f"a worker names slot {slot}, which was not lent to it")
-        batch = self._batch(worker, kind, lease, content, used_bytes)
+        try:
+            batch = self._batch(worker, kind, lease, content, used_bytes)
+        except Exception as err:  # noqa: BLE001 - the user's own unpickling code
+            return number, ArrivalFailure(err)
         if state is not None:
             batch.state = (worker, state)
         return number, batch
@@ -249,8 +253,11 @@ class ResultChannel:
             return Unpacked(Packed(lease, content, used_bytes).unpack())
         layouts = self._layouts[worker]
         if kind == NEW_LAYOUT:
-            layouts.append(pickle.loads(content))
-            content = -1
+            layouts.append(content)
+            content = len(layouts) - 1
+        if isinstance(layouts[content], bytes):
+            # What cannot be unpickled stays as it is, and fails again for the next such batch.
+            layouts[content] = pickle.loads(layouts[content])
         return Staged(lease, layouts[content], used_bytes)
 
     def cancel_join_thread(self) -> None:

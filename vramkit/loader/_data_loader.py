@@ -214,6 +214,8 @@ class DataLoader(TorchDataLoader[T_co]):
 
     def _runtime_here(self) -> Runtime:
         if self._runtime is None or self._runtime.process != os.getpid():
+            # In a forked child, persistent workers are the parent's.
+            self._iterator = None
             self._runtime = Runtime(self)
         return self._runtime
 

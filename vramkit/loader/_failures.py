@@ -1,4 +1,4 @@
-"""Exceptions that cross from a worker to the training loop with their type and traceback."""
+"""Exceptions of a batch, which are raised when the training loop asks for it."""
 
 import pickle
 from typing import NoReturn, Self
@@ -47,3 +47,17 @@ class WorkerFailure(ExceptionWrapper):
         if self._pickled:
             return pickle.loads(self._pickled)  # type: ignore[no-any-return]
         return None
+
+
+class ArrivalFailure(ExceptionWrapper):
+    """An exception that was raised in this process while a batch was read.
+
+    Raised at once, it would leave PyTorch's iterator waiting for that batch for ever.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def reraise(self) -> NoReturn:
+        """Raise it."""
+        raise self._error

@@ -5,6 +5,7 @@ layout once; from then on its messages name it by number, nothing is pickled, an
 are not in the slot yet are copied by one call.
 """
 
+import pickle
 from typing import Any
 
 import torch
@@ -25,22 +26,22 @@ class Layout:
 
     Attributes:
         number: Of this layout among its worker's.
-        structure: The batch, with a :class:`Reference` for each tensor.
+        pickled: The batch, with a :class:`Reference` for each tensor.
         used_bytes: How much of the slot the tensors take.
         moved: The positions of the tensors that have to be copied to the slot.
     """
 
-    __slots__ = ("moved", "number", "references", "structure", "used_bytes")
+    __slots__ = ("moved", "number", "pickled", "references", "used_bytes")
 
     def __init__(
         self,
         number: int,
-        structure: Any,
+        pickled: bytes,
         references: list[Reference],
         used_bytes: int,
         moved: list[int],
     ) -> None:
-        self.number, self.structure, self.references = number, structure, references
+        self.number, self.pickled, self.references = number, pickled, references
         self.used_bytes, self.moved = used_bytes, moved
 
 
@@ -62,7 +63,11 @@ class Layouts:
         Returns None, and leaves the slot as it was, if the batch is of another kind or has no room.
         """
         leaves: list[torch.Tensor] = []
-        shape = _describe(batch, leaves)
+        try:
+            shape = _describe(batch, leaves)
+        except RecursionError:
+            # A batch that contains itself, which pickle knows to handle.
+            return None
         if shape is None or not leaves or len(set(map(id, leaves))) < len(leaves):
             return None
         writer = self._writer
@@ -91,8 +96,9 @@ class Layouts:
                 used = at + leaf.nbytes
                 moved.append(position)
             references.append(Reference(at, leaf.dtype, tuple(leaf.shape)))
-        structure = _replace(batch, iter(references))
-        return Layout(len(self._known), structure, references, used, moved)
+        # Before the layout is known: what cannot be pickled has none.
+        pickled = pickle.dumps(_replace(batch, iter(references)), pickle.HIGHEST_PROTOCOL)
+        return Layout(len(self._known), pickled, references, used, moved)
 
     def _copy(self, layout: Layout, leaves: list[torch.Tensor]) -> None:
         writer = self._writer
@@ -132,7 +138,9 @@ def _describe(part: Any, leaves: list[torch.Tensor]) -> Any:
         return True
     if kind is dict:
         values = [_describe(each, leaves) for each in part.values()]
-        return None if None in values else (kind, tuple(part), tuple(values))
+        # Keys of several types may be equal: 1 and True.
+        keys = (tuple(part), tuple(map(type, part)))
+        return None if None in values else (kind, keys, tuple(values))
     if kind is list or kind is tuple:
         values = [_describe(each, leaves) for each in part]
         return None if None in values else (kind, tuple(values))

@@ -152,12 +152,17 @@ class Runtime:
             self._warned.add(text)
             warnings.warn(text, RuntimeWarning, stacklevel=stacklevel)
 
-    def close(self, why: str) -> None:
-        """End all iterators and give all memory back."""
+    def close(self, why: str, *, wait: bool = True) -> None:
+        """End all iterators and give all memory back.
+
+        Args:
+            why: What an iterator says that is asked for more.
+            wait: Whether to wait for threads that fetch.
+        """
         if os.getpid() != self.process:
             return
         for iterator in list(self._iterators):
-            iterator.end(why)
+            iterator.end(why, wait=wait)
         if isinstance(self._delivery, CudaDelivery):
             self._delivery.close()
         if self._registered is not None:
@@ -168,4 +173,4 @@ class Runtime:
     def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the end of the process the system takes everything back, and modules may be gone.
         if hasattr(self, "_iterators") and not is_ending():
-            self.close("the loader is gone")
+            self.close("the loader is gone", wait=False)

@@ -1,13 +1,19 @@
 """Worker threads that yield what they fetch in the order in which it was asked for."""
 
+import atexit
+import os
 import threading
+import time
+import warnings
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any
 
 from torch.utils.data import dataloader as _torch
 
+from vramkit.errors import LoaderClosedError
 from vramkit.loader._quick_next import QuickNext
 
 _TorchIterator: Any = _torch._BaseDataLoaderIter
@@ -16,17 +22,20 @@ _TorchIterator: Any = _torch._BaseDataLoaderIter
 class _Task:
     """A batch that a thread is to fetch."""
 
-    __slots__ = ("done", "error", "index", "value")
+    __slots__ = ("_fetch", "done", "error", "index", "is_wanted", "value")
 
-    def __init__(self, index: Any) -> None:
+    def __init__(self, index: Any, fetch: Callable[[Any], Any]) -> None:
         self.index = index
+        # Of the epoch that asks for the batch: another may have begun when its turn comes.
+        self._fetch = fetch
+        self.is_wanted = True
         self.done = threading.Event()
         self.value: Any = None
         self.error: BaseException | None = None
 
-    def run(self, fetch: Callable[[Any], Any]) -> None:
+    def run(self) -> None:
         try:
-            self.value = fetch(self.index)
+            self.value = self._fetch(self.index)
         except BaseException as err:  # noqa: BLE001 - raised where the batch is asked for
             self.error = err
 
@@ -34,12 +43,10 @@ class _Task:
 class _Crew:
     """Threads that take tasks from one queue. They end when told to or with the process."""
 
-    def __init__(
-        self, count: int, fetch: Callable[[Any], Any], init: Callable[[int], None] | None
-    ) -> None:
+    def __init__(self, count: int, init: Callable[[int], None] | None) -> None:
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self.fetch = fetch
         self._init = init
+        self.process = os.getpid()
         self.finished = threading.Semaphore(0)
         self._closed = False
         self._threads = [
@@ -50,6 +57,8 @@ class _Crew:
         ]
         for thread in self._threads:
             thread.start()
+            _running.add(thread)
+        _crews.add(self)
 
     def submit(self, task: _Task) -> None:
         self._tasks.put(task)
@@ -64,8 +73,8 @@ class _Crew:
         while (task := self._tasks.get()) is not None:
             if failed is not None:
                 task.error = failed
-            elif not self._closed:
-                task.run(self.fetch)
+            elif task.is_wanted and not self._closed:
+                task.run()
             task.done.set()
             self.finished.release()
             del task
@@ -75,6 +84,43 @@ class _Crew:
         self._closed = True
         for _ in self._threads:
             self._tasks.put(None)
+
+    def join(self) -> None:
+        """Wait until the threads have ended, unless the dataset keeps one for too long."""
+        if os.getpid() == self.process:
+            _join(self._threads)
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    deadline = time.monotonic() + _JOINED_S
+    # A thread may be what drops the last reference to its loader.
+    others = [each for each in threads if each is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [thread.name for thread in others if thread.is_alive()]
+    if left:
+        warnings.warn(
+            f"{len(left)} of {len(others)} worker threads of a DataLoader have not ended after "
+            f"{_JOINED_S:g} s, because the dataset has not returned ({', '.join(left)}); they end "
+            "when it does",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _at_exit() -> None:
+    """Threads that still run while the interpreter ends would abort the process."""
+    for crew in list(_crews):
+        crew.close()
+    _join([thread for thread in list(_running) if thread.is_alive()])
+
+
+# As long as PyTorch waits for worker processes.
+_JOINED_S = 5.0
+_crews: "weakref.WeakSet[_Crew]" = weakref.WeakSet()
+# Their crews may be gone before them.
+_running: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()
+atexit.register(_at_exit)
 
 
 class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
@@ -91,21 +137,25 @@ class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         self._in_order = loader.in_order
         self._most = loader.prefetch_factor * loader.num_workers
         self._make_fetch = make_fetch
-        self._crew = _Crew(loader.num_workers, make_fetch(), loader.worker_init_fn)
+        self._crew = _Crew(loader.num_workers, loader.worker_init_fn)
         self._waiting: deque[_Task] = deque()
         self._reset(loader, first_iter=True)
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         super()._reset(loader, first_iter)
-        self._waiting.clear()
-        if not first_iter:
-            self._crew.fetch = self._make_fetch()
+        self._abandon()
+        self._fetch = self._make_fetch()
         self._fill()
+
+    def _abandon(self) -> None:
+        for task in self._waiting:
+            task.is_wanted = False
+        self._waiting.clear()
 
     def _fill(self) -> None:
         while len(self._waiting) < self._most:
             try:
-                task = _Task(self._next_index())
+                task = _Task(self._next_index(), self._fetch)
             except StopIteration:
                 return
             self._waiting.append(task)
@@ -118,6 +168,11 @@ class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
         return any(task.done.is_set() for task in self._waiting)
 
     def _next_data(self) -> Any:
+        if os.getpid() != self._crew.process:
+            raise LoaderClosedError(
+                "the threads of this iterator are in the process that forked this one; iterate the "
+                "loader anew here"
+            )
         if not self._waiting:
             raise StopIteration
         task = self._next_task()
@@ -142,9 +197,16 @@ class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
                 raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
 
     def _shutdown_workers(self) -> None:
+        """End the threads and wait for them: afterwards, they call the dataset no more."""
+        self._crew.close()
+        self._abandon()
+        self._crew.join()
+
+    def _leave_workers(self) -> None:
+        """Let the threads end, and wait for nothing: a destructor may run in any of them."""
         crew = getattr(self, "_crew", None)
         if crew is not None:
             crew.close()
 
     def __del__(self) -> None:
-        self._shutdown_workers()
+        self._leave_workers()

@@ -127,14 +127,17 @@ class _Results:
         content: Any = b""
         is_batch = not isinstance(data, (ExceptionWrapper, _signals._IterableDatasetStopIteration))
         is_batch = is_batch and isinstance(number, int)
+        state = None
         if is_batch:
             try:
+                # First, since a layout that has been made must be sent.
+                state = self._fetches.dataset_state()
                 placed = self._layouts.place(data)
                 if placed is None:
                     content = self._packer.pack(data)
                     kind = BY_TORCH if self._packer.by_torch else PICKLED
                 elif placed[1]:
-                    kind, content = NEW_LAYOUT, pickle.dumps(placed[0].structure)
+                    kind, content = NEW_LAYOUT, placed[0].pickled
                 else:
                     kind, content = LAYOUT, placed[0].number
             except Exception as err:  # noqa: BLE001 - the user's own pickling code
@@ -144,9 +147,12 @@ class _Results:
             kind = CONTROL
             content = bytes(ForkingPickler.dumps(describe_failure(data, error)))
             number = bytes(ForkingPickler.dumps(number))
-        self._send(number, content, kind, seconds)
+            state = None
+        self._send(number, content, kind, seconds, state)
 
-    def _send(self, number: Any, content: bytes | int, kind: int, seconds: float) -> None:
+    def _send(
+        self, number: Any, content: bytes | int, kind: int, seconds: float, state: bytes | None
+    ) -> None:
         writer = self._writer
         where: bytes | int | tuple[int, int] = content
         used_bytes = writer.used_bytes
@@ -154,7 +160,6 @@ class _Results:
             offset = writer.write(content)
             where = content if offset is None else (offset, len(content))
         slot, capacity = writer.current
-        state = self._fetches.dataset_state() if kind != CONTROL else None
         message = (number, slot, capacity, used_bytes, where, kind, seconds, writer.refusal, state)
         # A parent that has ended reads no more; the loop finds out.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
