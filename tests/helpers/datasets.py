@@ -1,6 +1,7 @@
 """Datasets of every kind, which can be pickled."""
 
 import random
+import time
 from collections import OrderedDict, UserDict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -179,3 +180,17 @@ class Alternating(Dataset):
         if index in (2, 5):
             raise ValueError(f"bad sample {index}")
         return torch.full((1000,), index)
+
+
+class Uneven(Dataset):
+    """Every fourth sample takes long."""
+
+    def __init__(self, count: int, seconds: float = 0.1) -> None:
+        self.count, self.seconds = count, seconds
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(self.seconds * (index % 4 == 0))
+        return index

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
 import os
 import pickle
 import threading
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,3 +255,36 @@ batch = next(batches)
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_process_ends_silently_within_an_epoch(workers: str) -> None:
     run_script(_ENDS, workers)
+
+
+def test_an_iterator_in_a_cycle_of_garbage() -> None:
+    """The collector finalizes what is in a cycle in any order: pipes before their iterator."""
+    loader = vramkit.DataLoader(d.Pixels(), num_workers=2)
+    next(iter(loader))
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        iterator = iter(loader)
+        next(iterator)
+        cycle: list[Any] = [iterator]
+        cycle.append(cycle)
+        del iterator, cycle
+        gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_an_exception_leaves_no_cycle(device: str | None) -> None:
+    loader = vramkit.DataLoader(d.Alternating(), num_workers=1, device=device)
+    iterator = iter(loader)
+    source = weakref.ref(iterator._source)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with contextlib.suppress(ValueError):
+                next(iterator)
+        del iterator
+        assert source() is None
+    finally:
+        gc.enable()

@@ -9,10 +9,13 @@ import pytest
 import torch
 from helpers import datasets as d
 from helpers.batches import assert_same, seed_all
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler, RandomSampler, TensorDataset
 
 import vramkit
 from vramkit.errors import InvalidArgumentError
+from vramkit.loader._resume import Done
 
 DATA = {
     "pixels": lambda: d.Pixels(23),
@@ -162,3 +165,95 @@ def test_a_data_set_without_a_length_resumes() -> None:
     second = loader()
     second.load_state_dict(first.state_dict())
     assert [batch.tolist() for batch in second] == [[2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("workers", ["process", "thread"])
+@pytest.mark.parametrize("then", [{}, {"in_order": True}, {"num_workers": 0}], ids=str)
+def test_batches_that_came_before_their_turn(workers: str, then: dict[str, Any]) -> None:
+    options = {"batch_size": 2, "shuffle": True, "num_workers": 2, "in_order": False}
+    options |= {"prefetch_factor": 1, "workers": workers}
+    if then.get("num_workers") == 0:
+        then = then | {"prefetch_factor": None, "workers": "process"}
+    loader = vramkit.DataLoader(d.Uneven(24), **options)
+    iterator, seen = iter(loader), []
+    while True:
+        seen += next(iterator).tolist()
+        state = loader.state_dict()
+        if state["yielded_ahead"]:
+            break
+    assert state["batches_yielded"] == len(seen) // 2
+    second = vramkit.DataLoader(d.Uneven(24), **(options | then))
+    second.load_state_dict(state)
+    iterator = iter(second)
+    for _ in range(3):
+        seen += next(iterator).tolist()
+    third = vramkit.DataLoader(d.Uneven(24), **(options | then))
+    third.load_state_dict(second.state_dict())
+    seen += [each for batch in third for each in batch.tolist()]
+    assert sorted(seen) == list(range(24))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_batch_that_raised_is_not_asked_for_again(workers: int, device: str | None) -> None:
+    def make() -> Any:
+        return vramkit.DataLoader(d.Alternating(), num_workers=workers, device=device)
+
+    def go_on(iterator: Any, count: int) -> list[int]:
+        seen: list[int] = []
+        while len(seen) < count:
+            try:
+                seen.append(int(next(iterator)[0, 0]))
+            except ValueError:
+                seen.append(-1)
+            except StopIteration:
+                break
+        return seen
+
+    whole = [0, 1, -1, 3, 4, -1, 6, 7]
+    for at in range(1, 8):
+        first, second = make(), make()
+        seen = go_on(iter(first), at)
+        assert seen == whole[:at]
+        assert first.state_dict()["batches_yielded"] == at
+        second.load_state_dict(first.state_dict())
+        assert seen + go_on(iter(second), 99) == whole
+
+
+def test_a_timeout_takes_no_batch() -> None:
+    loader = vramkit.DataLoader(d.Uneven(4, seconds=0.6), num_workers=1, timeout=0.3)
+    iterator, timeouts = iter(loader), 0
+    while True:
+        try:
+            assert next(iterator).tolist() == [0]
+            break
+        except RuntimeError:
+            timeouts += 1
+            assert loader.state_dict()["batches_yielded"] == 0
+    assert timeouts
+    assert loader.state_dict()["batches_yielded"] == 1
+
+
+def test_a_stream_in_any_order_cannot_go_on() -> None:
+    loader = vramkit.DataLoader(d.Stream(), batch_size=2, num_workers=2, in_order=False)
+    next(iter(loader))
+    with pytest.raises(InvalidArgumentError, match="use in_order=True, or give the dataset"):
+        loader.load_state_dict(loader.state_dict())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_done_against_a_list(data: Any) -> None:
+    left = list(range(data.draw(st.integers(0, 12))))
+    done = Done(0)
+    total = len(left)
+    while left:
+        # Each number is one of this part's: the positions that were left when it began.
+        part = list(left)
+        count = data.draw(st.integers(1, len(part)))
+        for number in data.draw(st.permutations(range(len(part))))[:count]:
+            done.add(number)
+            left.remove(part[number])
+            assert done.total == total - len(left)
+        done = Done(done.total, done.ahead)
+        assert list(done.left(range(total))) == left

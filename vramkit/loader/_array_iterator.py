@@ -11,6 +11,7 @@ from torch.utils.data import dataloader as _torch
 from vramkit.loader._gathering import Gathering, Job, Selected
 from vramkit.loader._indices import as_indices, tensor_batches
 from vramkit.loader._quick_next import QuickNext
+from vramkit.loader._taken import Taken
 
 _TorchIterator: Any = _torch._BaseDataLoaderIter
 # Batches that are being gathered besides those that are delivered.
@@ -31,7 +32,7 @@ class _Fetched:
         return self._fetch(index.tolist() if isinstance(index, torch.Tensor) else index)
 
 
-class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
+class ArrayIterator(Taken, QuickNext, _TorchIterator):  # type: ignore[misc]
     """Yields batches of the rows that the sampler names.
 
     Indices are drawn when PyTorch's iterators would draw them: with ``num_workers=0`` when a batch
@@ -70,6 +71,7 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
     def _start(self) -> None:
         self._jobs.clear()
         self._drawn.clear()
+        self.taken = 0
         self._gathering.begin()
         if self._stage and self._batch_size is not None:
             # Memory is not pinned while training runs: kernels would wait.
@@ -105,12 +107,15 @@ class ArrayIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
 
     def _next_data(self) -> Any:
         if not self._most_drawn:
-            return self._job(self._next_index()).result()
+            index = self._next_index()
+            self.take()
+            return self._job(index).result()
         if not self._jobs:
             self._fill(1)
         if not self._jobs:
             raise StopIteration
         job = self._jobs.popleft()
+        self.take()
         self._fill(self._most_drawn)
         return job.result()
 

@@ -59,15 +59,22 @@ class HostDelivery:
         return flight
 
 
-class _Raises:
-    """Stands in the order of batches for one that failed."""
+class _Flight:
+    """A batch on its way to the user.
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    Attributes:
+        batch: What the delivery has begun to deliver.
+        error: Raised instead of it.
+        number: How many batches the sampler drew before it; None if this is none of them.
+        state: The worker and the state of its dataset after the batch, if it has one.
+    """
 
+    __slots__ = ("batch", "error", "number", "state")
 
-def _content(item: Any) -> Any:
-    return item.batch if isinstance(item, Unpacked) else item
+    def __init__(
+        self, batch: Any, number: int | None, state: Any = None, error: Exception | None = None
+    ) -> None:
+        self.batch, self.number, self.state, self.error = batch, number, state, error
 
 
 class BatchIterator:
@@ -95,9 +102,7 @@ class BatchIterator:
         self._on_batch = on_batch
         self._settle = settle
         self._asked = 0
-        self._flights: deque[Any] = deque()
-        # For each batch in flight, the state of the dataset after it.
-        self._states: deque[tuple[int, bytes] | None] = deque()
+        self._flights: deque[_Flight] = deque()
         self._ended = False
         self._closed = ""
 
@@ -114,61 +119,46 @@ class BatchIterator:
         self._asked += 1
         if self._asked == 2:
             self._settle()
-        if not self._delivery.depth:
-            batch = self._deliver_next()
-            self._on_batch(time.perf_counter() - begin)
-            return batch
-        if not self._flights:
-            self._take()
+        if not self._flights and (self._ended or not self._start_next()):
+            self._ended = self._progress.finished = True
+            raise StopIteration
         flight = self._flights.popleft()
-        if isinstance(flight, _Raises):
-            self._states.popleft()
-            raise flight.error
-        batch = self._delivery.finish(flight)
-        self._progress.count(self._states.popleft())
+        if flight.number is not None:
+            self._progress.count(flight.number, flight.state)
+        if flight.error is not None:
+            try:
+                raise flight.error
+            finally:
+                del flight
+        batch = self._delivery.finish(flight.batch)
         self._prefetch()
         self._on_batch(time.perf_counter() - begin)
         return batch
 
-    def _deliver_next(self) -> Any:
-        """Deliver the next batch, which nothing has prepared."""
+    def _start_next(self) -> bool:
+        """Begin to deliver the next batch, or note what was raised instead; False at the end."""
+        source = self._source
+        before = source.taken
         try:
-            item = next(self._source)
+            item = next(source)
+            content = item.batch if isinstance(item, Unpacked) else item
+            state = getattr(item, "state", None)
+            self._flights.append(_Flight(self._delivery.start(content), source.number, state))
         except StopIteration:
-            self._progress.finished = True
-            raise
-        batch = self._delivery.finish(self._delivery.start(_content(item)))
-        self._progress.count(getattr(item, "state", None))
-        return batch
-
-    def _take(self) -> None:
-        if self._ended:
-            self._progress.finished = True
-            raise StopIteration
-        try:
-            item = next(self._source)
-        except StopIteration:
-            self._ended = True
-            self._progress.finished = True
-            raise
-        self._start(item)
-
-    def _start(self, item: Any) -> None:
-        self._flights.append(self._delivery.start(_content(item)))
-        self._states.append(getattr(item, "state", None))
+            return False
+        except Exception as err:  # noqa: BLE001 - raised when its batch is asked for
+            # After a timeout, for example, the same batch is asked for again.
+            number = source.number if source.taken > before else None
+            # No variable of a frame may hold the exception, whose traceback holds the frames.
+            self._flights.append(_Flight(None, number, error=err))
+        return True
 
     def _prefetch(self) -> None:
         # An exception belongs to its own batch: it is raised when that batch is asked for.
         while len(self._flights) < self._delivery.depth and not self._ended:
-            try:
-                if not self._ready():
-                    return
-                self._start(next(self._source))
-            except StopIteration:
-                self._ended = True
-            except Exception as err:  # noqa: BLE001 - raised by _Raises
-                self._flights.append(_Raises(err))
-                self._states.append(None)
+            if not self._ready():
+                return
+            self._ended = not self._start_next()
 
     def _ready(self) -> bool:
         ready = getattr(self._source, "ready", None)

@@ -27,8 +27,9 @@ from vramkit.loader._packing import Packed, Unpacked
 from vramkit.loader._staged import Staged
 
 # All ends of pipes in this process. A forked worker closes those that are not its own, so that
-# each pipe ends when the process at its other end does.
-_open_ends: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+# each pipe ends when the process at its other end does. Held here, none is closed by the garbage
+# collector before the iterator that it belongs to.
+_open_ends: set[Connection] = set()
 
 # The kinds of a worker's messages. A batch is pickled, or its layout is; the layout of an earlier
 # batch is named by its number. Control is what PyTorch's iterator acts on, such as exceptions.
@@ -42,6 +43,12 @@ _PIPE_BYTES = 32 << 10
 def remember_end(end: Connection) -> None:
     """Note an end of a pipe of this process."""
     _open_ends.add(end)
+
+
+def close_end(end: Connection) -> None:
+    """Close an end of a pipe."""
+    _open_ends.discard(end)
+    end.close()
 
 
 def close_other_ends(*own: Connection) -> None:
@@ -149,7 +156,7 @@ class IndexChannel:
 
     def close(self) -> None:
         """Close the pipe; the worker sees its end."""
-        self._writer.close()
+        close_end(self._writer)
 
 
 def _always(worker: int) -> bool:  # noqa: ARG001
@@ -209,7 +216,7 @@ class ResultChannel:
 
     def _forget(self, fd: int) -> None:
         self._poll.unregister(fd)
-        self._readers.pop(fd).close()
+        close_end(self._readers.pop(fd))
 
     def _read(self, worker: int, message: bytes) -> tuple[Any, Any]:
         number, slot, capacity, used_bytes, content, kind, seconds, refusal, state = pickle.loads(

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from vramkit.errors import LoaderClosedError
 from vramkit.loader import _arguments, _resume
 from vramkit.loader._batches import BatchIterator
-from vramkit.loader._resume import Epoch
+from vramkit.loader._resume import Done, Epoch
 from vramkit.loader._runtime import Runtime
 from vramkit.loader._sources import make_source
 from vramkit.loader._stats import LoaderStats
@@ -160,7 +160,6 @@ class DataLoader(TorchDataLoader[T_co]):
                 _resume.random_states(self),
                 seeded=seeded,
                 sampler=_resume.sampler_state(self),
-                skipped=0,
             )
             source = super().__iter__()
         if isinstance(self.dataset, IterableDataset):
@@ -176,19 +175,17 @@ class DataLoader(TorchDataLoader[T_co]):
 
     def _resume(self, state: dict[str, Any]) -> tuple[Any, Epoch]:
         """Make the source of an epoch that another loader has begun."""
-        skip = state["batches_yielded"]
         if not state["in_epoch"]:
             _resume.set_own(self, state["random"])
             _resume.load_sampler_state(self, state["sampler"])
-            epoch = Epoch(
-                _resume.random_states(self), seeded=True, sampler=state["sampler"], skipped=0
-            )
+            epoch = Epoch(_resume.random_states(self), seeded=True, sampler=state["sampler"])
             return super().__iter__(), epoch
         _resume.load_sampler_state(self, state["sampler"])
+        done = Done(state["batches_yielded"], state.get("yielded_ahead", ()))
         iterable = isinstance(self.dataset, IterableDataset)
         instead: dict[str, Any] = {}
         if not iterable:
-            instead["_index_sampler"] = _resume.SkippingSampler(self._index_sampler, skip)
+            instead["_index_sampler"] = _resume.SkippingSampler(self._index_sampler, done)
         if not state["seeded"]:
             # That epoch drew no seed for workers.
             instead["generator"] = torch.Generator()
@@ -196,19 +193,16 @@ class DataLoader(TorchDataLoader[T_co]):
         with _resume.random_as(self, state["random"]):
             view = View(self, **instead)
             source = make_source(view, self._runtime_here(), states, first_worker)
-            if skip or state["num_workers"]:
+            if done.total or state["num_workers"]:
                 # Without workers, the sampler had drawn nothing before the first batch.
                 _draw_first(source)
             if iterable and not states:
                 # What the dataset draws in this process belongs to the past epoch, too.
-                for _ in itertools.islice(source, skip):
-                    pass
+                _skip(source, done.total)
         source._index_sampler = self._index_sampler
         if self.persistent_workers and self.num_workers > 0:
             self._iterator = source
-        epoch = Epoch(
-            state["random"], seeded=state["seeded"], sampler=state["sampler"], skipped=skip
-        )
+        epoch = Epoch(state["random"], seeded=state["seeded"], sampler=state["sampler"], done=done)
         epoch.states, epoch.last_worker = states, (first_worker or self.num_workers) - 1
         return source, epoch
 
@@ -300,3 +294,15 @@ def _draw_first(source: Any) -> None:
         source._sampler_iter = iter(())
         return
     source._sampler_iter = itertools.chain([first], drawn)
+
+
+def _skip(source: Any, count: int) -> None:
+    """Take batches that were yielded before, or had raised."""
+    for _ in range(count):
+        try:
+            next(source)
+        except StopIteration:
+            return
+        except Exception:  # noqa: BLE001 - raised before, when the batch was asked for
+            continue
+    source.taken = 0

@@ -33,11 +33,13 @@ class WorkerFailure(ExceptionWrapper):
         """Raise what the worker raised."""
         try:
             super().reraise()  # type: ignore[no-untyped-call]
-        except self.exc_type:
-            raise
-        except RuntimeError as err:
-            # PyTorch's answer where the type cannot be made from one text.
-            original = self._original()
+        except BaseException as err:
+            original = None
+            if not isinstance(err, self.exc_type):
+                # PyTorch's answer where the type cannot be made from one text.
+                original = self._original()
+            # The frame of PyTorch's function holds the exception.
+            err.__traceback__ = None
             if original is None:
                 raise
             raise original from err

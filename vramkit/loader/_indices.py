@@ -7,7 +7,6 @@ parts, so that the first batch does not wait for all of it.
 """
 
 import functools
-import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +26,7 @@ def tensor_batches(index_sampler: Any) -> Iterator[torch.Tensor] | None:
     """Return the batches of a sampler as int64 tensors, or None if it is not a known one."""
     if type(index_sampler) is SkippingSampler:
         batches = tensor_batches(index_sampler.sampler)
-        return None if batches is None else itertools.islice(batches, index_sampler.skip, None)
+        return None if batches is None else index_sampler.done.left(batches)
     if type(index_sampler) is not BatchSampler:
         return None
     sampler = index_sampler.sampler

@@ -11,6 +11,7 @@ from vramkit.loader._arena import Arena
 from vramkit.loader._quick_next import QuickNext
 from vramkit.loader._slot_writer import StreamCopy
 from vramkit.loader._staged import stage
+from vramkit.loader._taken import Taken
 
 _TorchIterator: Any = _torch._SingleProcessDataLoaderIter
 
@@ -35,7 +36,7 @@ def make_fetch(loader: Any, arena: Arena | None, copy: StreamCopy) -> Callable[[
     return lambda index: stage(fetcher.fetch(index), arena, copy)
 
 
-class InlineIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
+class InlineIterator(Taken, QuickNext, _TorchIterator):  # type: ignore[misc]
     """PyTorch's single-process iterator, with its batches put into staging memory.
 
     Args:
@@ -58,6 +59,11 @@ class InlineIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
     def take_state(self) -> bytes | None:
         """Return the state of an iterable dataset after the last batch, or None without one."""
         return _dataset_state.take(self._dataset_fetcher)
+
+    def _next_index(self) -> Any:
+        index = super()._next_index()
+        self.take()
+        return index
 
     def _next_data(self) -> Any:
         data = super()._next_data()

@@ -6,7 +6,7 @@ the first of them skipped. So the number of workers may differ, and prefetched b
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,15 +20,23 @@ VERSION = 1
 
 
 class Epoch:
-    """How one epoch began and how far it has come."""
+    """How one epoch began and how far it has come.
 
-    def __init__(self, random: dict[str, Any], *, seeded: bool, sampler: Any, skipped: int) -> None:
+    Args:
+        random: The states of the generators when it began.
+        seeded: Whether PyTorch's iterator drew the workers' seed then; persistent workers keep
+            theirs.
+        sampler: The sampler's own state then.
+        done: The batches that were yielded before this process went on with it.
+    """
+
+    def __init__(
+        self, random: dict[str, Any], *, seeded: bool, sampler: Any, done: "Done | None" = None
+    ) -> None:
         self.random = random
-        # Whether PyTorch's iterator drew the workers' seed when the epoch began; persistent
-        # workers keep theirs.
         self.seeded = seeded
         self.sampler = sampler
-        self.yielded = skipped
+        self.done = done or Done(0)
         self.finished = False
         # States of an iterable dataset that has some: of each worker, after what it has yielded.
         self.states: dict[int, bytes] = {}
@@ -36,9 +44,14 @@ class Epoch:
         # Takes the state where the dataset is iterated in this process.
         self.take_state: Callable[[], bytes | None] | None = None
 
-    def count(self, state: tuple[int, bytes] | None) -> None:
-        """Count a batch, and keep the state of the worker's dataset after it."""
-        self.yielded += 1
+    def count(self, number: int, state: tuple[int, bytes] | None) -> None:
+        """Count a batch that was yielded, or that raised when it was asked for.
+
+        Args:
+            number: How many batches the sampler drew before this one in this process.
+            state: The worker and the state of its dataset after the batch, if it has one.
+        """
+        self.done.add(number)
         if state is not None:
             self.last_worker = state[0]
             self.states[state[0]] = state[1]
@@ -102,14 +115,57 @@ def load_sampler_state(loader: Any, state: Any) -> None:
         loader._index_sampler.load_state_dict(state)
 
 
-class SkippingSampler:
-    """A sampler without its first batches, for one epoch."""
+class Done:
+    """Which batches of an epoch, in the sampler's order, have been yielded.
 
-    def __init__(self, sampler: Any, skip: int) -> None:
-        self.sampler, self.skip = sampler, skip
+    Args:
+        total: How many.
+        ahead: The positions of those that came before their turn, as ``in_order=False`` allows.
+    """
+
+    def __init__(self, total: int, ahead: Iterable[int] = ()) -> None:
+        self._ahead = set(ahead)
+        # All before this position have been yielded.
+        self._next = total - len(self._ahead)
+        self._first, self._skipped = self._next, sorted(self._ahead)
+
+    @property
+    def total(self) -> int:
+        """How many batches have been yielded."""
+        return self._next + len(self._ahead)
+
+    @property
+    def ahead(self) -> list[int]:
+        """The positions of those that came before their turn."""
+        return sorted(self._ahead)
+
+    def add(self, number: int) -> None:
+        """Note one of the batches that :meth:`left` leaves, by its number among them."""
+        position = self._first + number
+        for each in self._skipped:
+            position += each <= position
+        self._ahead.add(position)
+        while self._next in self._ahead:
+            self._ahead.remove(self._next)
+            self._next += 1
+
+    def left(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Return the batches of an epoch that had not been yielded when it was gone on with."""
+        rest = enumerate(batches) if self._skipped else None
+        if rest is None:
+            return itertools.islice(batches, self._first, None)
+        skipped = set(self._skipped)
+        return (each for at, each in rest if at >= self._first and at not in skipped)
+
+
+class SkippingSampler:
+    """A sampler without batches that have been yielded, for one epoch."""
+
+    def __init__(self, sampler: Any, done: Done) -> None:
+        self.sampler, self.done = sampler, done
 
     def __iter__(self) -> Iterator[Any]:
-        yield from itertools.islice(iter(self.sampler), self.skip, None)
+        return self.done.left(iter(self.sampler))
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -122,18 +178,21 @@ def to_dict(epoch: Epoch | None, loader: Any) -> dict[str, Any]:
         "num_workers": loader.num_workers,
         "batch_size": loader.batch_size,
         "samples": samples_of(loader),
+        "in_order": loader.in_order,
     }
     if epoch is None or epoch.finished:
         # Between epochs the next one begins as it would have begun.
         return state | {
             "batches_yielded": 0,
+            "yielded_ahead": [],
             "in_epoch": False,
             "seeded": True,
             "random": {k: v for k, v in random_states(loader).items() if k != "global"},
             "sampler": sampler_state(loader),
         }
     return state | {
-        "batches_yielded": epoch.yielded,
+        "batches_yielded": epoch.done.total,
+        "yielded_ahead": epoch.done.ahead,
         "dataset": epoch.dataset_states(),
         "in_epoch": True,
         "seeded": epoch.seeded,
@@ -165,6 +224,12 @@ def check_fits(state: dict[str, Any], loader: Any) -> None:
             f"{loader.num_workers}: an iterable dataset is divided among its workers, so the "
             "number must be the same"
         )
+    if iterable and _came_in_any_order(state, loader):
+        raise InvalidArgumentError(
+            f"with in_order=False and num_workers={loader.num_workers} it is not known which "
+            "batches of an iterable dataset were yielded; use in_order=True, or give the dataset "
+            "state_dict() and load_state_dict()"
+        )
     own = {"batch_size": loader.batch_size, "samples": samples_of(loader)}
     for name, value in own.items():
         # States of earlier versions do not say.
@@ -173,6 +238,12 @@ def check_fits(state: dict[str, Any], loader: Any) -> None:
                 f"the state is of a loader with {name}={state[name]} and this one has "
                 f"{name}={value}: batches are counted, so it can only go on with the same"
             )
+
+
+def _came_in_any_order(state: dict[str, Any], loader: Any) -> bool:
+    if loader.num_workers < 2 or not state["batches_yielded"] or state.get("dataset") is not None:
+        return False
+    return not (loader.in_order and state.get("in_order", True))
 
 
 def states_of(state: dict[str, Any], workers: int) -> tuple[dict[int, bytes], int]:
@@ -202,4 +273,10 @@ def check(state: Any) -> None:
     if not isinstance(state["batches_yielded"], int) or state["batches_yielded"] < 0:
         raise InvalidArgumentError(
             f"batches_yielded must be a number of batches, got {state['batches_yielded']!r}"
+        )
+    ahead = state.get("yielded_ahead", [])
+    if not isinstance(ahead, list) or len(set(ahead)) > state["batches_yielded"]:
+        raise InvalidArgumentError(
+            f"yielded_ahead must list some of the {state['batches_yielded']} batches yielded, got "
+            f"{ahead!r}"
         )

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import IterableDataset, MapDataPipe, _utils, default_collate
-from torch.utils.data import dataloader as _torch
 
 from vramkit._core import stream_copy
 from vramkit.errors import InvalidArgumentError, SystemCallError
@@ -19,7 +18,7 @@ from vramkit.loader._local_fetch import InlineIterator, make_fetch
 from vramkit.loader._runtime import Runtime
 from vramkit.loader._stream_collate import stack_privately
 from vramkit.loader._threads import ThreadIterator
-from vramkit.loader._worker_iterator import StagedWorkers
+from vramkit.loader._worker_iterator import StagedWorkers, TorchWorkers
 
 _collate: Any = _utils.collate
 
@@ -89,7 +88,7 @@ def _processes(
         runtime.warn_once(
             f"vramkit.DataLoader uses PyTorch's own way between processes, which is slower: {err}"
         )
-        return _torch._MultiProcessingDataLoaderIter(loader)
+        return TorchWorkers(loader)
     runtime.path = "workers"
     spare = _delivered(runtime)
     return StagedWorkers(loader, arena, runtime.tally, states, first_worker, spare)

@@ -15,6 +15,7 @@ from torch.utils.data import dataloader as _torch
 
 from vramkit.errors import LoaderClosedError
 from vramkit.loader._quick_next import QuickNext
+from vramkit.loader._taken import Taken
 
 _TorchIterator: Any = _torch._BaseDataLoaderIter
 
@@ -22,10 +23,10 @@ _TorchIterator: Any = _torch._BaseDataLoaderIter
 class _Task:
     """A batch that a thread is to fetch."""
 
-    __slots__ = ("_fetch", "done", "error", "index", "is_wanted", "value")
+    __slots__ = ("_fetch", "done", "error", "index", "is_wanted", "number", "value")
 
-    def __init__(self, index: Any, fetch: Callable[[Any], Any]) -> None:
-        self.index = index
+    def __init__(self, number: int, index: Any, fetch: Callable[[Any], Any]) -> None:
+        self.number, self.index = number, index
         # Of the epoch that asks for the batch: another may have begun when its turn comes.
         self._fetch = fetch
         self.is_wanted = True
@@ -123,7 +124,7 @@ _running: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()
 atexit.register(_at_exit)
 
 
-class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
+class ThreadIterator(Taken, QuickNext, _TorchIterator):  # type: ignore[misc]
     """Yields batches that threads of this process fetch.
 
     Args:
@@ -144,6 +145,7 @@ class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         super()._reset(loader, first_iter)
         self._abandon()
+        self.taken = self._asked = 0
         self._fetch = self._make_fetch()
         self._fill()
 
@@ -155,9 +157,10 @@ class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
     def _fill(self) -> None:
         while len(self._waiting) < self._most:
             try:
-                task = _Task(self._next_index(), self._fetch)
+                task = _Task(self._asked, self._next_index(), self._fetch)
             except StopIteration:
                 return
+            self._asked += 1
             self._waiting.append(task)
             self._crew.submit(task)
 
@@ -177,6 +180,7 @@ class ThreadIterator(QuickNext, _TorchIterator):  # type: ignore[misc]
             raise StopIteration
         task = self._next_task()
         self._waiting.remove(task)
+        self.take(task.number)
         if task.error is not None:
             self._fill()
             raise task.error

@@ -22,6 +22,7 @@ from vramkit.loader._channels import (
     LAYOUT,
     NEW_LAYOUT,
     PICKLED,
+    close_end,
     close_other_ends,
     describe_failure,
 )
@@ -80,8 +81,8 @@ class WorkerEnd:
 
     def close(self) -> None:
         """In the parent: the worker has its own copies now."""
-        self.tasks.close()
-        self.results.close()
+        close_end(self.tasks)
+        close_end(self.results)
 
 
 class _Tasks:

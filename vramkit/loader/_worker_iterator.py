@@ -22,6 +22,7 @@ from vramkit.loader._channels import (
 )
 from vramkit.loader._forks import Workers, starting_workers
 from vramkit.loader._quick_next import QuickNext
+from vramkit.loader._taken import TakenFromWorkers
 from vramkit.loader._view import View
 
 _TorchIterator: Any = _torch._MultiProcessingDataLoaderIter
@@ -39,7 +40,7 @@ class _Context:
         self._limit_bytes = limit_bytes
         self.results: ResultChannel | None = None
         self._worker_ends: list[_worker.WorkerEnd] = []
-        self._readers: list[Any] = []
+        self._tasks: list[IndexChannel] = []
 
     def Queue(self) -> Any:  # noqa: N802 - the name in a multiprocessing context
         """Make the result channel first, then the tasks of one worker after another."""
@@ -60,7 +61,9 @@ class _Context:
         )
         self._worker_ends.append(end)
         self.results.add(len(self._worker_ends) - 1, result_reader)
-        return IndexChannel(self._exchange, len(self._worker_ends) - 1, task_writer)
+        channel = IndexChannel(self._exchange, len(self._worker_ends) - 1, task_writer)
+        self._tasks.append(channel)
+        return channel
 
     def Event(self) -> Any:  # noqa: N802 - the name in a multiprocessing context
         return self._real.Event()
@@ -74,6 +77,14 @@ class _Context:
         for end in self._worker_ends:
             end.close()
 
+    def close(self) -> None:
+        """Close all that is open in the parent."""
+        self.close_worker_ends()
+        for channel in self._tasks:
+            channel.close()
+        if self.results is not None:
+            self.results.close()
+
 
 def _weakly(method: Callable[[int], bool]) -> Callable[[int], bool]:
     """A method that does not keep its object alive: an iterator ends with its last reference."""
@@ -86,7 +97,11 @@ def _weakly(method: Callable[[int], bool]) -> Callable[[int], bool]:
     return call
 
 
-class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
+class TorchWorkers(TakenFromWorkers, _TorchIterator):  # type: ignore[misc]
+    """PyTorch's multi-process iterator, as it is."""
+
+
+class StagedWorkers(TakenFromWorkers, QuickNext, _TorchIterator):  # type: ignore[misc]
     """Yields batches of worker processes, packed in slots.
 
     Order, seeds, prefetching, persistent workers, timeouts and all errors are PyTorch's: this
@@ -175,8 +190,11 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
     def _shutdown_workers(self) -> None:
         if os.getpid() != self._pid:
             return
-        if not hasattr(self, "_workers"):
-            # It failed before the first worker.
+        if not hasattr(self, "_workers_status"):
+            # It failed, or was interrupted, while workers were started.
+            for worker in self._live_workers():
+                worker.terminate()
+                worker.join()
             self._close_channels()
             return
         try:
@@ -189,8 +207,7 @@ class StagedWorkers(QuickNext, _TorchIterator):  # type: ignore[misc]
         return getattr(self, "_workers", [])
 
     def _close_channels(self) -> None:
-        if self._context.results is not None:
-            self._context.results.close()
+        self._context.close()
         # Nobody writes into these slots any more.
         self._exchange.assigned.clear()
 
