@@ -69,13 +69,13 @@ def test_the_process_may_end_while_threads_fetch(how: str) -> None:
 
 
 def test_close_waits_for_what_threads_are_fetching() -> None:
-    data = Squares(0.2)
+    data, before = Squares(0.2), set(threading.enumerate())
     loader = vramkit.DataLoader(data, 1, num_workers=2, workers="thread")
     batches = iter(loader)
     next(batches)
     loader.close()
     assert data.running == 0
-    assert not [each for each in threading.enumerate() if each.name.startswith("vramkit-loader")]
+    assert set(threading.enumerate()) <= before
 
 
 def test_close_says_which_threads_it_has_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,10 +230,9 @@ def test_autograd_s_threads_are_recorded() -> None:
     pool = MemoryPool("64MiB", device="cpu", record_stacks=True)
     with pool:
         weight = torch.ones(1000, requires_grad=True)
-        threading.Thread(target=lambda: (weight * 3).sum().backward()).start()
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
+        thread = threading.Thread(target=lambda: (weight * 3).sum().backward())
+        thread.start()
+        thread.join()
     assert weight.grad is not None
     grad = weight.grad.data_ptr()
     block = next(block for block in pool.snapshot() if block.address == grad)
