@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import multiprocessing.context
 import os
 import signal
 import time
@@ -125,10 +127,28 @@ def test_a_batch_that_cannot_be_pickled() -> None:
         list(loader)
 
 
+@pytest.mark.parametrize("room", [1 << 12, 1 << 13, 1 << 16])
 @pytest.mark.parametrize("prefetch", [500, 5000])
-def test_any_number_of_batches_ahead(prefetch: int) -> None:
+def test_any_number_of_batches_ahead(
+    prefetch: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = multiprocessing.context.BaseContext.Pipe
+
+    def small(self: Any, duplex: bool = True) -> Any:
+        ends = make(self, duplex)
+        # As for a user who has many pipes.
+        fcntl.fcntl(ends[1].fileno(), fcntl.F_SETPIPE_SZ, room)
+        return ends
+
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Pipe", small)
     data = d.Listed(list(range(8000)))
-    loader = vramkit.DataLoader(data, batch_size=2, num_workers=1, prefetch_factor=prefetch)
+    loader = vramkit.DataLoader(
+        data,
+        batch_size=2,
+        num_workers=1,
+        prefetch_factor=prefetch,
+        multiprocessing_context="fork",
+    )
     assert sum(len(batch) for batch in loader) == 8000
 
 

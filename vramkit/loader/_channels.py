@@ -6,6 +6,8 @@ is sent; the message says which slot. A worker that dies in the middle leaves no
 
 import contextlib
 import ctypes
+import fcntl
+import mmap
 import pickle
 import queue
 import select
@@ -38,6 +40,7 @@ PICKLED, BY_TORCH, NEW_LAYOUT, LAYOUT, CONTROL = range(5)
 
 # What all messages that wait in one pipe may take together: a writer must never wait for a reader.
 _PIPE_BYTES = 32 << 10
+_PAGE = mmap.PAGESIZE
 
 
 def remember_end(end: Connection) -> None:
@@ -57,6 +60,16 @@ def close_other_ends(*own: Connection) -> None:
         if not any(end is each for each in own):
             end.close()
     _open_ends.clear()
+
+
+def _room_in(pipe: Connection) -> int:
+    """What messages may take in a pipe together; users with many pipes get smaller ones.
+
+    A message that does not fit into the rest of the last page begins another one, so half of the
+    pages may hold nothing. With a single page there is no telling: messages go one at a time.
+    """
+    size = fcntl.fcntl(pipe.fileno(), fcntl.F_GETPIPE_SZ)
+    return min(_PIPE_BYTES, size // 2 - _PAGE // 8) if size >= 2 * _PAGE else 0
 
 
 def inline_limit(outstanding: int) -> int:
@@ -96,6 +109,7 @@ class IndexChannel:
         self._exchange = exchange
         self._worker = worker
         self._writer = writer
+        self._room_bytes = _room_in(writer)
         # Sizes of the messages that the worker has not answered, and those that wait for their
         # turn: a full pipe would block this process, which the worker may be waiting for.
         self._unanswered: deque[int] = deque()
@@ -127,7 +141,8 @@ class IndexChannel:
 
     def _flush(self) -> None:
         while self._backlog:
-            if self._unanswered and sum(self._unanswered) + len(self._backlog[0]) > _PIPE_BYTES:
+            waiting = sum(self._unanswered)
+            if waiting and waiting + len(self._backlog[0]) > self._room_bytes:
                 return
             self._write(self._backlog.popleft())
 
