@@ -94,7 +94,62 @@ def test_the_whole_storage_of_a_part_is_registered(driver: _Driver) -> None:
     rows.release("")
 
 
-def _array_segments(array: Any) -> list[Any]:
+def _sources() -> dict[str, Any]:
+    """Rows in memory of which each is a part, and that memory, or None if it is unknown."""
+    array = np.empty((2 * ROWS, ROW), np.uint8)
+    tensor = large(2 * ROWS)
+    mapped = mmap.mmap(-1, 2 * ROWS * ROW, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    of_map = np.frombuffer(mapped, np.uint8).reshape(2 * ROWS, ROW)
+    of_view = np.frombuffer(memoryview(mapped)[ROW:], np.uint8).reshape(-1, ROW)
+    whole = (array.ctypes.data, array.nbytes)
+    every = (tensor.data_ptr(), tensor.nbytes)
+    pages = (of_map.ctypes.data, of_map.nbytes)
+    taken = bytearray(2 * ROWS * ROW)
+    return {
+        "array": (array[3 : ROWS + 5], whole),
+        "tensor of an array": (torch.from_numpy(array), whole),
+        "tensor of its first rows": (torch.from_numpy(array[: ROWS + 1]), whole),
+        "tensor of a slice": (torch.from_numpy(array[3 : ROWS + 5]), None),
+        "array of a tensor": (tensor.numpy()[3 : ROWS + 5], every),
+        "array of a slice": (tensor[3 : ROWS + 5].numpy(), every),
+        "tensor over DLPack": (torch.from_dlpack(tensor[3 : ROWS + 5]), None),
+        "part of a map": (of_map[1:-1], pages),
+        "part of a view of a map": (of_view[1:], pages),
+        "tensor of a part of a map": (torch.from_numpy(of_map[1:-1]), None),
+        "part of a bytearray": (np.frombuffer(taken, np.uint8, offset=ROW).reshape(-1, ROW), None),
+    }
+
+
+@pytest.mark.parametrize("name", _sources())
+def test_all_of_an_allocation_is_registered_or_nothing(driver: _Driver, name: str) -> None:
+    rows, whole = _sources()[name]
+    found = columns(rows) if isinstance(rows, torch.Tensor) else _array_columns(rows)
+    registered = rows_of(found)
+    if whole is None:
+        assert "may be a part of something larger" in registered.reason
+        return
+    assert registered.reason == ""
+    ((address, (size, _)),) = driver.items()
+    begin, length = whole
+    assert begin - PAGE < address <= begin
+    # The C library's block may end a few bytes after what was asked for.
+    assert begin + length <= address + size <= begin + length + 2 * PAGE
+    registered.release("")
+
+
+def test_empty_arrays_beside_large_ones(driver: _Driver) -> None:
+    class Arrays:
+        def __len__(self) -> int:
+            return 0
+
+        def __vramkit_arrays__(self) -> Any:
+            return {"a": np.empty((0, ROW), np.uint8), "b": torch.empty(0, ROW)}
+
+    rows = rows_of(columns_of(find_arrays(Arrays())))
+    assert (rows.reason, rows.size_bytes) == ("", 0)
+
+
+def _array_columns(array: Any) -> list[Column]:
     class Arrays:
         def __len__(self) -> int:
             return len(array)
@@ -102,7 +157,11 @@ def _array_segments(array: Any) -> list[Any]:
         def __vramkit_arrays__(self) -> Any:
             return array
 
-    return [each for column in columns_of(find_arrays(Arrays())) for each in column.segments]
+    return columns_of(find_arrays(Arrays()))
+
+
+def _array_segments(array: Any) -> list[Any]:
+    return [each for column in _array_columns(array) for each in column.segments]
 
 
 def test_loaders_of_the_same_data_share_a_registration(driver: _Driver) -> None:

@@ -31,7 +31,7 @@ def tensor_batches(index_sampler: Any) -> Iterator[torch.Tensor] | None:
         return None
     sampler = index_sampler.sampler
     if type(sampler) is SequentialSampler:
-        chunks = _sequential(sampler)
+        chunks = _sequential(len(sampler.data_source), index_sampler.batch_size)
     elif type(sampler) is RandomSampler and not sampler.replacement:
         chunks = _permutations(sampler, index_sampler.batch_size)
     else:
@@ -39,8 +39,11 @@ def tensor_batches(index_sampler: Any) -> Iterator[torch.Tensor] | None:
     return _cut(chunks, index_sampler.batch_size, index_sampler.drop_last)
 
 
-def _sequential(sampler: SequentialSampler) -> Iterator[torch.Tensor]:
-    yield torch.arange(len(sampler.data_source), device="cpu")
+def _sequential(count: int, batch_size: int) -> Iterator[torch.Tensor]:
+    # In parts of whole batches: all of them would take memory for the whole epoch.
+    step = max(batch_size, _LARGEST_PART // batch_size * batch_size)
+    for begin in range(0, count, step):
+        yield torch.arange(begin, min(begin + step, count), device="cpu")
 
 
 def _permutations(sampler: RandomSampler, batch_size: int) -> Iterator[torch.Tensor]:

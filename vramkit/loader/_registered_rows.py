@@ -16,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from vramkit._core import Plan, has_batched_copies, host_register, host_unregister
 from vramkit.errors import VramkitError
 from vramkit.loader._address_space import Mapping, is_resident, mapping_of, mappings
 from vramkit.loader._columns import Column, Segment
+from vramkit.loader._extents import Extent, UnknownOwnerError, extent_of
 
 # Each row costs the driver some 1.5 µs. Smaller ones are gathered by host threads sooner.
 ROW_FROM_BYTES = 32 << 10
@@ -268,14 +268,19 @@ def ranges_of(segments: list[Segment]) -> list[Range]:
     found: set[Range] = set()
     mapped: list[Mapping] = []
     for segment in segments:
-        begin, end = _extent_of(segment.owner)
-        if _is_pinned(segment.owner) and not _registry.holds(begin):
+        if not segment.rows:
+            continue
+        try:
+            extent = extent_of(segment.owner)
+        except UnknownOwnerError as err:
+            raise NotRegisteredError(str(err)) from err
+        if _is_pinned(segment.owner) and not _registry.holds(extent.begin):
             continue
         mapped = mapped or mappings()
-        mapping = mapping_of(begin, end, mapped)
+        mapping = mapping_of(extent.begin, extent.end, mapped)
         if mapping is None:
             raise NotRegisteredError("an array lies in mappings of several kinds")
-        found.add(_range_in(mapping, begin, end))
+        found.add(_range_in(mapping, extent))
     ordered = sorted(found, key=lambda each: each.begin)
     for before, after in itertools.pairwise(ordered):
         if before.end > after.begin:
@@ -283,7 +288,8 @@ def ranges_of(segments: list[Segment]) -> list[Range]:
     return ordered
 
 
-def _range_in(mapping: Mapping, begin: int, end: int) -> Range:
+def _range_in(mapping: Mapping, extent: Extent) -> Range:
+    begin, end = extent.begin, extent.end
     if not mapping.of_file:
         if mapping.path == "[heap]":
             raise NotRegisteredError(
@@ -294,6 +300,11 @@ def _range_in(mapping: Mapping, begin: int, end: int) -> Range:
             raise NotRegisteredError(
                 f"an array of {end - begin:,} bytes may share pages with other memory; only those "
                 f"from {OWN_PAGES_FROM_BYTES:,} bytes on are registered"
+            )
+        if not extent.is_whole:
+            raise NotRegisteredError(
+                "an array may be a part of something larger, of which nothing is known (a tensor "
+                "made from a slice of a numpy array, for example); clone() or copy() makes it whole"
             )
         begin, end = begin // _PAGE * _PAGE, -(-end // _PAGE) * _PAGE
         return Range(begin, end, not mapping.writable, private=True)
@@ -311,22 +322,6 @@ def _range_in(mapping: Mapping, begin: int, end: int) -> Range:
 
 def _is_pinned(owner: object) -> bool:
     return isinstance(owner, torch.Tensor) and owner.is_pinned()
-
-
-def _extent_of(owner: Any) -> tuple[int, int]:
-    """The whole memory of which the array or tensor is a part."""
-    if isinstance(owner, torch.Tensor):
-        storage = owner.untyped_storage()
-        return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
-    if not isinstance(owner, np.ndarray):
-        raise NotRegisteredError(f"the memory belongs to a {type(owner).__qualname__}")
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    begin = end = owner.__array_interface__["data"][0]
-    for size, stride in zip(owner.shape, owner.strides, strict=True):
-        begin += min(0, (size - 1) * stride)
-        end += max(0, (size - 1) * stride)
-    return begin, end + owner.itemsize
 
 
 def _before_fork() -> None:
