@@ -9,7 +9,12 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import vramkit
-from vramkit.errors import InvalidArgumentError, LoaderClosedError, UnsupportedDeviceError
+from vramkit.errors import (
+    ArgumentTypeError,
+    InvalidArgumentError,
+    LoaderClosedError,
+    UnsupportedDeviceError,
+)
 
 DATA = TensorDataset(torch.arange(20.0))
 
@@ -31,14 +36,15 @@ class Stream(IterableDataset[Any]):
     ("options", "error", "text"),
     [
         ({"device": "gpu"}, InvalidArgumentError, "device='gpu' is not a device"),
-        ({"device": 1.5}, InvalidArgumentError, "got 1.5 of type float"),
+        ({"device": 1.5}, ArgumentTypeError, "got 1.5 of type float"),
         ({"device": "meta"}, UnsupportedDeviceError, "CUDA devices and in host memory"),
         ({"prefetch_batches": 2}, InvalidArgumentError, "needs device="),
         ({"prefetch_batches": -1, "device": "cpu"}, InvalidArgumentError, "must not be negative"),
-        ({"prefetch_batches": 1.5, "device": "cpu"}, InvalidArgumentError, "must be an integer"),
+        ({"prefetch_batches": 1.5, "device": "cpu"}, ArgumentTypeError, "must be an integer"),
         ({"workers": "fiber"}, InvalidArgumentError, "'process' or 'thread', got 'fiber'"),
-        ({"transform": 3}, InvalidArgumentError, "transform must be callable, got int"),
+        ({"transform": 3}, ArgumentTypeError, "transform must be callable, got int"),
         ({"staging_bytes": "2G"}, InvalidArgumentError, "staging_bytes '2G'"),
+        ({"staging_bytes": 1.5}, ArgumentTypeError, "got 1.5 of type float"),
         ({"staging_bytes": 0}, InvalidArgumentError, "staging_bytes"),
         ({"num_workers": -1}, ValueError, "num_workers option should be non-negative"),
         ({"persistent_workers": True}, ValueError, "persistent_workers option needs num_workers"),

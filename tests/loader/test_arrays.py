@@ -47,6 +47,14 @@ class Doubling(Declared):
         return _row(self.arrays, index) * 2
 
 
+class NotDeclared(Declared):
+    """An object that says no where its class says yes."""
+
+    def __init__(self, arrays: Any, count: int) -> None:
+        super().__init__(arrays, count)
+        self.__vramkit_arrays__ = None  # type: ignore[assignment, method-assign]
+
+
 def _row(arrays: Any, index: int) -> Any:
     if isinstance(arrays, dict):
         return {key: _row(value, index) for key, value in arrays.items()}
@@ -123,11 +131,20 @@ def test_a_memory_map(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("dataset", "options", "reason"),
     [
-        (Doubling(torch.randn(11), 11), {}, "Doubling is not known to be arrays"),
+        (Doubling(torch.randn(11), 11), {}, "Doubling has another __getitem__() than Declared"),
         (Declared(torch.randn(12), 11), {}, "has 11 samples, but the arrays"),
+        (
+            Declared({"x": torch.randn(11), "y": (torch.randn(3), torch.randn(11))}, 11),
+            {},
+            r"['x']: 11, ['y'][0]: 3, ['y'][1]: 11",
+        ),
+        (Declared(np.ones((11, 3)).view(np.matrix), 11), {}, "got matrix"),
+        (Declared(np.ma.masked_array(np.ones((11, 3))), 11), {}, "got MaskedArray"),
+        (list(torch.randn(11, 3)), {}, "a TensorDataset of the samples stacked"),
+        (NotDeclared(torch.randn(11), 11), {}, "must be a method, got NoneType"),
         (Declared("rows", 11), {}, "must return tensors, numpy arrays"),
         (Declared(np.array([object()] * 11), 11), {}, "dtype object"),
-        (Declared(np.arange(11)[::-1], 11), {}, "are not contiguous"),
+        (Declared(np.arange(11)[::-1], 11), {}, "run backwards in memory"),
         (Declared(torch.randn(11, 3, 4).transpose(1, 2), 11), {}, "are not contiguous"),
         (TensorDataset(torch.randn(11, requires_grad=True)), {}, "requires_grad=True"),
         (ROWS, {"collate_fn": list}, "collate_fn is not default_collate"),
@@ -145,6 +162,13 @@ def test_what_is_not_gathered_says_why(dataset: Any, options: Any, reason: str) 
     assert stats.path != "arrays"
     assert reason in stats.reason
     loader.close()
+
+
+def test_tensors_are_datasets() -> None:
+    rows, labels = torch.randn(11, 40), torch.arange(11)
+    assert_gathered(rows)
+    assert_gathered(StackDataset(x=rows, y=labels))
+    assert_gathered(Subset(labels, [4, 2, 2]))
 
 
 def test_a_subclass_with_samples_of_its_own_is_asked() -> None:

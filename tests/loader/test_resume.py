@@ -117,7 +117,7 @@ def test_a_state_can_be_saved(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 0}, "expected version 1, got 0"),
+        ({"version": 0}, "which has version 1: got version 0"),
         ({"batches_yielded": -1}, "batches_yielded must be a number of batches, got -1"),
     ],
 )
@@ -125,6 +125,14 @@ def test_a_wrong_state(change: dict[str, Any], text: str) -> None:
     loader = vramkit.DataLoader(d.Pixels())
     with pytest.raises(InvalidArgumentError, match=text):
         loader.load_state_dict(loader.state_dict() | change)
+
+
+@pytest.mark.parametrize(
+    ("state", "text"), [({}, "got a dict without one"), (None, "got a NoneType")]
+)
+def test_no_state_at_all(state: Any, text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=text):
+        vramkit.DataLoader(d.Pixels()).load_state_dict(state)
 
 
 def test_a_stream_needs_as_many_workers() -> None:

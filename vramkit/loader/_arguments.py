@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vramkit.errors import InvalidArgumentError, UnsupportedDeviceError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UnsupportedDeviceError
 from vramkit.units import parse_bytes
 
 _DEFAULT_DEPTH = 2
@@ -16,13 +16,14 @@ def device_of(device: Any) -> torch.device | None:
     """Return where batches are delivered.
 
     Raises:
+        ArgumentTypeError: It is neither a device nor a string nor an index.
         InvalidArgumentError: It is no device.
         UnsupportedDeviceError: It is neither a CUDA device nor the host, or this machine has none.
     """
     if device is None:
         return None
     if isinstance(device, bool) or not isinstance(device, (torch.device, str, int)):
-        raise InvalidArgumentError(
+        raise ArgumentTypeError(
             f"device must be a torch.device, a string or an index, got {device!r} of type "
             f"{type(device).__qualname__}"
         )
@@ -46,12 +47,13 @@ def depth_of(prefetch_batches: int | None, device: torch.device | None) -> int:
     """Return how many batches are delivered before they are asked for.
 
     Raises:
-        InvalidArgumentError: It is no such number, or there is no device.
+        ArgumentTypeError: It is no integer.
+        InvalidArgumentError: It is negative, or there is no device.
     """
     if prefetch_batches is None:
         return 0 if device is None else _DEFAULT_DEPTH
     if isinstance(prefetch_batches, bool) or not isinstance(prefetch_batches, int):
-        raise InvalidArgumentError(
+        raise ArgumentTypeError(
             f"prefetch_batches must be an integer, got {type(prefetch_batches).__qualname__}"
         )
     if prefetch_batches < 0:
@@ -79,12 +81,10 @@ def transform_of(transform: Callable[[Any], Any] | None) -> Callable[[Any], Any]
     """Return the transform.
 
     Raises:
-        InvalidArgumentError: It cannot be called.
+        ArgumentTypeError: It cannot be called.
     """
     if transform is not None and not callable(transform):
-        raise InvalidArgumentError(
-            f"transform must be callable, got {type(transform).__qualname__}"
-        )
+        raise ArgumentTypeError(f"transform must be callable, got {type(transform).__qualname__}")
     return transform
 
 
@@ -92,7 +92,7 @@ def staging_of(staging_bytes: int | str | None) -> int:
     """Return the most memory that staging may take: a quarter of the machine's by default.
 
     Raises:
-        TypeError: It is neither an integer nor a text.
+        ArgumentTypeError: It is neither an integer nor a text.
         InvalidArgumentError: It is no size.
     """
     if staging_bytes is None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
-from vramkit.loader._columns import Column, NotArraysError, Segment, as_tensor, columns_of
+from vramkit.loader._columns import Column, NotArraysError, Segment, as_tensor
 from vramkit.loader._hugging_face import find_columns, is_hugging_face
 from vramkit.loader._packing import is_plain
 
@@ -36,22 +36,39 @@ def find_arrays(dataset: Any) -> Any:
         return _concatenate([find_arrays(each) for each in dataset.datasets])
     if is_hugging_face(kind):
         return find_columns(dataset)
-    if _speaks_for_its_samples(kind):
-        return _declared(dataset)
-    raise NotArraysError(
-        f"{kind.__qualname__} is not known to be arrays; a method {METHOD}() that returns them "
-        "makes it so"
-    )
+    if kind is torch.Tensor:
+        return _tensor_column(dataset)
+    if kind is list:
+        raise NotArraysError(
+            "a list holds samples, not arrays; a TensorDataset of the samples stacked by "
+            "torch.stack() is gathered"
+        )
+    _check_speaks_for_its_samples(kind)
+    return _declared(dataset)
 
 
-def _speaks_for_its_samples(kind: type) -> bool:
-    """Whether the class has the method, and no subclass of where it stands makes other samples."""
+def _check_speaks_for_its_samples(kind: type) -> None:
+    """Check that the class has the method, and that no subclass of it makes other samples.
+
+    Raises:
+        NotArraysError: It has not, or one does.
+    """
     order = [vars(each) for each in kind.__mro__]
     declared = next((at for at, names in enumerate(order) if METHOD in names), None)
     if declared is None or order[declared][METHOD] is None:
-        return False
+        raise NotArraysError(
+            f"{kind.__qualname__} is not known to be arrays; a method {METHOD}() that returns them "
+            "makes it so"
+        )
     makers = ("__getitem__", "__getitems__", "__len__")
-    return not any(name in names for names in order[:declared] for name in makers)
+    for at, names in enumerate(order[:declared]):
+        other = next((name for name in makers if name in names), None)
+        if other is not None:
+            raise NotArraysError(
+                f"{kind.__mro__[at].__qualname__} has another {other}() than "
+                f"{kind.__mro__[declared].__qualname__}, whose {METHOD}() does not speak for it; "
+                f"define {METHOD}() there, too"
+            )
 
 
 def _stacked(datasets: Any) -> Any:
@@ -61,20 +78,35 @@ def _stacked(datasets: Any) -> Any:
 
 
 def _declared(dataset: Any) -> Any:
-    structure = _declared_part(getattr(dataset, METHOD)(), type(dataset).__qualname__)
-    rows = {column.rows for column in columns_of(structure)}
-    if rows != {len(dataset)}:
+    name = type(dataset).__qualname__
+    method = getattr(dataset, METHOD)
+    if not callable(method):
         raise NotArraysError(
-            f"{type(dataset).__qualname__} has {len(dataset):,} samples, but the arrays of "
-            f"{METHOD}() have {', '.join(f'{each:,}' for each in sorted(rows)) or 'no'} rows"
+            f"{METHOD} of {name} must be a method, got {type(method).__qualname__}"
+        )
+    structure = _declared_part(method(), name)
+    rows = {where: column.rows for where, column in _named("", structure)}
+    if set(rows.values()) != {len(dataset)}:
+        each = ", ".join(f"{where or 'the array'}: {count:,}" for where, count in rows.items())
+        raise NotArraysError(
+            f"{name} has {len(dataset):,} samples, but the arrays of {METHOD}() have other numbers "
+            f"of rows ({each or 'there are none'})"
         )
     return structure
+
+
+def _named(where: str, structure: Any) -> list[tuple[str, Column]]:
+    """The columns of a structure with where they stand in it."""
+    if isinstance(structure, Column):
+        return [(where, structure)]
+    parts = structure.items() if isinstance(structure, dict) else enumerate(structure)
+    return [named for key, part in parts for named in _named(f"{where}[{key!r}]", part)]
 
 
 def _declared_part(part: Any, name: str) -> Any:
     if isinstance(part, torch.Tensor):
         return _tensor_column(part)
-    if isinstance(part, np.ndarray):
+    if type(part) in (np.ndarray, np.memmap):
         return _array_column(part)
     if type(part) is dict:
         return {key: _declared_part(each, name) for key, each in part.items()}
@@ -117,7 +149,12 @@ def _array_column(array: np.ndarray[Any, Any]) -> Column:
         raise NotArraysError(f"a tensor has no dtype for {array.dtype}") from err
     if len(array) and not array[0:1].size:
         raise NotArraysError("the rows of an array have no elements, so indices go unchecked")
-    if (len(array) and not array[0:1].flags.c_contiguous) or array.strides[0] < 0:
+    if array.strides[0] < 0:
+        raise NotArraysError(
+            f"the rows of an array of shape {array.shape} run backwards in memory; "
+            "numpy.ascontiguousarray() makes a copy that is gathered"
+        )
+    if len(array) and not array[0:1].flags.c_contiguous:
         raise NotArraysError(
             f"the rows of an array of shape {array.shape} with strides {array.strides} are not "
             "contiguous"

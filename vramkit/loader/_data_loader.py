@@ -60,7 +60,7 @@ class DataLoader(TorchDataLoader[T_co]):
 
     Raises:
         ValueError: As PyTorch's loader; as ``InvalidArgumentError`` for the arguments from
-            ``device`` on.
+            ``device`` on, or as ``ArgumentTypeError`` if they are of another type.
         UnsupportedDeviceError: ``device`` is not a CUDA device or the host, or is not there.
 
     Example:
@@ -170,6 +170,11 @@ class DataLoader(TorchDataLoader[T_co]):
         runtime.watch(iterator)
         return iterator
 
+    def check_worker_number_rationality(self) -> None:
+        """Warn of more worker processes than there are cores, as PyTorch's loader does."""
+        if self.workers == "process":
+            super().check_worker_number_rationality()
+
     def _get_iterator(self) -> Any:
         return make_source(self, self._runtime_here())
 
@@ -272,7 +277,9 @@ class DataLoader(TorchDataLoader[T_co]):
         self._closed = True
         self._iterator = None
         if self._runtime is not None:
-            self._runtime.close("the loader is closed")
+            self._runtime.close(
+                "the loader is closed, and its iterators with it; make a new loader"
+            )
 
     def __enter__(self) -> Self:
         return self

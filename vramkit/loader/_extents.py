@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vramkit.loader._columns import Segment
+
 _PAGE = mmap.PAGESIZE
 # Before a block that glibc has mapped for itself lie two words: how many bytes before them are
 # unused, for the block's alignment, and the size from there on, of which this bit is set.
 _WORD = ctypes.sizeof(ctypes.c_size_t)
 _MAPPED = 2
-
-
-class UnknownOwnerError(Exception):
-    """The memory belongs to something that does not tell how much it has; the text says to what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +34,23 @@ class Extent:
     is_whole: bool
 
 
-def extent_of(owner: Any) -> Extent:
-    """Return the whole memory of which an array or tensor is a part, or what is known of it.
-
-    Raises:
-        UnknownOwnerError: It is neither.
-    """
+def extent_of(segment: Segment) -> Extent:
+    """Return the whole memory of which rows are a part, or what is known of it."""
+    owner = segment.owner
     if isinstance(owner, torch.Tensor):
-        storage = owner.untyped_storage()
-        begin = storage.data_ptr()
-        if storage.resizable():
-            # Of PyTorch's own allocator. Others it cannot resize.
-            return Extent(begin, begin + storage.nbytes(), is_whole=True)
-        return _block_at(begin, begin + storage.nbytes())
+        return _extent_of_tensor(owner)
     if isinstance(owner, np.ndarray):
         return _extent_of_array(owner)
-    raise UnknownOwnerError(f"the memory belongs to a {type(owner).__qualname__}")
+    begin = segment.address
+    return Extent(begin, begin + segment.rows * segment.row_stride_bytes, is_whole=False)
+
+
+def _extent_of_tensor(tensor: torch.Tensor) -> Extent:
+    storage = tensor.untyped_storage()
+    begin = storage.data_ptr()
+    end = begin + storage.nbytes()
+    # PyTorch resizes memory of its own allocator, and no other.
+    return Extent(begin, end, is_whole=True) if storage.resizable() else _block_at(begin, end)
 
 
 def _extent_of_array(array: np.ndarray[Any, Any]) -> Extent:
@@ -59,7 +58,7 @@ def _extent_of_array(array: np.ndarray[Any, Any]) -> Extent:
     while isinstance(base, (np.ndarray, memoryview)):
         array, base = (base, base.base) if isinstance(base, np.ndarray) else (array, base.obj)
     if isinstance(base, torch.Tensor):
-        return extent_of(base)
+        return _extent_of_tensor(base)
     if isinstance(base, mmap.mmap):
         array = np.frombuffer(base, np.uint8)
         begin = array.__array_interface__["data"][0]

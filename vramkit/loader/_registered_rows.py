@@ -22,7 +22,7 @@ from vramkit._core import Plan, has_batched_copies, host_register, host_unregist
 from vramkit.errors import VramkitError
 from vramkit.loader._address_space import Mapping, is_resident, mapping_of, mappings
 from vramkit.loader._columns import Column, Segment
-from vramkit.loader._extents import Extent, UnknownOwnerError, extent_of
+from vramkit.loader._extents import Extent, extent_of
 
 # Each row costs the driver some 1.5 µs. Smaller ones are gathered by host threads sooner.
 ROW_FROM_BYTES = 32 << 10
@@ -270,10 +270,7 @@ def ranges_of(segments: list[Segment]) -> list[Range]:
     for segment in segments:
         if not segment.rows:
             continue
-        try:
-            extent = extent_of(segment.owner)
-        except UnknownOwnerError as err:
-            raise NotRegisteredError(str(err)) from err
+        extent = extent_of(segment)
         if _is_pinned(segment.owner) and not _registry.holds(extent.begin):
             continue
         mapped = mapped or mappings()

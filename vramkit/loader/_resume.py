@@ -262,10 +262,12 @@ def check(state: Any) -> None:
         InvalidArgumentError: It is not one of :func:`to_dict`, or does not fit the loader.
     """
     if not isinstance(state, dict) or state.get("version") != VERSION:
-        got = state.get("version") if isinstance(state, dict) else type(state).__qualname__
+        got = f"a {type(state).__qualname__}"
+        if isinstance(state, dict):
+            got = f"version {state['version']!r}" if "version" in state else "a dict without one"
         raise InvalidArgumentError(
-            f"the state is not one of vramkit.DataLoader.state_dict(): expected version "
-            f"{VERSION}, got {got}"
+            f"the state is not one of vramkit.DataLoader.state_dict(), which has version "
+            f"{VERSION}: got {got}"
         )
     missing = {"batches_yielded", "in_epoch", "seeded", "random"} - state.keys()
     if missing:

@@ -142,8 +142,7 @@ class Runtime:
             self._told_refusal = True
             self.warn_once(
                 "a batch found no room in staging memory and came PyTorch's way, which is slower: "
-                f"{self.tally.last_refusal}. Raise staging_bytes or make batches smaller; "
-                "stats().refused_batches counts them"
+                f"{self.tally.last_refusal}. stats().refused_batches counts such batches"
             )
 
     def warn_once(self, text: str, stacklevel: int = 4) -> None:

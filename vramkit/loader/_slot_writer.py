@@ -22,11 +22,13 @@ class SlotWriter:
         fd: The memory file.
         limit_bytes: The most memory that one slot may take.
         copy: How samples are copied.
+        slots: How many slots share staging memory.
     """
 
-    def __init__(self, fd: int, limit_bytes: int, copy: StreamCopy) -> None:
+    def __init__(self, fd: int, limit_bytes: int, copy: StreamCopy, slots: int = 1) -> None:
         self._fd = fd
         self._limit = limit_bytes
+        self._slots = slots
         self.copy = copy
         self._windows: dict[int, tuple[int, int]] = {}
         self._slot = -1
@@ -126,8 +128,9 @@ class SlotWriter:
     def _grow(self, needed_bytes: int) -> bool:
         if needed_bytes > self._limit:
             self.refusal = (
-                f"a batch needs {needed_bytes:,} bytes, more than a slot's share of "
-                f"staging_bytes, {self._limit:,} bytes"
+                f"a batch needs {needed_bytes:,} bytes, more than the {self._limit:,} bytes that "
+                f"each of {self._slots} slots has; with staging_bytes={needed_bytes * self._slots} "
+                "or more it has room"
             )
             return False
         capacity = min(round_capacity(needed_bytes), max(self._limit, needed_bytes))

@@ -107,8 +107,10 @@ def _arrays_of(loader: TorchDataLoader[Any]) -> tuple[Any, str]:
 
 def _obstacle(loader: Any) -> str:
     functions = _collate.default_collate_fn_map
-    if isinstance(loader.dataset, (IterableDataset, MapDataPipe)):
-        return "the dataset is iterated or a pipe, not indexed"
+    if isinstance(loader.dataset, IterableDataset):
+        return "an IterableDataset is iterated, not indexed"
+    if isinstance(loader.dataset, MapDataPipe):
+        return "a DataPipe makes its samples by Python code"
     if not loader._auto_collation:
         return "batch_size=None: the dataset makes the batches"
     if loader.collate_fn is not default_collate:

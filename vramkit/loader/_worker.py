@@ -47,6 +47,7 @@ class WorkerEnd:
         results: The writing end of its results.
         fd: The memory file of the slots.
         limit_bytes: The most memory that one slot may take.
+        slots: How many slots share staging memory.
         inline_bytes: The largest content that may travel in a message itself.
         dataset_state: Where the worker's copy of the dataset is to go on.
     """
@@ -57,13 +58,14 @@ class WorkerEnd:
         results: Connection,
         fd: int,
         limit_bytes: int,
+        slots: int,
         inline_bytes: int,
         dataset_state: bytes | None = None,
     ) -> None:
         self.tasks, self.results = tasks, results
         self.dataset_state = dataset_state
         self.fd: int | Any = fd
-        self.limit_bytes, self.inline_bytes = limit_bytes, inline_bytes
+        self.limit_bytes, self.slots, self.inline_bytes = limit_bytes, slots, inline_bytes
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class WorkerEnd:
             fd = os.dup(self.fd)
         else:
             fd = self.fd.detach()
-        return SlotWriter(fd, self.limit_bytes, stream_copy)
+        return SlotWriter(fd, self.limit_bytes, stream_copy, self.slots)
 
     def close(self) -> None:
         """In the parent: the worker has its own copies now."""

@@ -31,13 +31,11 @@ _TorchIterator: Any = _torch._MultiProcessingDataLoaderIter
 class _Context:
     """A multiprocessing context whose queues are channels and whose processes use them."""
 
-    def __init__(
-        self, real: Any, exchange: Exchange, limit_bytes: int, states: dict[int, bytes]
-    ) -> None:
+    def __init__(self, real: Any, exchange: Exchange, slots: int, states: dict[int, bytes]) -> None:
         self._real = real
         self._states = states
         self._exchange = exchange
-        self._limit_bytes = limit_bytes
+        self._slots = slots
         self.results: ResultChannel | None = None
         self._worker_ends: list[_worker.WorkerEnd] = []
         self._tasks: list[IndexChannel] = []
@@ -55,7 +53,8 @@ class _Context:
             task_reader,
             result_writer,
             self._exchange.arena.fd,
-            self._limit_bytes,
+            self._exchange.arena.budget_bytes // self._slots,
+            self._slots,
             self._exchange.inline_bytes,
             self._states.get(len(self._worker_ends)),
         )
@@ -130,9 +129,8 @@ class StagedWorkers(TakenFromWorkers, QuickNext, _TorchIterator):  # type: ignor
         tasks = prefetch * loader.num_workers
         self._pid = os.getpid()
         self._exchange = Exchange(arena, inline_limit(tasks), tally)
-        limit = arena.budget_bytes // (tasks + 1)
         real = loader.multiprocessing_context or torch.multiprocessing
-        self._context = _Context(real, self._exchange, limit, states or {})
+        self._context = _Context(real, self._exchange, tasks + 1, states or {})
         self._first_worker = first_worker
         arena.trim(tasks + spare_slots)
         pins = loader.pin_memory and not torch.accelerator.is_available()
