@@ -19,7 +19,10 @@ from torch.utils.data import (
 
 import vramkit
 from vramkit.errors import InvalidArgumentError
-from vramkit.loader._gathering import Job
+from vramkit.loader._arena import Arena
+from vramkit.loader._arrays import find_arrays
+from vramkit.loader._gathering import Gathering, Job
+from vramkit.loader._slot_memory import OwnMemory
 
 
 class Declared(Dataset[Any]):
@@ -215,3 +218,18 @@ def test_a_dropped_batch_waits_for_all_of_its_parts() -> None:
     job.add(2)
     del job
     assert gatherer.asked == [2, 1]
+
+
+def test_a_batch_size_beyond_the_data_prepares_for_the_data() -> None:
+    with Arena(1 << 30, memory=OwnMemory(inherited=False)) as arena:
+        Gathering(find_arrays(LARGE), arena).prepare(3, 10**12)
+        batch_bytes = sum(each.nbytes for each in LARGE.tensors)
+        assert 3 * batch_bytes <= arena.capacity_bytes < 4 * batch_bytes
+
+
+def test_too_little_staging_memory_for_the_gpu_is_told_once() -> None:
+    with Arena(1 << 20, memory=OwnMemory(inherited=False)) as arena:
+        gathering = Gathering(find_arrays(LARGE), arena)
+        with pytest.warns(RuntimeWarning, match=r"3 batches of .* more than staging_bytes=1048576"):
+            gathering.prepare(3, 16)
+        gathering.prepare(3, 16)

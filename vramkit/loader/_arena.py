@@ -126,7 +126,8 @@ class Arena:
     def _lease(self, worker: int, is_preferred: Callable[[Slot], bool]) -> Lease:
         with self._lock:
             slot = self._take(is_preferred)
-            if self.is_beyond_budget:
+            # Not what is pinned: to pin it again would stop the GPU.
+            if self._pinning is None and self.is_beyond_budget:
                 self._discard(self._reusable())
             if slot is None and self._empty:
                 slot = self._empty.pop()

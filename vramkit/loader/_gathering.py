@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -97,6 +98,7 @@ class Gathering:
         self._structure = structure
         self._columns = columns_of(structure)
         self._arena = arena
+        self._has_warned = False
         self._registered = registered
         self._near, self._far = list(range(len(self._columns))), []
         if registered is not None:
@@ -133,8 +135,21 @@ class Gathering:
         if self._gpu_copies:
             staged = [self._columns[each] for each in self._near]
         row_bytes = sum(column.row_bytes for column in staged)
-        if row_bytes:
-            self._arena.prepare(count, rows * row_bytes + ALIGNMENT * len(staged))
+        if not row_bytes:
+            return
+        rows = min(rows, self._columns[0].rows)
+        batch_bytes = rows * row_bytes + ALIGNMENT * len(staged)
+        budget = self._arena.budget_bytes
+        if count * batch_bytes > budget and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{count} batches of {batch_bytes:,} bytes are on their way to the GPU at once: "
+                f"{count * batch_bytes:,} bytes of staging memory, more than staging_bytes="
+                f"{budget}. Lower prefetch_batches or batch_size, or raise staging_bytes",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._arena.prepare(count, batch_bytes)
 
     @property
     def _gpu_copies(self) -> bool:
