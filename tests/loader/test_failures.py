@@ -15,9 +15,11 @@ from helpers import datasets as d
 from helpers.batches import assert_same
 from helpers.pools import run_script
 from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, TensorDataset, get_worker_info
 
 import vramkit
+from vramkit.errors import SystemCallError
+from vramkit.loader._gathering import Gathering
 
 
 class TwoPartsError(Exception):
@@ -275,3 +277,85 @@ for room in (0, 2, 4, 6, 8, 10, 12, 14, 17, 20, 60):
     )
     assert printed.split()[-1] == "True"
     assert "False" not in printed
+
+
+def test_a_batch_that_cannot_be_mapped_is_raised_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loader = vramkit.DataLoader(d.Pixels(12, 20_000), batch_size=2, num_workers=2)
+    want = [float(batch[0][0, 0]) for batch in loader]
+    other = vramkit.DataLoader(d.Pixels(12, 20_000), batch_size=2, num_workers=2)
+    batches, got = iter(other), []
+    with monkeypatch.context() as patch:
+        patch.setattr("vramkit.loader._memory_map.map_file", _refuse)
+        with pytest.raises(SystemCallError, match="no addresses are left"):
+            next(batches)
+    while (batch := next(batches, None)) is not None:
+        got.append(float(batch[0][0, 0]))
+    assert got == want[1:]
+
+
+def _refuse(*_arguments: Any, **_named: Any) -> int:
+    raise SystemCallError(12, "no addresses are left")
+
+
+def test_a_row_batch_without_a_slot_comes_in_ordinary_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = torch.arange(24.0).repeat_interleave(20_000).view(24, -1)
+    monkeypatch.setattr("vramkit.loader._memory_map.map_own", _refuse)
+    loader = vramkit.DataLoader(TensorDataset(rows), batch_size=4)
+    assert torch.equal(torch.cat([batch for (batch,) in loader]), rows)
+
+
+def test_a_row_batch_that_cannot_be_begun_is_raised_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = torch.arange(24.0).repeat_interleave(20_000).view(24, -1)
+    loader = vramkit.DataLoader(TensorDataset(rows), batch_size=4, num_workers=2)
+    start, failing = Gathering.start, [3]
+
+    def fail_once(self: Any, indices: Any, *, stage: bool) -> Any:
+        failing[0] -= 1
+        if not failing[0]:
+            raise MemoryError("no memory for this one")
+        return start(self, indices, stage=stage)
+
+    monkeypatch.setattr(Gathering, "start", fail_once)
+    batches, got = iter(loader), []
+    while True:
+        try:
+            got.append(float(next(batches)[0][0, 0]))
+        except MemoryError:
+            got.append(-1)
+        except StopIteration:
+            break
+    assert got == [0, 4, -1, 12, 16, 20]
+
+
+_AT_EXIT = """
+import atexit, sys
+def count():
+    print(sum(len(batch[0]) for batch in loader))
+if sys.argv[1] == "arrays":
+    atexit.register(count)
+import torch
+from torch.utils.data import Dataset, TensorDataset
+import vramkit
+
+class Rows(Dataset):
+    def __len__(self): return 16
+    def __getitem__(self, index): return torch.full((1000,), float(index))
+
+if sys.argv[1] == "arrays":
+    loader = vramkit.DataLoader(TensorDataset(torch.arange(400_000).view(40, -1)), batch_size=4)
+else:
+    loader = vramkit.DataLoader(Rows(), batch_size=2, num_workers=2)
+    iterator = iter(loader)
+    print(len(list(iterator)))
+"""
+
+
+@pytest.mark.parametrize(("what", "printed"), [("arrays", "40"), ("exhausted", "8")])
+def test_the_end_of_the_interpreter(what: str, printed: str) -> None:
+    assert run_script(_AT_EXIT, what, timeout_s=30).split() == [printed]

@@ -194,3 +194,85 @@ def test_without_file_descriptors_a_slot_is_not_used_again(monkeypatch: pytest.M
         os.waitpid(child, 0)
         del lease
         assert arena.lease().slot.index != index
+
+
+_OLD_BATCHES = """
+import os, sys
+import torch
+from torch.utils.data import Dataset
+import vramkit
+
+torch.set_num_threads(1)
+
+class Rows(Dataset):
+    def __len__(self): return 16
+    def __getitem__(self, index): return torch.full((50_000,), float(index))
+
+class Old(Dataset):
+    def __init__(self, batches): self.batches = batches
+    def __len__(self): return len(self.batches)
+    def __getitem__(self, index): return self.batches[index]
+
+first = vramkit.DataLoader(Rows(), batch_size=4, num_workers=2)
+held = list(first)
+if sys.argv[1] == "closed":
+    first.close()
+else:
+    del first
+# What has the number that the first loader's memory file had.
+files = [open("/dev/zero", "r+b", buffering=0) for _ in range(2)]
+second = vramkit.DataLoader(Old(held), batch_size=None, num_workers=2)
+assert [batch[:, 7].tolist() for batch in second] == [
+    [float(each) for each in range(begin, begin + 4)] for begin in range(0, 16, 4)
+]
+child = os.fork()
+if child == 0:
+    os._exit(held[3][2, 9].item() != 14)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("way", ["closed", "dropped"])
+def test_later_workers_have_the_batches_of_a_loader_that_is_gone(way: str) -> None:
+    run_script(_OLD_BATCHES, way, timeout_s=60)
+
+
+_NO_MEMORY = """
+import os, time
+import torch
+from torch.utils.data import Dataset
+import vramkit
+from vramkit.errors import SystemCallError
+from vramkit.loader import _memory_map
+
+torch.set_num_threads(1)
+
+class Rows(Dataset):
+    def __len__(self): return 40
+    def __getitem__(self, index): return torch.full((50_000,), float(index))
+
+def refuse(*arguments):
+    raise SystemCallError(12, "there is no memory")
+_memory_map.make_private = refuse
+
+loader = vramkit.DataLoader(Rows(), batch_size=4, num_workers=1, persistent_workers=True)
+held = next(iter(loader))
+read, write = os.pipe()
+child = os.fork()
+if child == 0:
+    held[0].fill_(7)
+    assert os.read(read, 1) == b"x"
+    os._exit(not (held[:, 3].tolist() == [7.0, 1.0, 2.0, 3.0]))
+time.sleep(0.3)
+assert held[:, 3].tolist() == [0.0, 1.0, 2.0, 3.0], "the child's write is seen here"
+del held
+for _ in range(3):
+    for batch in loader:
+        batch.fill_(-1)
+os.write(write, b"x")
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_child_without_memory_for_a_copy() -> None:
+    run_script(_NO_MEMORY, timeout_s=60)

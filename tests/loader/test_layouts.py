@@ -151,3 +151,42 @@ def test_plain_batches_travel_by_number(batches: list[Any]) -> None:
             arrived.append(Staged(lease, described[layout.number], writer.used_bytes).unpack())
         assert_same(arrived, batches * 2)
         del arrived, lease
+
+
+def test_batches_of_empty_tensors() -> None:
+    def of(count: int, mark: int) -> Any:
+        return {
+            "boxes": torch.full((count, 4), float(mark)),
+            "labels": torch.full((count,), mark),
+            "scores": torch.full((count,), float(mark)),
+            "masks": torch.full((count, 8, 8), mark),
+        }
+
+    counts = [0, 3, 2, 0, 3, 2, 3, 0]
+    got = _batches_of(
+        [lambda at=at, count=count: of(count, at) for at, count in enumerate(counts)]  # type: ignore[misc]
+    )
+    assert_same(got, [of(count, at) for at, count in enumerate(counts)])
+
+
+class _Named(str):
+    """A text with something of its own."""
+
+    __slots__ = ("mark",)
+
+
+def _named(mark: int) -> str:
+    name = _Named("x")
+    name.mark = mark
+    return name
+
+
+def test_keys_of_any_kind_are_each_batch_s_own() -> None:
+    pairs: list[tuple[Any, Any]] = [((1,), (True,)), (0.0, -0.0), (_named(1), _named(2))]
+    for pair in pairs:
+        got = _batches_of([lambda key=key: {key: torch.ones(2)} for key in pair * 2])  # type: ignore[misc]
+        keys = [next(iter(batch)) for batch in got]
+        assert [repr(key) for key in keys] == [repr(key) for key in pair * 2]
+        assert [getattr(key, "mark", 0) for key in keys] == [
+            getattr(key, "mark", 0) for key in pair * 2
+        ]

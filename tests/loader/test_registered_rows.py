@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,15 @@ def _sources() -> dict[str, Any]:
     whole = (array.ctypes.data, array.nbytes)
     every = (tensor.data_ptr(), tensor.nbytes)
     pages = (of_map.ctypes.data, of_map.nbytes)
+    overlapping = np.empty(2 * ROWS * ROW, np.uint8)
+    overlapping.shape = (2 * ROWS, ROW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        overlapping.strides = (ROW // 2, 1)
     taken = bytearray(2 * ROWS * ROW)
     return {
         "array": (array[3 : ROWS + 5], whole),
+        "array with strides of its own": (overlapping, (overlapping.ctypes.data, 2 * ROWS * ROW)),
         "tensor of an array": (torch.from_numpy(array), whole),
         "tensor of its first rows": (torch.from_numpy(array[: ROWS + 1]), whole),
         "tensor of a slice": (torch.from_numpy(array[3 : ROWS + 5]), None),

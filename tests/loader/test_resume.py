@@ -11,7 +11,7 @@ from helpers import datasets as d
 from helpers.batches import assert_same, seed_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DistributedSampler, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, TensorDataset
 
 import vramkit
 from vramkit.errors import InvalidArgumentError
@@ -265,3 +265,116 @@ def test_done_against_a_list(data: Any) -> None:
             assert done.total == total - len(left)
         done = Done(done.total, done.ahead)
         assert list(done.left(range(total))) == left
+
+
+class _Drawn:
+    """A sampler with a state: how many orders it has drawn."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __iter__(self) -> Any:
+        self.drawn += 1
+        return iter(
+            torch.randperm(12, generator=torch.Generator().manual_seed(self.drawn)).tolist()
+        )
+
+    def __len__(self) -> int:
+        return 12
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.drawn = state["drawn"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("way", ["sampler", "batch_sampler", "alone"])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_sampler_with_a_state(way: str, workers: int, at: int) -> None:
+    def make() -> Any:
+        options: dict[str, Any] = {
+            "sampler": {"sampler": _Drawn(), "batch_size": 4},
+            "batch_sampler": {"batch_sampler": BatchSampler(_Drawn(), 4, drop_last=False)},
+            "alone": {"sampler": _Drawn(), "batch_size": None},
+        }[way]
+        return vramkit.DataLoader(d.Listed(list(range(12))), num_workers=workers, **options)
+
+    first = make()
+    list(first)
+    iterator = iter(first)
+    for _ in range(at):
+        next(iterator)
+    state = first.state_dict()
+    second = make()
+    second.load_state_dict(state)
+    assert_same([list(second), list(second)], [list(iterator), list(first)])
+
+
+def test_a_state_that_was_loaded_and_not_used_yet_is_kept() -> None:
+    def make() -> Any:
+        return vramkit.DataLoader(TensorDataset(torch.arange(10)), batch_size=2, shuffle=True)
+
+    first = make()
+    iterator = iter(first)
+    next(iterator)
+    second, third = make(), make()
+    second.load_state_dict(first.state_dict())
+    third.load_state_dict(second.state_dict())
+    assert_same(list(third), list(iterator))
+
+
+@pytest.mark.parametrize("shuffled_by", ["global", "own"])
+def test_between_epochs_of_persistent_workers(shuffled_by: str) -> None:
+    def make() -> Any:
+        generator = None if shuffled_by == "global" else torch.Generator().manual_seed(3)
+        return vramkit.DataLoader(
+            d.Listed(list(range(12))),
+            batch_size=4,
+            shuffle=True,
+            num_workers=1,
+            persistent_workers=True,
+            generator=generator,
+        )
+
+    seed_all(4)
+    first = make()
+    list(first)
+    state, outside = first.state_dict(), torch.get_rng_state()
+    want = [list(first), list(first)]
+    second = make()
+    second.load_state_dict(state)
+    torch.set_rng_state(outside)
+    assert_same([list(second), list(second)], want)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_before_the_first_batch_goes_to_workers(workers: int) -> None:
+    options = {"batch_size": 4, "shuffle": True}
+    then = {"num_workers": workers}
+    assert_same(_in_two(d.Pixels(23), 0, then, **options), _whole(d.Pixels(23), **options))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"random": {}}, "'global' among them"),
+        ({"random": None}, "got NoneType"),
+        ({"batches_yielded": 99}, "99 batches yielded, and an epoch of this loader has 11"),
+        ({"yielded_ahead": [1, 2, 3]}, "must list some of the 1 batches"),
+    ],
+)
+def test_a_damaged_state(change: dict[str, Any], text: str) -> None:
+    loader = vramkit.DataLoader(d.Pixels())
+    next(iter(loader))
+    with pytest.raises(InvalidArgumentError, match=text):
+        loader.load_state_dict(loader.state_dict() | change)
+
+
+def test_a_state_without_its_sampler() -> None:
+    loader = vramkit.DataLoader(d.Pixels())
+    state = loader.state_dict()
+    del state["sampler"]
+    with pytest.raises(InvalidArgumentError, match="the state has no sampler"):
+        loader.load_state_dict(state)

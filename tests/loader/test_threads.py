@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -136,3 +139,68 @@ def test_a_forked_child_makes_threads_of_its_own() -> None:
     assert _in_child(lambda: torch.cat(list(loader)).tolist() == expected) == 0
     assert len(list(batches)) == 9
     loader.close()
+
+
+def test_a_crew_that_cannot_be_complete_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def fail(self: threading.Thread) -> None:
+        if self.name == "vramkit-loader-1":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    loader = vramkit.DataLoader(Squares(), 4, num_workers=3, workers="thread")
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            iter(loader)
+    deadline = time.monotonic() + 5
+    while not set(threading.enumerate()) <= before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(threading.enumerate()) <= before
+    assert len(list(loader)) == 10
+    loader.close()
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_close_while_another_thread_waits_for_a_batch(in_order: bool) -> None:
+    loader = vramkit.DataLoader(Squares(0.2), 1, num_workers=2, workers="thread", in_order=in_order)
+    raised: list[BaseException] = []
+
+    def iterate() -> None:
+        try:
+            list(loader)
+        except LoaderClosedError as err:
+            raised.append(err)
+
+    thread = threading.Thread(target=iterate)
+    thread.start()
+    time.sleep(0.5)
+    loader.close()
+    thread.join(10)
+    assert len(raised) == 1
+
+
+def test_an_exception_leaves_no_cycle() -> None:
+    class Fails(Squares):
+        def __getitem__(self, index: int) -> Any:
+            raise OSError("no such sample")
+
+    data = Fails()
+    held = weakref.ref(data)
+    loader = vramkit.DataLoader(data, 4, num_workers=2, workers="thread")
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(OSError):
+            next(iter(loader))
+        loader.close()
+        del loader, data
+        # Threads may be about to end.
+        deadline = time.monotonic() + 5
+        while held() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held() is None
+    finally:
+        gc.enable()

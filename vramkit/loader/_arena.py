@@ -279,18 +279,34 @@ class Arena:
                 slot.readers.append(reader)
         self._coming_readers.remove(reader)
 
-    def forked_in_child(self) -> None:
-        """After a fork: give this child a copy of the batches that its parent held."""
-        for slot in self._slots:
-            if slot.delivered and slot.address:
+    def forked_in_child(self) -> bool:
+        """After a fork: give this child a copy of the batches that its parent held.
+
+        Returns whether it needs the parent's slots no longer.
+        """
+        copied = True
+        for slot in self._delivered_slots():
+            try:
                 _memory_map.make_private(slot.address, slot.capacity)
                 slot.delivered = False
+            except SystemCallError:
+                # There is no memory for all of it now.
+                copied = False
+                self._map_copy_on_write(slot)
+        return copied
 
     def forked_in_worker(self) -> None:
         """After a fork: what this worker writes to its parent's batches stays here."""
-        for slot in self._slots:
-            if slot.delivered and slot.address:
-                self._memory.map_copy_on_write(slot.index, slot.address, slot.capacity)
+        for slot in self._delivered_slots():
+            self._map_copy_on_write(slot)
+
+    def _delivered_slots(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.delivered and slot.address]
+
+    def _map_copy_on_write(self, slot: Slot) -> None:
+        # The file of a closed arena is closed. Its slots are not used again, but are shared.
+        if not self._closed:
+            self._memory.map_copy_on_write(slot.index, slot.address, slot.capacity)
 
     def __enter__(self) -> Self:
         return self

@@ -2,18 +2,30 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import _DatasetKind
 from torch.utils.data import dataloader as _torch
 
-from vramkit.loader._gathering import Gathering, Job, Selected
+from vramkit.loader._gathering import Gathering
 from vramkit.loader._indices import as_indices, tensor_batches
 from vramkit.loader._quick_next import QuickNext
 from vramkit.loader._taken import Taken
 
 _TorchIterator: Any = _torch._BaseDataLoaderIter
+
+
+class _Job(Protocol):
+    """A batch that is being made."""
+
+    def done(self) -> bool:
+        """Whether it is there."""
+
+    def result(self) -> Any:
+        """Wait for it and return it, or raise what was raised instead."""
+
+
 # Batches that are being gathered besides those that are delivered.
 _SPARE_JOBS = 2
 
@@ -30,6 +42,24 @@ class _Fetched:
     def result(self) -> Any:
         index = self._index
         return self._fetch(index.tolist() if isinstance(index, torch.Tensor) else index)
+
+
+class _Failed:
+    """A batch that could not be begun: its error is raised when it is asked for."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error: Exception | None = error
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> Any:
+        error, self._error = self._error, None
+        assert error is not None
+        try:
+            raise error
+        finally:
+            del error
 
 
 class ArrayIterator(Taken, QuickNext, _TorchIterator):  # type: ignore[misc]
@@ -60,7 +90,7 @@ class ArrayIterator(Taken, QuickNext, _TorchIterator):  # type: ignore[misc]
         )
         self._slots = self._most_jobs + slots
         self._drawn: deque[Any] = deque()
-        self._jobs: deque[Job | Selected | _Fetched] = deque()
+        self._jobs: deque[_Job] = deque()
         # PyTorch's iterator with workers asks the sampler anew before its first epoch, too.
         self._reset(loader) if self._eager else self._start()
 
@@ -89,9 +119,15 @@ class ArrayIterator(Taken, QuickNext, _TorchIterator):  # type: ignore[misc]
             except StopIteration:
                 break
         while self._drawn and len(self._jobs) < max(1, self._most_jobs):
-            self._jobs.append(self._job(self._drawn.popleft()))
+            self._jobs.append(self._job_or_failure(self._drawn.popleft()))
 
-    def _job(self, index: Any) -> Job | Selected | _Fetched:
+    def _job_or_failure(self, index: Any) -> _Job:
+        try:
+            return self._job(index)
+        except Exception as err:  # noqa: BLE001 - raised when this batch is asked for
+            return _Failed(err)
+
+    def _job(self, index: Any) -> _Job:
         indices = as_indices(index)
         job = None
         # PyTorch refuses an empty batch.

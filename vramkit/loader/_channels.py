@@ -6,6 +6,7 @@ is sent; the message says which slot. A worker that dies in the middle leaves no
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import pickle
@@ -23,6 +24,7 @@ from typing import Any
 from torch._utils import ExceptionWrapper
 from torch.utils.data._utils.worker import _ResumeIteration
 
+from vramkit.errors import SystemCallError
 from vramkit.loader._arena import Arena, Lease
 from vramkit.loader._failures import ArrivalFailure, WorkerFailure
 from vramkit.loader._packing import Packed, Unpacked
@@ -178,6 +180,23 @@ def _always(worker: int) -> bool:  # noqa: ARG001
     return True
 
 
+class _Layout:
+    """What a worker has described, unpickled when it is first used.
+
+    What cannot be unpickled fails again for the next such batch.
+    """
+
+    def __init__(self, pickled: bytes) -> None:
+        self._pickled = pickled
+        self._structure: Any = None
+
+    def structure(self) -> Any:
+        if self._pickled:
+            self._structure = pickle.loads(self._pickled)
+            self._pickled = b""
+        return self._structure
+
+
 class ResultChannel:
     """The parent's end of all workers' results, in the place of the result queue."""
 
@@ -186,8 +205,8 @@ class ResultChannel:
         self._poll = select.poll()
         self._readers: dict[int, Connection] = {}
         self._workers: dict[int, int] = {}
-        # Of each worker: what it has described, unpickled when it is first used.
-        self._layouts: dict[int, list[Any]] = {}
+        # What each worker has described, in the order of its numbers.
+        self._layouts: dict[int, list[_Layout | None]] = {}
         self._ready: deque[int] = deque()
         # Told the number of a worker whose pipe has ended; returns whether it should not have.
         self.on_end: Callable[[int], bool] = _always
@@ -239,11 +258,6 @@ class ResultChannel:
         )
         exchange = self._exchange
         lease = exchange.assigned.pop(slot, None)
-        if lease is not None and capacity:
-            exchange.arena.map(lease.slot, capacity)
-        if isinstance(content, tuple) and lease is not None:
-            offset, size = content
-            content = ctypes.string_at(lease.slot.address + offset, size)
         exchange.tasks[worker].answered()
         exchange.tally.fetch_s += seconds
         if refusal:
@@ -253,17 +267,36 @@ class ResultChannel:
             number = ForkingPickler.loads(number)
             if isinstance(number, _ResumeIteration):
                 exchange.tasks[worker].resumed()
-            return number, ForkingPickler.loads(content)
+            try:
+                if lease is not None:
+                    content = self._content(lease, capacity, content)
+                return number, ForkingPickler.loads(content)
+            except SystemCallError as err:
+                return number, ArrivalFailure(err)
         exchange.tally.staged_bytes += used_bytes
         if lease is None:
             raise AssertionError(f"a worker names slot {slot}, which was not lent to it")
+        if kind == NEW_LAYOUT:
+            # Whatever happens now, the worker counts it.
+            known = _Layout(content) if isinstance(content, bytes) else None
+            self._layouts[worker].append(known)
         try:
+            content = self._content(lease, capacity, content)
             batch = self._batch(worker, kind, lease, content, used_bytes)
-        except Exception as err:  # noqa: BLE001 - the user's own unpickling code
+        except Exception as err:  # noqa: BLE001 - the user's own unpickling code, among others
             return number, ArrivalFailure(err)
         if state is not None:
             batch.state = (worker, state)
         return number, batch
+
+    def _content(self, lease: Lease, capacity: int, content: Any) -> Any:
+        """Map the slot as the worker has left it; return what the message stands for."""
+        if capacity:
+            self._exchange.arena.map(lease.slot, capacity)
+        if not isinstance(content, tuple):
+            return content
+        offset, size = content
+        return ctypes.string_at(lease.slot.address + offset, size)
 
     def _batch(
         self, worker: int, kind: int, lease: Lease, content: Any, used_bytes: int
@@ -275,12 +308,14 @@ class ResultChannel:
             return Unpacked(Packed(lease, content, used_bytes).unpack())
         layouts = self._layouts[worker]
         if kind == NEW_LAYOUT:
-            layouts.append(content)
-            content = len(layouts) - 1
-        if isinstance(layouts[content], bytes):
-            # What cannot be unpickled stays as it is, and fails again for the next such batch.
-            layouts[content] = pickle.loads(layouts[content])
-        return Staged(lease, layouts[content], used_bytes)
+            layouts[-1] = layouts[-1] or _Layout(content)
+            content = -1
+        layout = layouts[content]
+        if layout is None:
+            raise SystemCallError(
+                errno.ENOMEM, "the description of such batches was lost for want of memory"
+            )
+        return Staged(lease, layout.structure(), used_bytes)
 
     def cancel_join_thread(self) -> None:
         """There is no thread to join."""

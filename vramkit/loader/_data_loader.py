@@ -180,12 +180,11 @@ class DataLoader(TorchDataLoader[T_co]):
 
     def _resume(self, state: dict[str, Any]) -> tuple[Any, Epoch]:
         """Make the source of an epoch that another loader has begun."""
-        if not state["in_epoch"]:
-            _resume.set_own(self, state["random"])
-            _resume.load_sampler_state(self, state["sampler"])
-            epoch = Epoch(_resume.random_states(self), seeded=True, sampler=state["sampler"])
-            return super().__iter__(), epoch
         _resume.load_sampler_state(self, state["sampler"])
+        if not state["in_epoch"]:
+            return self._begin(state, _resume.random_states(self), draws_seed=state["seeded"])
+        if _resume.has_drawn_nothing(state, self):
+            return self._begin(state, state["random"], draws_seed=False)
         done = Done(state["batches_yielded"], state.get("yielded_ahead", ()))
         iterable = isinstance(self.dataset, IterableDataset)
         instead: dict[str, Any] = {}
@@ -204,12 +203,29 @@ class DataLoader(TorchDataLoader[T_co]):
             if iterable and not states:
                 # What the dataset draws in this process belongs to the past epoch, too.
                 _skip(source, done.total)
-        source._index_sampler = self._index_sampler
-        if self.persistent_workers and self.num_workers > 0:
-            self._iterator = source
+        self._keep(source)
         epoch = Epoch(state["random"], seeded=state["seeded"], sampler=state["sampler"], done=done)
         epoch.states, epoch.last_worker = states, (first_worker or self.num_workers) - 1
         return source, epoch
+
+    def _begin(
+        self, state: dict[str, Any], random: dict[str, Any], *, draws_seed: bool
+    ) -> tuple[Any, Epoch]:
+        """Make the source of an epoch of which no index has been drawn."""
+        _resume.set_own(self, state["random"])
+        epoch = Epoch(random, seeded=state["seeded"], sampler=state["sampler"])
+        if draws_seed:
+            return super().__iter__(), epoch
+        # The workers' seed was drawn before the state was taken, or there is none to draw.
+        source = make_source(View(self, generator=torch.Generator()), self._runtime_here())
+        self._keep(source)
+        return source, epoch
+
+    def _keep(self, source: Any) -> None:
+        """Let an iterator that was made of a view serve the epochs to come, if workers persist."""
+        source._index_sampler = self._index_sampler
+        if self.persistent_workers and self.num_workers > 0:
+            self._iterator = source
 
     def _runtime_here(self) -> Runtime:
         if self._runtime is None or self._runtime.process != os.getpid():
@@ -225,6 +241,8 @@ class DataLoader(TorchDataLoader[T_co]):
         nothing large, so it may be made at every step. Restore the process's own random generators
         (``torch.set_rng_state``) yourself, as for everything else that draws from them.
         """
+        if self._pending is not None:
+            return dict(self._pending)
         runtime = self._runtime
         return _resume.to_dict(None if runtime is None else runtime.epoch, self)
 

@@ -64,7 +64,8 @@ def _extent_of_array(array: np.ndarray[Any, Any]) -> Extent:
         begin = array.__array_interface__["data"][0]
         return Extent(begin, begin + len(array), is_whole=True)
     begin, end = _span_of(array)
-    if base is None and array.flags.owndata:
+    # With strides of its own making, an array does not span all that it owns.
+    if base is None and array.flags.owndata and array.flags.forc:
         return Extent(begin, end, is_whole=True)
     return _block_at(begin, end)
 

@@ -35,8 +35,8 @@ class Holder(Protocol):
     def forked_in_parent(self, reader: Reader) -> None:
         """Note the reader at each slot that has a batch."""
 
-    def forked_in_child(self) -> None:
-        """Copy the batches for this process."""
+    def forked_in_child(self) -> bool:
+        """Copy the batches for this process; returns whether it reads the slots no longer."""
 
     def forked_in_worker(self) -> None:
         """Make the batches copy-on-write for this process."""
@@ -101,6 +101,7 @@ class _Unknown:
 _holders: "weakref.WeakSet[Holder]" = weakref.WeakSet()
 # The pipes of all children that have not ended. A child has inherited them and closes them.
 _pipes: "weakref.WeakSet[_Child]" = weakref.WeakSet()
+_kept_open: list["_Child"] = []
 _forking = threading.local()
 
 
@@ -145,13 +146,18 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     _forking.now = None
     is_worker = getattr(_forking, "workers", None) is not None
+    copied = True
     for each in list(_holders):
         if is_worker:
             each.forked_in_worker()
         else:
-            each.forked_in_child()
+            copied = each.forked_in_child() and copied
     for pipe in list(_pipes):
-        pipe.close()
+        if copied:
+            pipe.close()
+        else:
+            # The parent leaves its slots alone until this process has ended.
+            _kept_open.append(pipe)
 
 
 os.register_at_fork(

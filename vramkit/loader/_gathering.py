@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vramkit._core import Gatherer, Piece, Plan, Segment
-from vramkit.errors import InvalidArgumentError, VramkitError
+from vramkit.errors import InvalidArgumentError, PoolClosedError, SystemCallError, VramkitError
 from vramkit.loader._arena import Arena
 from vramkit.loader._columns import Column, columns_of
 from vramkit.loader._packing import ALIGNMENT, Shape
@@ -190,7 +190,9 @@ class Gathering:
             if stage:
                 place = empty_batch(self._arena, layout)
             elif count * self._row_bytes >= _SLOT_FROM_BYTES:
-                place = empty_batch_within(self._arena, layout)
+                # Without memory for a slot there may still be some elsewhere.
+                with contextlib.suppress(SystemCallError):
+                    place = empty_batch_within(self._arena, layout)
         if place is not None:
             lease, references, used = place
             addresses = [lease.slot.address + each.offset for each in references]
@@ -215,7 +217,8 @@ class Gathering:
                 rows = _rows_of(order, indices)
                 targets = [addresses[each] for each in positions]
                 job.add(plan.submit(gatherer, targets, rows.data_ptr(), len(indices)))
-            except (InvalidArgumentError, IndexError):
+            except (InvalidArgumentError, IndexError, PoolClosedError):
+                # The last: the interpreter is about to end, and the threads have ended.
                 return None
         return job
 

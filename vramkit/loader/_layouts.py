@@ -19,6 +19,7 @@ _TOGETHER_FROM = 4
 _LARGE_BYTES = 1 << 16
 _MOST_LAYOUTS = 64
 _MOST_VIEWS = 64
+_KEYS = frozenset({str, int, bool})
 
 
 class Layout:
@@ -82,8 +83,9 @@ class Layouts:
             layout = self._make(batch, leaves, offsets)
         if not writer.extend_to(layout.used_bytes):
             return None
-        self._known[key] = layout
         self._copy(layout, leaves)
+        # Last: the parent counts the layouts of which it has been told.
+        self._known[key] = layout
         return layout, is_new
 
     def _make(self, batch: Any, leaves: list[torch.Tensor], offsets: list[int | None]) -> Layout:
@@ -105,10 +107,11 @@ class Layouts:
         small = []
         for position in layout.moved:
             leaf = leaves[position]
+            if not leaf.nbytes:
+                continue
             if leaf.nbytes >= _LARGE_BYTES or len(layout.moved) < _TOGETHER_FROM:
-                if leaf.nbytes:
-                    to = writer.address(layout.references[position].offset)
-                    writer.copy(to, leaf.data_ptr(), leaf.nbytes)
+                to = writer.address(layout.references[position].offset)
+                writer.copy(to, leaf.data_ptr(), leaf.nbytes)
             else:
                 small.append(position)
         if small:
@@ -137,10 +140,12 @@ def _describe(part: Any, leaves: list[torch.Tensor]) -> Any:
         leaves.append(part)
         return True
     if kind is dict:
+        kinds = tuple(map(type, part))
+        # Others may be equal to one another without being the same.
+        if not _KEYS.issuperset(kinds):
+            return None
         values = [_describe(each, leaves) for each in part.values()]
-        # Keys of several types may be equal: 1 and True.
-        keys = (tuple(part), tuple(map(type, part)))
-        return None if None in values else (kind, keys, tuple(values))
+        return None if None in values else (kind, tuple(part), kinds, tuple(values))
     if kind is list or kind is tuple:
         values = [_describe(each, leaves) for each in part]
         return None if None in values else (kind, tuple(values))

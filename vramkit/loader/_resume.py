@@ -105,14 +105,38 @@ def _generators(loader: Any) -> dict[str, torch.Generator]:
 
 def sampler_state(loader: Any) -> Any:
     """Return the state of a sampler that has one of its own, else None."""
-    sampler = loader._index_sampler
-    return sampler.state_dict() if is_stateful(sampler) else None
+    sampler = _stateful_sampler(loader)
+    return None if sampler is None else sampler.state_dict()
 
 
 def load_sampler_state(loader: Any, state: Any) -> None:
     """Give the sampler its state back."""
-    if state is not None and is_stateful(loader._index_sampler):
-        loader._index_sampler.load_state_dict(state)
+    sampler = _stateful_sampler(loader)
+    if state is not None and sampler is not None:
+        sampler.load_state_dict(state)
+
+
+def _stateful_sampler(loader: Any) -> Any:
+    """The sampler of batches if it has a state, or else the one from which it draws."""
+    of_batches = loader._index_sampler
+    for sampler in (of_batches, getattr(of_batches, "sampler", None)):
+        if is_stateful(sampler):
+            return sampler
+    return None
+
+
+def has_drawn_nothing(state: dict[str, Any], loader: Any) -> bool:
+    """Whether an epoch had begun, and its sampler had drawn nothing from PyTorch's own generator.
+
+    Without workers it draws when the first batch is asked for: then so does the loader that goes on
+    with the epoch, at that place in the user's own use of the generator.
+    """
+    return (
+        not state["batches_yielded"]
+        and not state["num_workers"]
+        and loader.generator is None
+        and not isinstance(loader.dataset, IterableDataset)
+    )
 
 
 class Done:
@@ -186,7 +210,8 @@ def to_dict(epoch: Epoch | None, loader: Any) -> dict[str, Any]:
             "batches_yielded": 0,
             "yielded_ahead": [],
             "in_epoch": False,
-            "seeded": True,
+            # Persistent workers that run draw no seed for the next epoch.
+            "seeded": loader._iterator is None,
             "random": {k: v for k, v in random_states(loader).items() if k != "global"},
             "sampler": sampler_state(loader),
         }
@@ -211,6 +236,16 @@ def samples_of(loader: Any) -> int | None:
         return None
 
 
+def _batches_of(loader: Any) -> int | None:
+    """How many batches an epoch of a map-style dataset has, if the sampler says."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    try:
+        return len(loader)
+    except (NotImplementedError, TypeError):
+        return None
+
+
 def check_fits(state: dict[str, Any], loader: Any) -> None:
     """Check that a state is of a loader like this one.
 
@@ -229,6 +264,12 @@ def check_fits(state: dict[str, Any], loader: Any) -> None:
             f"with in_order=False and num_workers={loader.num_workers} it is not known which "
             "batches of an iterable dataset were yielded; use in_order=True, or give the dataset "
             "state_dict() and load_state_dict()"
+        )
+    batches = _batches_of(loader)
+    if batches is not None and state["batches_yielded"] > batches:
+        raise InvalidArgumentError(
+            f"the state has {state['batches_yielded']} batches yielded, and an epoch of this "
+            f"loader has {batches}"
         )
     own = {"batch_size": loader.batch_size, "samples": samples_of(loader)}
     for name, value in own.items():
@@ -269,9 +310,15 @@ def check(state: Any) -> None:
             f"the state is not one of vramkit.DataLoader.state_dict(), which has version "
             f"{VERSION}: got {got}"
         )
-    missing = {"batches_yielded", "in_epoch", "seeded", "random"} - state.keys()
+    missing = {"batches_yielded", "in_epoch", "seeded", "random", "sampler"} - state.keys()
     if missing:
         raise InvalidArgumentError(f"the state has no {', '.join(sorted(missing))}")
+    random = state["random"]
+    if not isinstance(random, dict) or (state["in_epoch"] and "global" not in random):
+        raise InvalidArgumentError(
+            "random must hold the states of the random generators, 'global' among them, got "
+            f"{list(random) if isinstance(random, dict) else type(random).__qualname__}"
+        )
     if not isinstance(state["batches_yielded"], int) or state["batches_yielded"] < 0:
         raise InvalidArgumentError(
             f"batches_yielded must be a number of batches, got {state['batches_yielded']!r}"

@@ -23,22 +23,27 @@ _TorchIterator: Any = _torch._BaseDataLoaderIter
 class _Task:
     """A batch that a thread is to fetch."""
 
-    __slots__ = ("_fetch", "done", "error", "index", "is_wanted", "number", "value")
+    __slots__ = ("done", "error", "fetch", "index", "is_wanted", "number", "value")
 
     def __init__(self, number: int, index: Any, fetch: Callable[[Any], Any]) -> None:
         self.number, self.index = number, index
         # Of the epoch that asks for the batch: another may have begun when its turn comes.
-        self._fetch = fetch
+        self.fetch = fetch
         self.is_wanted = True
         self.done = threading.Event()
         self.value: Any = None
         self.error: BaseException | None = None
 
-    def run(self) -> None:
-        try:
-            self.value = self._fetch(self.index)
-        except BaseException as err:  # noqa: BLE001 - raised where the batch is asked for
-            self.error = err
+
+def _outcome(fetch: Callable[[Any], Any], index: Any) -> tuple[Any, BaseException | None]:
+    """Fetch a batch; returns it, or what was raised.
+
+    No variable here holds the task: the exception's traceback holds this frame.
+    """
+    try:
+        return fetch(index), None
+    except BaseException as err:  # noqa: BLE001 - raised where the batch is asked for
+        return None, err
 
 
 class _Crew:
@@ -56,10 +61,15 @@ class _Crew:
             )
             for worker in range(count)
         ]
-        for thread in self._threads:
-            thread.start()
-            _running.add(thread)
         _crews.add(self)
+        try:
+            for thread in self._threads:
+                thread.start()
+                _running.add(thread)
+        except BaseException:
+            # There are no more threads to be had, or it was interrupted.
+            self.close()
+            raise
 
     def submit(self, task: _Task) -> None:
         self._tasks.put(task)
@@ -75,16 +85,17 @@ class _Crew:
             if failed is not None:
                 task.error = failed
             elif task.is_wanted and not self._closed:
-                task.run()
+                task.value, task.error = _outcome(task.fetch, task.index)
             task.done.set()
             self.finished.release()
             del task
+        # For the next one.
+        self._tasks.put(None)
 
     def close(self) -> None:
         """Let the threads end after what they are doing."""
         self._closed = True
-        for _ in self._threads:
-            self._tasks.put(None)
+        self._tasks.put(None)
 
     def join(self) -> None:
         """Wait until the threads have ended, unless the dataset keeps one for too long."""
@@ -97,6 +108,9 @@ def _join(threads: Iterable[threading.Thread]) -> None:
     # A thread may be what drops the last reference to its loader.
     others = [each for each in threads if each is not threading.current_thread()]
     for thread in others:
+        # One that was never started has no end to wait for.
+        if thread.ident is None:
+            continue
         thread.join(max(0.0, deadline - time.monotonic()))
     left = [thread.name for thread in others if thread.is_alive()]
     if left:
@@ -179,22 +193,30 @@ class ThreadIterator(Taken, QuickNext, _TorchIterator):  # type: ignore[misc]
         if not self._waiting:
             raise StopIteration
         task = self._next_task()
+        if not task.is_wanted:
+            raise LoaderClosedError("the loader was closed while a batch was asked for")
         self._waiting.remove(task)
         self.take(task.number)
-        if task.error is not None:
-            self._fill()
-            raise task.error
         self._fill()
-        return task.value
+        if task.error is None:
+            return task.value
+        # The traceback holds frames that hold the task, which must not hold the exception.
+        error, task.error = task.error, None
+        try:
+            raise error
+        finally:
+            del error
 
     def _next_task(self) -> _Task:
         timeout = self._timeout or None
         if self._in_order:
-            if not self._waiting[0].done.wait(timeout):
+            first = self._waiting[0]
+            if not first.done.wait(timeout):
                 raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds")
-            return self._waiting[0]
+            return first
+        waiting = list(self._waiting)
         while True:
-            for task in self._waiting:
+            for task in waiting:
                 if task.done.is_set():
                     return task
             if not self._crew.finished.acquire(timeout=timeout):

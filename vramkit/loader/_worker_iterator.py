@@ -1,6 +1,7 @@
 """PyTorch's multi-process iterator, with slots of shared memory in the place of its queues."""
 
 import os
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -209,5 +210,7 @@ class StagedWorkers(TakenFromWorkers, QuickNext, _TorchIterator):  # type: ignor
         # Nobody writes into these slots any more.
         self._exchange.assigned.clear()
 
-    def __del__(self) -> None:
-        self._shutdown_workers()
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the process modules may be gone; workers end with their parent.
+        if not is_ending():
+            self._shutdown_workers()
