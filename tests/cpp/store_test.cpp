@@ -12,7 +12,7 @@
 #include <set>
 #include <stdexcept>
 #include <thread>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "ops/embedding/batches.h"
@@ -112,7 +112,9 @@ class Model {
     int64_t best = 0;
     std::pair<uint64_t, uint64_t> lowest{UINT64_MAX, 0};
     for (const auto& [key, use] : rows_) {
-      if (use.used != clock_ && rank(use) < lowest) std::tie(lowest, best) = {rank(use), key};
+      if (use.used == clock_ || rank(use) >= lowest) continue;
+      lowest = rank(use);
+      best = key;
     }
     return best;
   }

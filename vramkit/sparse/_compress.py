@@ -60,7 +60,7 @@ def compress(tensor: Tensor) -> Compressed:
         >>> matrix = torch.zeros(1000, 1000)
         >>> matrix[3, 5] = 1.0
         >>> print(vramkit.sparse.compress(matrix))
-        csr: 3.9 KiB, saves 3.8 MiB of 3.8 MiB
+        coo: 20 B, saves 3.8 MiB of 3.8 MiB
     """
     allowed = (torch.strided, torch.sparse_coo, torch.sparse_csr)
     if not isinstance(tensor, Tensor) or tensor.layout not in allowed or tensor.ndim == 0:

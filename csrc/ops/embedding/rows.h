@@ -69,6 +69,11 @@ VRAMKIT_ON_BOTH inline float float_of(uint32_t bits) {
   return value;
 }
 
+/// A number in [0, 1).
+VRAMKIT_ON_BOTH inline float fraction_of(uint32_t random) {
+  return static_cast<float>(random >> 8) * 0x1p-24F;
+}
+
 inline constexpr uint32_t kSign = 0x80000000U;
 inline constexpr uint32_t kInfinity = 0x7f800000U;
 
@@ -132,7 +137,8 @@ struct Float16 {
     uint32_t result;
     if (magnitude < kSmallestNormal) {
       const float steps = float_of(magnitude) * 0x1p24F;
-      result = static_cast<uint32_t>(steps + static_cast<float>(random >> 8) * 0x1p-24F);
+      result = static_cast<uint32_t>(steps);
+      result += steps - static_cast<float>(result) > fraction_of(random) ? 1U : 0U;
     } else {
       result = (magnitude + (random >> 19) - kBias) >> 13;
     }
@@ -156,7 +162,8 @@ struct Int8 {
   VRAMKIT_ON_BOTH static float load(Stored stored) { return static_cast<float>(stored); }
   VRAMKIT_ON_BOTH static Stored nearest(float value) { return clamped(rintf(value)); }
   VRAMKIT_ON_BOTH static Stored stochastic(float value, uint32_t random) {
-    return clamped(floorf(value + static_cast<float>(random >> 8) * 0x1p-24F));
+    const float whole = floorf(value);
+    return clamped(value - whole > fraction_of(random) ? whole + 1 : whole);
   }
 
  private:

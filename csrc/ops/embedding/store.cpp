@@ -180,7 +180,9 @@ void Store::reserve(uint64_t rows) {
   if (evicts()) candidates_.reserve(config_.budget_bytes != 0 ? max_rows_ : rows);
   while (pages_.size() < pages) {
     auto metadata = std::make_unique<Metadata[]>(size_t{mask_} + 1);
-    pages_.push_back(allocate_(page_bytes()));
+    std::unique_ptr<Memory> memory = allocate_(page_bytes());
+    char* const data = memory->data();
+    pages_.push_back({std::move(memory), data});
     metadata_.push_back(std::move(metadata));
   }
 }

@@ -88,6 +88,10 @@ class Store {
   void check_valid() const;
 
  private:
+  struct Page {
+    std::unique_ptr<Memory> memory;
+    char* data;
+  };
   struct Metadata {
     Stamps stamps;
     uint32_t mark;  // position among the distinct ids of the latest batch
@@ -99,8 +103,7 @@ class Store {
     auto operator<=>(const Candidate&) const = default;
   };
 
-  const char* page_of(uint32_t slot) const { return pages_[slot >> shift_]->data(); }
-  char* page_of(uint32_t slot) { return pages_[slot >> shift_]->data(); }
+  char* page_of(uint32_t slot) const { return pages_[slot >> shift_].data; }
   Metadata& metadata(uint32_t slot) { return metadata_[slot >> shift_][slot & mask_]; }
 
   bool evicts() const {
@@ -125,7 +128,7 @@ class Store {
   uint32_t shift_ = 0;
   uint32_t mask_ = 0;
   uint64_t max_rows_ = kMissing;
-  std::vector<std::unique_ptr<Memory>> pages_;
+  std::vector<Page> pages_;
   std::vector<std::unique_ptr<Metadata[]>> metadata_;
   HashIndex index_;
   uint32_t size_ = 0;
