@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kFloatsPerTask = 1 << 14;
 // Rows whose first lines are being fetched.
-constexpr int64_t kAhead = 8;
+constexpr int64_t kAhead = 16;
 constexpr uint32_t kFetchedBytes = 512;
 
 /// What a row is multiplied by so that its norm is at most the limit's, as in torch.
