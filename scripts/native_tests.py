@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vramkit._build import BuildError, _objects, _recipes, _toolchain  # noqa: E402
+from vramkit._build import BuildError, _objects, _recipes, _sources, _toolchain  # noqa: E402
 
 _SANITIZED = ("-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 _VARIANTS: dict[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ def build_tests(variant: str) -> Path:
     recipe = replace(
         core,
         name="native_tests",
-        sources=(*core.sources, *tests),
+        sources=(*core.sources, *_sources.table_sources(core.root), *tests),
         # Sanitizers want each function as it was written; the plain variant shares core's objects.
         compile=(*_recipes.core_flags(core.root), *flags) if flags else core.compile,
         link=(_toolchain.find_cxx(), "-pthread", *(flags or _recipes.whole_program_flags())),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vramkit import nn as nn
     from vramkit import pool as pool
     from vramkit import simulate as simulate
+    from vramkit import sparse as sparse
     from vramkit import units as units
     from vramkit.loader import DataLoader
     from vramkit.pool import MemoryPool
@@ -28,7 +29,7 @@ __all__ = [
 
 _HOMES = {"DataLoader": "vramkit.loader", "MemoryPool": "vramkit.pool"}
 # Public too; they resolve without an import of their own.
-_SUBMODULES = ("cli", "contrib", "errors", "loader", "nn", "pool", "simulate", "units")
+_SUBMODULES = ("cli", "contrib", "errors", "loader", "nn", "pool", "simulate", "sparse", "units")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,11 @@ __all__ = [
     "PoolBusyError",
     "PoolClosedError",
     "PoolOutOfMemoryError",
+    "RowIndexError",
     "ScopeError",
     "SystemCallError",
+    "TableFullError",
+    "TableUsageError",
     "TraceError",
     "UnsupportedDeviceError",
     "VramkitError",
@@ -83,6 +86,18 @@ class ForeignPointerError(VramkitError, ValueError):
 
 class DoubleFreeError(VramkitError, RuntimeError):
     """The address is the pool's, but no live block starts there."""
+
+
+class RowIndexError(VramkitError, IndexError):
+    """An id that an embedding table of fixed size does not have."""
+
+
+class TableFullError(VramkitError, MemoryError):
+    """An embedding table needs more rows than its budget holds."""
+
+
+class TableUsageError(VramkitError, RuntimeError):
+    """An embedding table is used in a way that would train it wrongly."""
 
 
 class SystemCallError(VramkitError, OSError):

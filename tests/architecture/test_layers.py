@@ -25,7 +25,7 @@ _NATIVE_ALLOWED: dict[str, frozenset[str]] = {
 _FOUNDATION = frozenset({"_build", "errors", "units"})
 _NATIVE = _FOUNDATION | {"_ops", "_core"}
 # These know nothing of each other, so that each can be understood, used and dropped alone.
-_SIBLINGS = ("loader", "nn", "estimate", "monitor", "doctor", "distributed")
+_SIBLINGS = ("loader", "nn", "estimate", "monitor", "doctor", "distributed", "sparse")
 _PYTHON_ALLOWED: dict[str, frozenset[str]] = {
     "_build": frozenset(),
     "errors": frozenset(),

@@ -12,7 +12,7 @@ import vramkit
 ROOT = Path(__file__).resolve().parents[2]
 _PUBLIC_MODULES = (
     *("cli", "contrib", "contrib.conv_bias_relu", "errors", "loader", "nn", "nn.functional"),
-    *("pool", "simulate", "units"),
+    *("pool", "simulate", "sparse", "units"),
 )
 _MOST_NAMES = 10
 

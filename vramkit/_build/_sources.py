@@ -61,8 +61,15 @@ def adapter_sources(root: Path, kind: str) -> tuple[Path, ...]:
 
 
 def ops_cpu_sources(root: Path) -> tuple[Path, ...]:
-    """Return the sources of the ops that run on the CPU."""
-    return tuple(p for p in sorted((root / "ops").rglob("*.cpp")) if _CUDA_MARK not in p.name)
+    """Return the sources of the ops that run on the CPU, and those of the core that they need."""
+    ops = (p for p in sorted((root / "ops").rglob("*.cpp")) if _CUDA_MARK not in p.name)
+    return (root / "base" / "bytes.cpp", root / "base" / "error.cpp", *ops)
+
+
+def table_sources(root: Path) -> tuple[Path, ...]:
+    """Return the sources of embedding tables that do not need torch, for the native tests."""
+    found = sorted((root / "ops" / "embedding").glob("*.cpp"))
+    return tuple(path for path in found if not path.stem.endswith("_ops"))
 
 
 def ops_cuda_sources(root: Path) -> tuple[Path, ...]:

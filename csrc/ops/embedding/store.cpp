@@ -1,0 +1,274 @@
+#include "ops/embedding/store.h"
+
+#include <algorithm>
+#include <functional>
+#include <stdexcept>
+#include <unordered_map>
+#include <utility>
+
+#include "base/bytes.h"
+#include "base/error.h"
+
+namespace vramkit::embedding {
+namespace {
+
+constexpr uint64_t kPageBytes = 1 << 20;
+// A page is at most this part of the budget, which it may leave unused.
+constexpr uint64_t kPagesInBudget = 64;
+// Ids whose memory accesses are under way at the same time.
+constexpr int64_t kInFlight = 32;
+// Below, a thread costs more than it saves.
+constexpr int64_t kIdsPerTask = 2048;
+
+}  // namespace
+
+Store::Store(const StoreConfig& config, Allocate allocate)
+    : config_(config), allocate_(std::move(allocate)), stride_(config.layout.stride_bytes()) {
+  size_pages();
+  if (config_.num_rows >= 0) {
+    max_rows_ = std::min(max_rows_, static_cast<uint64_t>(config_.num_rows));
+  }
+  if (config_.budget_bytes == 0) return;
+  uint64_t pages = 0;
+  while (((pages + 1) << shift_) < kMissing && bytes_at(pages + 1) <= config_.budget_bytes) ++pages;
+  if (pages == 0) {
+    throw_error(
+        Status::kInvalidArgument,
+        "budget: one row of %u values takes %s with its index, got a budget of %s; raise it",
+        config_.layout.dim, mib(bytes_at(1)).c_str(), mib(config_.budget_bytes).c_str());
+  }
+  max_rows_ = std::min(max_rows_, pages << shift_);
+}
+
+void Store::size_pages() {
+  uint64_t wanted = kPageBytes;
+  if (config_.budget_bytes != 0) wanted = std::min(wanted, config_.budget_bytes / kPagesInBudget);
+  if (config_.num_rows >= 0) {
+    wanted = std::min(wanted, static_cast<uint64_t>(config_.num_rows) * stride_);
+  }
+  while ((uint64_t{2} << shift_) * stride_ <= wanted) ++shift_;
+  mask_ = (1U << shift_) - 1;
+}
+
+uint64_t Store::bytes_at(uint64_t pages) const {
+  const uint64_t rows = pages << shift_;
+  const uint64_t each = sizeof(Metadata) + (evicts() ? sizeof(Candidate) : 0);
+  return pages * page_bytes() + rows * each + HashIndex::bytes_for(rows);
+}
+
+StoreFacts Store::facts() const {
+  StoreFacts facts;
+  facts.rows = size_;
+  const uint64_t rows = pages_.size() << shift_;
+  facts.bytes = static_cast<int64_t>(pages_.size() * page_bytes() + rows * sizeof(Metadata) +
+                                     index_.bytes() + candidates_.capacity() * sizeof(Candidate));
+  const bool limited = config_.num_rows >= 0 || config_.budget_bytes != 0;
+  facts.capacity = limited ? static_cast<int64_t>(max_rows_) : -1;
+  facts.evictions = evictions_;
+  return facts;
+}
+
+void Store::find(const int64_t* ids, int64_t count, uint32_t* slots) const {
+  const auto key_of_slot = [this](uint32_t slot) { return key_of(slot); };
+  uint64_t hashes[kInFlight];
+  for (int64_t begin = 0; begin < count; begin += kInFlight) {
+    const int64_t in_flight = std::min(kInFlight, count - begin);
+    for (int64_t i = 0; i < in_flight; ++i) {
+      const int64_t id = ids[begin + i];
+      if (config_.num_rows >= 0 && (id < 0 || id >= config_.num_rows)) {
+        throw std::out_of_range(
+            format("index out of range: got id %lld, the table has rows 0 to %lld",
+                   static_cast<long long>(id), static_cast<long long>(config_.num_rows - 1)));
+      }
+      hashes[i] = HashIndex::hash(id);
+      index_.prefetch(hashes[i]);
+    }
+    for (int64_t i = 0; i < in_flight; ++i) {
+      const uint32_t slot = index_.guess(hashes[i]);
+      if (slot != kMissing) __builtin_prefetch(row(slot));
+    }
+    for (int64_t i = 0; i < in_flight; ++i) {
+      slots[begin + i] = index_.find(ids[begin + i], hashes[i], key_of_slot);
+    }
+  }
+}
+
+void Store::write_initial(int64_t key, char* row) const {
+  const uint32_t dim = config_.layout.dim;
+  std::vector<float> values(dim);
+  if (config_.padding != key && config_.deviation != 0) {
+    const uint64_t base = mix(config_.seed, static_cast<uint64_t>(key));
+    for (uint32_t i = 0; i < dim; ++i) values[i] = normal(mix(base + i)) * config_.deviation;
+  }
+  header_of(row) = {key, 0, config_.initial_state};
+  if (config_.layout.type == RowType::kInt8) {
+    header_of(row).scale = fitting_scale(0, largest_magnitude(values.data(), dim));
+  }
+  with_row_type(config_.layout.type,
+                [&]<class Type>(Type) { encode_nearest<Type>(row, dim, values.data()); });
+  const float state = config_.layout.rule == Rule::kAdagrad ? config_.initial_state : 0.0F;
+  float* const states = state_of(config_.layout, row);
+  std::fill(states, states + config_.layout.state_count(), state);
+}
+
+int64_t Store::insert(const int64_t* ids, int64_t count, const Parallel& parallel,
+                      uint32_t* inverse, int64_t* keys, int64_t* slots, bool with_padding) {
+  // `inverse` holds the slots of the ids at first.
+  parallel(0, count, kIdsPerTask,
+           [&](int64_t begin, int64_t end) { find(ids + begin, end - begin, inverse + begin); });
+  std::vector<int64_t> fresh;
+  const int64_t unique = distinct(ids, count, inverse, keys, slots, fresh, with_padding);
+  if (static_cast<uint64_t>(unique) > max_rows_) throw_full(static_cast<uint64_t>(unique));
+  const uint64_t wanted = size_ + fresh.size();
+  if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+  reserve(std::min(wanted, max_rows_));
+  tick();
+  for (int64_t i = 0; i < unique; ++i) {
+    if (slots[i] >= 0) touch(static_cast<uint32_t>(slots[i]));
+  }
+  if (wanted > max_rows_) evict(wanted - max_rows_);
+  for (const int64_t at : fresh) slots[at] = take(keys[at]);
+  parallel(0, static_cast<int64_t>(fresh.size()), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = fresh[static_cast<size_t>(i)];
+      write_initial(keys[at], row(static_cast<uint32_t>(slots[at])));
+    }
+  });
+  return unique;
+}
+
+int64_t Store::distinct(const int64_t* ids, int64_t count, uint32_t* inverse, int64_t* keys,
+                        int64_t* slots, std::vector<int64_t>& fresh, bool with_padding) {
+  constexpr int64_t kAhead = 16;
+  std::unordered_map<int64_t, uint32_t> positions;
+  int64_t unique = 0;
+  const auto add = [&](int64_t key, int64_t slot) {
+    keys[unique] = key;
+    slots[unique] = slot;
+    return static_cast<uint32_t>(unique++);
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kAhead < count && inverse[i + kAhead] != kMissing) {
+      __builtin_prefetch(&metadata(inverse[i + kAhead]));
+    }
+    const uint32_t slot = inverse[i];
+    if (!with_padding && config_.padding == ids[i]) {
+      inverse[i] = kMissing;
+    } else if (slot != kMissing) {
+      // A mark of an earlier batch does not lead back to the slot.
+      uint32_t& mark = metadata(slot).mark;
+      if (mark >= unique || slots[mark] != slot) mark = add(ids[i], slot);
+      inverse[i] = mark;
+    } else {
+      const auto [found, is_new] = positions.try_emplace(ids[i], static_cast<uint32_t>(unique));
+      if (is_new) fresh.push_back(add(ids[i], -1));
+      inverse[i] = found->second;
+    }
+  }
+  return unique;
+}
+
+void Store::reserve(uint64_t rows) {
+  if (rows > index_.room()) {
+    const uint64_t most = config_.budget_bytes != 0 ? max_rows_ : std::min(2 * rows, max_rows_);
+    index_.rebuild(most, size_, allocate_, [this](uint32_t slot) { return key_of(slot); });
+  }
+  const uint64_t pages = (rows + mask_) >> shift_;
+  pages_.reserve(pages);
+  metadata_.reserve(pages);
+  free_.reserve(rows);
+  if (evicts()) candidates_.reserve(config_.budget_bytes != 0 ? max_rows_ : rows);
+  while (pages_.size() < pages) {
+    auto metadata = std::make_unique<Metadata[]>(size_t{mask_} + 1);
+    std::unique_ptr<Memory> memory = allocate_(page_bytes());
+    char* const data = memory->data();
+    pages_.push_back({std::move(memory), data});
+    metadata_.push_back(std::move(metadata));
+  }
+}
+
+void Store::touch(uint32_t slot) {
+  Stamps& stamps = this->stamps(slot);
+  stamps.used = clock_;
+  ++stamps.frequency;
+}
+
+Store::Candidate Store::candidate(uint32_t slot) const {
+  const Stamps& of = stamps(slot);
+  if (config_.when_full == WhenFull::kEvictLfu) return {of.frequency, of.used, slot};
+  return {of.used, 0, slot};
+}
+
+void Store::push_candidate(uint32_t slot) {
+  candidates_.push_back(candidate(slot));
+  std::push_heap(candidates_.begin(), candidates_.end(), std::greater<>{});
+}
+
+void Store::stamps_changed() {
+  for (Candidate& of : candidates_) of = candidate(of.slot);
+  std::make_heap(candidates_.begin(), candidates_.end(), std::greater<>{});
+}
+
+void Store::evict(uint64_t count) {
+  std::vector<uint32_t> kept;
+  while (count != 0) {
+    std::pop_heap(candidates_.begin(), candidates_.end(), std::greater<>{});
+    const Candidate oldest = candidates_.back();
+    candidates_.pop_back();
+    if (oldest != candidate(oldest.slot)) {
+      push_candidate(oldest.slot);
+    } else if (stamps(oldest.slot).used == clock_) {
+      kept.push_back(oldest.slot);
+    } else {
+      const int64_t key = key_of(oldest.slot);
+      index_.erase(key, HashIndex::hash(key), [this](uint32_t slot) { return key_of(slot); });
+      free_.push_back(oldest.slot);
+      ++evictions_;
+      --count;
+    }
+  }
+  for (const uint32_t slot : kept) push_candidate(slot);
+}
+
+uint32_t Store::take(int64_t key) {
+  uint32_t slot = size_;
+  if (free_.empty()) {
+    ++size_;
+  } else {
+    slot = free_.back();
+    free_.pop_back();
+  }
+  header_of(row(slot)).key = key;
+  stamps(slot) = {clock_, clock_, 1};
+  index_.insert(HashIndex::hash(key), slot);
+  if (evicts()) push_candidate(slot);
+  return slot;
+}
+
+void Store::throw_full(uint64_t wanted) const {
+  throw_error(
+      Status::kOutOfMemory,
+      "the table is full: %s are needed, the budget of %s holds %s; raise budget, or choose "
+      "when_full='evict_lru', and look up fewer distinct ids at once than it holds",
+      counted(wanted, "row").c_str(), mib(config_.budget_bytes).c_str(),
+      counted(max_rows_, "row").c_str());
+}
+
+void Store::check_valid() const {
+  const auto key_of_slot = [this](uint32_t slot) { return key_of(slot); };
+  for (uint32_t slot = 0; slot < size_; ++slot) {
+    const int64_t key = key_of(slot);
+    const uint32_t found = index_.find(key, HashIndex::hash(key), key_of_slot);
+    if (found != slot) {
+      throw_error(Status::kInvalidArgument, "slot %u has key %lld, which the index has in slot %u",
+                  slot, static_cast<long long>(key), found);
+    }
+  }
+  if (!free_.empty() || size_ > max_rows_ || (evicts() && candidates_.size() != size_)) {
+    throw_error(Status::kInvalidArgument, "%u rows, %zu free slots, %zu candidates, at most %llu",
+                size_, free_.size(), candidates_.size(),
+                static_cast<unsigned long long>(max_rows_));
+  }
+}
+
+}  // namespace vramkit::embedding

@@ -1,0 +1,142 @@
+// The rows of one table: which keys have one, where it is, and what happens when the budget is
+// full.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "ops/embedding/hash_index.h"
+#include "ops/embedding/memory.h"
+#include "ops/embedding/rows.h"
+
+namespace vramkit::embedding {
+
+enum class WhenFull : int32_t { kGrow = 0, kError = 1, kEvictLru = 2, kEvictLfu = 3 };
+
+struct StoreConfig {
+  RowLayout layout{};
+  int64_t num_rows = -1;      // ids are 0 to num_rows - 1; any int64 where it is negative
+  uint64_t budget_bytes = 0;  // 0: none
+  WhenFull when_full = WhenFull::kGrow;
+  uint64_t seed = 0;
+  float deviation = 1;      // of the initial values
+  float initial_state = 0;  // Adagrad's sums begin with it
+  std::optional<int64_t> padding{};
+};
+
+/// When a slot was last changed and used, in calls that changed the table, and how often it was.
+struct Stamps {
+  uint32_t changed;
+  uint32_t used;
+  uint32_t frequency;
+};
+
+struct StoreFacts {
+  int64_t rows = 0;
+  int64_t bytes = 0;
+  int64_t capacity = -1;
+  int64_t evictions = 0;
+};
+
+/// Rows lie in pages, so that growing copies none; slots 0 to size() - 1 are in use. Not
+/// thread-safe; const functions may run at the same time as each other.
+class Store {
+ public:
+  /// Throws Error(kInvalidArgument) where the budget is too small for a row.
+  Store(const StoreConfig& config, Allocate allocate);
+
+  const StoreConfig& config() const { return config_; }
+  const RowLayout& layout() const { return config_.layout; }
+  uint32_t size() const { return size_; }
+  /// Changes whenever a slot gets another key.
+  int64_t epoch() const { return evictions_; }
+  uint32_t clock() const { return clock_; }
+  void set_clock(uint32_t clock) { clock_ = clock; }
+  StoreFacts facts() const;
+
+  char* row(uint32_t slot) { return page_of(slot) + (slot & mask_) * stride_; }
+  const char* row(uint32_t slot) const { return page_of(slot) + (slot & mask_) * stride_; }
+  int64_t key_of(uint32_t slot) const { return header_of(row(slot)).key; }
+  Stamps& stamps(uint32_t slot) { return metadata_[slot >> shift_][slot & mask_].stamps; }
+  const Stamps& stamps(uint32_t slot) const {
+    return metadata_[slot >> shift_][slot & mask_].stamps;
+  }
+
+  /// Writes the slot of each id, or kMissing. Throws std::out_of_range for ids that a fixed table
+  /// has not.
+  void find(const int64_t* ids, int64_t count, uint32_t* slots) const;
+
+  /// Writes the row that an id has as long as nothing has changed it.
+  void write_initial(int64_t key, char* row) const;
+
+  /// The distinct ids of a batch (padding ids too, if `with_padding`): ids[i] is keys[inverse[i]],
+  /// in slots[inverse[i]]; padding ids have inverse kMissing. Returns their number. Ids without a
+  /// row get one. Each array has `count` elements. `with_padding` treats padding ids as all others.
+  /// Throws std::bad_alloc or Error(kOutOfMemory), and then has changed no row.
+  int64_t insert(const int64_t* ids, int64_t count, const Parallel& parallel, uint32_t* inverse,
+                 int64_t* keys, int64_t* slots, bool with_padding = false);
+
+  /// To be called where stamps() has been given other values than those of the clock.
+  void stamps_changed();
+
+  /// Begins a change of rows, whose stamps get the clock's new value.
+  uint32_t tick() { return ++clock_; }
+
+  /// Throws Error(kInvalidArgument) where index, rows and counters contradict each other.
+  void check_valid() const;
+
+ private:
+  struct Page {
+    std::unique_ptr<Memory> memory;
+    char* data;
+  };
+  struct Metadata {
+    Stamps stamps;
+    uint32_t mark;  // position among the distinct ids of the latest batch
+  };
+  struct Candidate {
+    uint32_t first;
+    uint32_t second;
+    uint32_t slot;
+    auto operator<=>(const Candidate&) const = default;
+  };
+
+  char* page_of(uint32_t slot) const { return pages_[slot >> shift_].data; }
+  Metadata& metadata(uint32_t slot) { return metadata_[slot >> shift_][slot & mask_]; }
+
+  bool evicts() const {
+    return config_.when_full == WhenFull::kEvictLru || config_.when_full == WhenFull::kEvictLfu;
+  }
+  uint64_t page_bytes() const { return (uint64_t{mask_} + 1) * stride_; }
+  uint64_t bytes_at(uint64_t pages) const;
+  void size_pages();
+  int64_t distinct(const int64_t* ids, int64_t count, uint32_t* inverse, int64_t* keys,
+                   int64_t* slots, std::vector<int64_t>& fresh, bool with_padding);
+  void reserve(uint64_t rows);
+  void touch(uint32_t slot);
+  Candidate candidate(uint32_t slot) const;
+  void push_candidate(uint32_t slot);
+  void evict(uint64_t count);
+  uint32_t take(int64_t key);
+  [[noreturn]] void throw_full(uint64_t wanted) const;
+
+  StoreConfig config_;
+  Allocate allocate_;
+  uint32_t stride_;
+  uint32_t shift_ = 0;
+  uint32_t mask_ = 0;
+  uint64_t max_rows_ = kMissing;
+  std::vector<Page> pages_;
+  std::vector<std::unique_ptr<Metadata[]>> metadata_;
+  HashIndex index_;
+  uint32_t size_ = 0;
+  uint32_t clock_ = 0;
+  int64_t evictions_ = 0;
+  std::vector<uint32_t> free_;
+  // A heap with one entry for each row; it may be older than the row's stamps, never newer.
+  std::vector<Candidate> candidates_;
+};
+
+}  // namespace vramkit::embedding

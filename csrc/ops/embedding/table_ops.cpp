@@ -1,0 +1,474 @@
+// The operators of tables on the CPU. A table is named by a number; its memory is torch's.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <shared_mutex>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "ops/embedding/batches.h"
+#include "ops/embedding/store.h"
+
+namespace vramkit::embedding {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+/// Python sees it as a MemoryError.
+class FullError : public std::bad_alloc {
+ public:
+  explicit FullError(std::string text) : text_(std::move(text)) {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
+
+struct Table {
+  explicit Table(const StoreConfig& config, Allocate allocate)
+      : store(config, std::move(allocate)) {}
+  Store store;
+  std::shared_mutex mutex;  // shared where only read
+  std::atomic<int64_t> lookups{0};
+  std::atomic<int64_t> hits{0};
+  int64_t steps = 0;
+  int64_t version = 0;  // of the values
+};
+
+std::mutex tables_mutex;
+std::map<int64_t, std::shared_ptr<Table>>& tables() {
+  static auto* const all = new std::map<int64_t, std::shared_ptr<Table>>;
+  return *all;
+}
+
+std::shared_ptr<Table> table_of(int64_t number) {
+  const std::lock_guard lock(tables_mutex);
+  const auto found = tables().find(number);
+  STD_TORCH_CHECK(found != tables().end(), "vramkit: there is no table ", number);
+  return found->second;
+}
+
+/// Python sees errors of the core as ValueError and MemoryError.
+template <class F>
+auto translated(F&& f) {
+  try {
+    return f();
+  } catch (const Error& error) {
+    if (error.status() == Status::kOutOfMemory) throw FullError(error.what());
+    throw std::invalid_argument(error.what());
+  }
+}
+
+class TensorMemory : public Memory {
+ public:
+  explicit TensorMemory(uint64_t bytes)
+      : tensor_(torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte)) {}
+  char* data() override { return static_cast<char*>(tensor_.mutable_data_ptr()); }
+
+ private:
+  Tensor tensor_;
+};
+
+/// torch's loop would turn any exception into a runtime_error.
+void in_parallel(int64_t begin, int64_t end, int64_t grain, const Loop& loop) {
+  std::mutex mutex;
+  std::exception_ptr first;
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t from, int64_t to) {
+    try {
+      loop(from, to);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (first == nullptr) first = std::current_exception();
+    }
+  });
+  if (first != nullptr) std::rethrow_exception(first);
+}
+
+template <class T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* write(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+RowType row_type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return RowType::kFloat32;
+    case ScalarType::BFloat16:
+      return RowType::kBFloat16;
+    case ScalarType::Half:
+      return RowType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "vramkit: expected float32, bfloat16 or float16");
+  }
+}
+
+ScalarType scalar_type_of(RowType type) {
+  constexpr std::array kTypes{ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
+                              ScalarType::Char};
+  return kTypes[static_cast<size_t>(type)];
+}
+
+/// `bounds` has an element more than there are bags, `weights` one for each id; empty means none.
+Bags bags_of(const Tensor& ids, const Tensor& bounds, const Tensor& weights, int64_t mode) {
+  const int64_t positions = ids.numel();
+  STD_TORCH_CHECK(positions < kMissing, "vramkit: at most 2^32 - 2 ids at once, got ", positions);
+  Bags bags{};
+  bags.ids = read<int64_t>(ids);
+  bags.positions = positions;
+  bags.mode = static_cast<Mode>(mode);
+  bags.bags = bags.mode == Mode::kNone ? positions : bounds.numel() - 1;
+  bags.bounds = bags.mode == Mode::kNone ? nullptr : read<int64_t>(bounds);
+  bags.weights = weights.numel() == 0 ? nullptr : read<float>(weights);
+  for (int64_t bag = 0; bags.bounds != nullptr && bag < bags.bags; ++bag) {
+    if (bags.bounds[bag] <= bags.bounds[bag + 1]) continue;
+    throw std::invalid_argument("offsets must not decrease, got " +
+                                std::to_string(bags.bounds[bag]) + " before " +
+                                std::to_string(bags.bounds[bag + 1]));
+  }
+  return bags;
+}
+
+Tensor new_output(const Tensor& ids, const Table& table, const Bags& bags, ScalarType dtype) {
+  return torch::stable::new_empty(ids, {bags.bags, table.store.layout().dim}, dtype);
+}
+
+Tensor new_argmax(const Tensor& ids, const Table& table, const Bags& bags) {
+  const int64_t count = bags.mode == Mode::kMax ? bags.bags * table.store.layout().dim : 0;
+  return torch::stable::new_empty(ids, {count});
+}
+
+void count_hits(Table& table, const std::vector<uint32_t>& slots) {
+  int64_t hits = 0;
+  for (const uint32_t slot : slots) hits += slot != kMissing;
+  table.lookups.fetch_add(static_cast<int64_t>(slots.size()), std::memory_order_relaxed);
+  table.hits.fetch_add(hits, std::memory_order_relaxed);
+}
+
+std::vector<uint32_t> find(const Table& table, const Bags& bags) {
+  std::vector<uint32_t> slots(static_cast<size_t>(bags.positions));
+  in_parallel(0, bags.positions, 2048, [&](int64_t begin, int64_t end) {
+    table.store.find(bags.ids + begin, end - begin, slots.data() + begin);
+  });
+  return slots;
+}
+
+int64_t create(Tensor integers, Tensor numbers) {
+  const int64_t* const from = read<int64_t>(integers);
+  StoreConfig config;
+  config.layout = {static_cast<RowType>(from[0]), static_cast<Rule>(from[1]),
+                   static_cast<uint32_t>(from[2])};
+  config.num_rows = from[3];
+  config.budget_bytes = static_cast<uint64_t>(from[4]);
+  config.when_full = static_cast<WhenFull>(from[5]);
+  config.seed = static_cast<uint64_t>(from[6]);
+  if (from[7] != 0) config.padding = from[8];
+  config.deviation = static_cast<float>(read<double>(numbers)[0]);
+  config.initial_state = static_cast<float>(read<double>(numbers)[1]);
+  static std::atomic<int64_t> latest{0};
+  const int64_t number = ++latest;
+  auto table = translated([&] {
+    return std::make_shared<Table>(
+        config, [](uint64_t bytes) { return std::make_unique<TensorMemory>(bytes); });
+  });
+  const std::lock_guard lock(tables_mutex);
+  tables().emplace(number, std::move(table));
+  return number;
+}
+
+void close(Tensor /*selects the CPU*/, int64_t number) {
+  std::shared_ptr<Table> table;
+  const std::lock_guard lock(tables_mutex);
+  const auto found = tables().find(number);
+  if (found == tables().end()) return;
+  table = std::move(found->second);
+  tables().erase(found);
+}
+
+Tensor read_bags(Tensor ids, Tensor bounds, Tensor weights, int64_t number, int64_t mode,
+                 ScalarType dtype, double max_norm, double norm_type) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const Bags bags = bags_of(ids, bounds, weights, mode);
+  const std::shared_lock lock(table->mutex);
+  const std::vector<uint32_t> slots = find(*table, bags);
+  count_hits(*table, slots);
+  Tensor output = new_output(ids, *table, bags, dtype);
+  Tensor argmax = new_argmax(ids, *table, bags);
+  pool_bags(table->store, bags, slots.data(), {max_norm, norm_type}, row_type_of(dtype),
+            output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
+  return output;
+}
+
+// What `insert_bags` returns of the distinct ids: this head, the keys, the slots.
+struct Head {
+  int64_t unique;
+  int64_t epoch;
+  int64_t version;
+};
+constexpr int64_t kHead = sizeof(Head) / sizeof(int64_t);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> insert_bags(Tensor ids, Tensor bounds, Tensor weights,
+                                                       int64_t number, int64_t mode,
+                                                       ScalarType dtype, double max_norm,
+                                                       double norm_type) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const Bags bags = bags_of(ids, bounds, weights, mode);
+  const std::unique_lock lock(table->mutex);
+  Store& store = table->store;
+  Tensor inverse = torch::stable::new_empty(ids, {bags.positions}, ScalarType::Int);
+  Tensor distinct = torch::stable::new_empty(ids, {kHead + 2 * bags.positions});
+  auto* const of = write<uint32_t>(inverse);
+  int64_t* const head = write<int64_t>(distinct);
+  int64_t* const keys = head + kHead;
+  int64_t* const row_slots = keys + bags.positions;
+  const uint32_t before = store.size();
+  const int64_t unique = translated(
+      [&] { return store.insert(bags.ids, bags.positions, in_parallel, of, keys, row_slots); });
+  if (max_norm > 0) {
+    limit_norms(store, row_slots, unique, {max_norm, norm_type}, in_parallel);
+    ++table->version;
+  }
+  std::vector<uint32_t> slots(static_cast<size_t>(bags.positions), kMissing);
+  for (int64_t i = 0; i < bags.positions; ++i) {
+    if (of[i] != kMissing) slots[static_cast<size_t>(i)] = static_cast<uint32_t>(row_slots[of[i]]);
+  }
+  if (store.config().padding.has_value()) {
+    for (int64_t i = 0; i < bags.positions; ++i) {
+      if (of[i] == kMissing) store.find(bags.ids + i, 1, &slots[static_cast<size_t>(i)]);
+    }
+  }
+  table->lookups += unique;
+  table->hits += std::max<int64_t>(0, unique - (store.size() - before));
+  const Head made{unique, store.epoch(), table->version};
+  std::memcpy(head, &made, sizeof made);
+  Tensor output = new_output(ids, *table, bags, dtype);
+  Tensor argmax = new_argmax(ids, *table, bags);
+  pool_bags(store, bags, slots.data(), {0, norm_type}, row_type_of(dtype),
+            output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
+  return {output, inverse, distinct, argmax};
+}
+
+// Tensors of a gradient in the lists of `update` and `gradient_norm`.
+enum Part { kGrad, kIds, kBounds, kWeights, kInverse, kDistinct, kArgmax, kParts };
+
+std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts, const Tensor& modes) {
+  std::vector<GradientBatch> batches;
+  for (size_t at = 0; at + kParts <= parts.size(); at += kParts) {
+    const Tensor* const part = &parts[at];
+    const int64_t* const mode = read<int64_t>(modes) + at / kParts * 2;
+    Head head;
+    std::memcpy(&head, part[kDistinct].const_data_ptr(), sizeof head);
+    const int64_t* const keys = read<int64_t>(part[kDistinct]) + kHead;
+    batches.push_back({bags_of(part[kIds], part[kBounds], part[kWeights], mode[0]),
+                       row_type_of(part[kGrad].scalar_type()), part[kGrad].const_data_ptr(),
+                       read<uint32_t>(part[kInverse]), keys, keys + part[kIds].numel(), head.unique,
+                       head.epoch, read<int64_t>(part[kArgmax]), mode[1] != 0});
+  }
+  return batches;
+}
+
+void update(std::vector<Tensor> parts, Tensor modes, Tensor numbers, int64_t number) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const std::unique_lock lock(table->mutex);
+  const double* const from = read<double>(numbers);
+  const Rule rule = table->store.layout().rule;
+  const Gradients gradients(table->store, batches_of(parts, modes));
+  ++table->steps;
+  ++table->version;
+  const Step step{rate_at(rule, from[0], from[1], from[2], from[3], table->steps),
+                  static_cast<float>(from[2]), static_cast<float>(from[3]),
+                  static_cast<float>(from[4])};
+  gradients.apply(table->store, step, static_cast<float>(from[5]), table->steps, in_parallel);
+}
+
+Tensor gradient_norm(std::vector<Tensor> parts, Tensor modes, int64_t number) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const std::shared_lock lock(table->mutex);
+  Tensor result = torch::stable::new_empty(modes, {}, ScalarType::Double);
+  *write<double>(result) = Gradients(table->store, batches_of(parts, modes)).norm(in_parallel);
+  return result;
+}
+
+Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, int64_t number) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const Bags bags =
+      bags_of(ids, bounds, torch::stable::new_empty(ids, {0}), static_cast<int64_t>(Mode::kSum));
+  const std::shared_lock lock(table->mutex);
+  Head head;
+  std::memcpy(&head, distinct.const_data_ptr(), sizeof head);
+  STD_TORCH_CHECK(distinct.numel() == 0 || head.version == table->version,
+                  "vramkit: the rows that the gradient of per_sample_weights needs have been "
+                  "updated since forward; run its backward before the next update");
+  const std::vector<uint32_t> slots = find(*table, bags);
+  Tensor result = torch::stable::new_zeros(ids, {ids.numel()}, ScalarType::Float);
+  weight_gradients(table->store, bags, slots.data(), row_type_of(grad.scalar_type()),
+                   grad.const_data_ptr(), write<float>(result), in_parallel);
+  return result;
+}
+
+/// Keys, rows as stored, scale and sum, state, stamps: of the rows changed after `since`.
+std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const std::shared_lock lock(table->mutex);
+  const Store& store = table->store;
+  const RowLayout& layout = store.layout();
+  std::vector<uint32_t> chosen;
+  for (uint32_t slot = 0; slot < store.size(); ++slot) {
+    if (store.stamps(slot).changed > since) chosen.push_back(slot);
+  }
+  const auto count = static_cast<int64_t>(chosen.size());
+  const auto make = [&](int64_t width, ScalarType type) {
+    return torch::stable::new_empty(like, {count, width}, type);
+  };
+  Tensor keys = torch::stable::new_empty(like, {count}, ScalarType::Long);
+  Tensor rows = make(layout.dim, scalar_type_of(layout.type));
+  Tensor headers = make(2, ScalarType::Float);
+  Tensor state = make(layout.state_count(), ScalarType::Float);
+  Tensor stamps = make(3, ScalarType::Int);
+  in_parallel(0, count, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t slot = chosen[static_cast<size_t>(i)];
+      const char* const row = store.row(slot);
+      const RowHeader& header = header_of(row);
+      write<int64_t>(keys)[i] = header.key;
+      write<float>(headers)[2 * i] = header.scale;
+      write<float>(headers)[2 * i + 1] = header.sum;
+      std::memcpy(write<char>(rows) + i * layout.value_bytes(), row + RowLayout::values_at(),
+                  layout.value_bytes());
+      std::memcpy(write<float>(state) + i * layout.state_count(), row + layout.state_at(),
+                  4 * layout.state_count());
+      std::memcpy(write<char>(stamps) + i * static_cast<int64_t>(sizeof(Stamps)),
+                  &store.stamps(slot), sizeof(Stamps));
+    }
+  });
+  return {keys, rows, headers, state, stamps};
+}
+
+/// Stores rows, rounded to the nearest, in the place of those that have the same keys.
+void load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, int64_t number) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const std::unique_lock lock(table->mutex);
+  Store& store = table->store;
+  const RowLayout layout = store.layout();
+  const int64_t count = keys.numel();
+  const auto size = static_cast<size_t>(count);
+  std::vector<uint32_t> slots(size);
+  std::vector<uint32_t> inverse(size);
+  std::vector<int64_t> distinct(size);
+  std::vector<int64_t> places(size);
+  translated([&] {
+    return store.insert(read<int64_t>(keys), count, in_parallel, inverse.data(), distinct.data(),
+                        places.data(), true);
+  });
+  store.find(read<int64_t>(keys), count, slots.data());
+  ++table->version;
+  with_row_type(layout.type, [&]<class Type>(Type) {
+    for (int64_t i = 0; i < count; ++i) {
+      const uint32_t slot = slots[static_cast<size_t>(i)];
+      if (slot == kMissing) continue;
+      char* const row = store.row(slot);
+      const float* const values = read<float>(rows) + i * layout.dim;
+      RowHeader& header = header_of(row);
+      if (headers.numel() != 0) {
+        header.scale = read<float>(headers)[2 * i];
+        header.sum = read<float>(headers)[2 * i + 1];
+      } else {
+        header.scale = fitting_scale(0, largest_magnitude(values, layout.dim));
+      }
+      encode_nearest<Type>(row, layout.dim, values);
+      if (state.numel() != 0) {
+        std::memcpy(row + layout.state_at(), read<float>(state) + i * layout.state_count(),
+                    4 * layout.state_count());
+      }
+      Stamps& of = store.stamps(slot);
+      of.changed = store.clock();
+      if (stamps.numel() != 0) std::memcpy(&of, read<int32_t>(stamps) + 3 * i, sizeof of);
+    }
+  });
+  store.stamps_changed();
+}
+
+Tensor facts(Tensor like, int64_t number) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const std::shared_lock lock(table->mutex);
+  const StoreFacts of = table->store.facts();
+  const std::array<int64_t, 8> all{of.rows,        of.bytes,    of.capacity,  of.evictions,
+                                   table->lookups, table->hits, table->steps, table->store.clock()};
+  Tensor result = torch::stable::new_empty(like, {all.size()}, ScalarType::Long);
+  std::memcpy(write<int64_t>(result), all.data(), sizeof all);
+  return result;
+}
+
+/// Continues with the counters of a checkpoint.
+void resume(Tensor counters, int64_t number) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const std::unique_lock lock(table->mutex);
+  table->steps = read<int64_t>(counters)[0];
+  table->store.set_clock(static_cast<uint32_t>(read<int64_t>(counters)[1]));
+}
+
+void check(Tensor /*selects the CPU*/, int64_t number) {
+  const std::shared_ptr<Table> table = table_of(number);
+  const std::shared_lock lock(table->mutex);
+  translated([&] { table->store.check_valid(); });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
+  m.def("table_create(Tensor integers, Tensor numbers) -> int");
+  m.def("table_close(Tensor like, int table) -> ()");
+  m.def(
+      "table_read(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, ScalarType "
+      "dtype, "
+      "float max_norm, float norm_type) -> Tensor");
+  m.def(
+      "table_insert(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, "
+      "ScalarType dtype, float max_norm, float norm_type) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("table_update(Tensor[] parts, Tensor modes, Tensor numbers, int table) -> ()");
+  m.def("table_gradient_norm(Tensor[] parts, Tensor modes, int table) -> Tensor");
+  m.def(
+      "table_weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, int table) "
+      "-> Tensor");
+  m.def("table_dump(Tensor like, int table, int since) -> Tensor[]");
+  m.def(
+      "table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
+      "int table) -> ()");
+  m.def("table_facts(Tensor like, int table) -> Tensor");
+  m.def("table_resume(Tensor counters, int table) -> ()");
+  m.def("table_check(Tensor like, int table) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
+  m.impl("table_create", TORCH_BOX(&create));
+  m.impl("table_close", TORCH_BOX(&close));
+  m.impl("table_read", TORCH_BOX(&read_bags));
+  m.impl("table_insert", TORCH_BOX(&insert_bags));
+  m.impl("table_update", TORCH_BOX(&update));
+  m.impl("table_gradient_norm", TORCH_BOX(&gradient_norm));
+  m.impl("table_weights_gradient", TORCH_BOX(&weights_gradient));
+  m.impl("table_dump", TORCH_BOX(&dump));
+  m.impl("table_load", TORCH_BOX(&load));
+  m.impl("table_facts", TORCH_BOX(&facts));
+  m.impl("table_resume", TORCH_BOX(&resume));
+  m.impl("table_check", TORCH_BOX(&check));
+}
+
+}  // namespace vramkit::embedding

@@ -1,0 +1,1 @@
+"""Embedding tables that keep memory for the rows in use."""

@@ -1,0 +1,375 @@
+"""What the embedding modules share: the table, its state, its statistics."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from vramkit.errors import (
+    ArgumentTypeError,
+    InvalidArgumentError,
+    UnsupportedDeviceError,
+    VramkitError,
+)
+from vramkit.nn._embedding._checkpoint import fill, load_weight, names_of, state_of
+from vramkit.nn._embedding._config import (
+    TableOptions,
+    check_options,
+    check_plain,
+    check_rate,
+    table_config,
+)
+from vramkit.nn._embedding._stats import TableStats
+from vramkit.nn._embedding._table import Table
+
+_NOTHING = torch.empty(0)
+
+
+class EmbeddingModule(nn.Module):
+    """An embedding with a fused optimizer (``_table``) or with a plain ``weight``."""
+
+    num_embeddings: int | None
+    embedding_dim: int
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    scale_grad_by_freq: bool
+    sparse: bool
+    optimizer: str | None
+    frozen: bool
+    _table: Table | None
+
+    def _set_up(
+        self,
+        shape: tuple[int | None, int],
+        *,
+        padding_idx: int | None,
+        norm: tuple[float | None, float],
+        flags: tuple[bool, bool, bool],
+        weight: Tensor | None,
+        place: tuple[Any, torch.dtype | None],
+        options: TableOptions,
+    ) -> None:
+        check_options(options)
+        self.num_embeddings, self.embedding_dim = shape
+        self.padding_idx = _padding(padding_idx, shape[0])
+        self.max_norm, self.norm_type = None if norm[0] is None else float(norm[0]), float(norm[1])
+        self.scale_grad_by_freq, self.sparse, self.frozen = flags
+        self.optimizer = options.get("optimizer")
+        self._table = None
+        if weight is not None and tuple(weight.shape) != shape:
+            raise InvalidArgumentError(
+                f"the given weight has shape {tuple(weight.shape)}, num_embeddings and "
+                f"embedding_dim are {shape}"
+            )
+        if self.optimizer is None:
+            self._set_up_plain(weight, place, options)
+        else:
+            self._set_up_table(weight, place, options)
+
+    def _set_up_plain(
+        self, weight: Tensor | None, place: tuple[Any, torch.dtype | None], options: TableOptions
+    ) -> None:
+        if self.num_embeddings is None:
+            raise InvalidArgumentError(
+                "num_embeddings=None, an open id space, needs a fused optimizer: pass "
+                "optimizer='adam', 'adagrad', 'rowwise_adagrad' or 'sgd'"
+            )
+        if self.sparse and self.scale_grad_by_freq:
+            raise InvalidArgumentError(
+                "scale_grad_by_freq: PyTorch has no sparse gradients with it; pass sparse=False, "
+                "or a fused optimizer such as optimizer='adam'"
+            )
+        check_plain(options, place[1])
+        device, dtype = place
+        if weight is None:
+            shape = (self.num_embeddings, self.embedding_dim)
+            weight = torch.empty(shape, device=device, dtype=dtype)
+            self.weight = nn.Parameter(weight, requires_grad=not self.frozen)
+            self.reset_parameters()
+        else:
+            self.weight = nn.Parameter(weight, requires_grad=not self.frozen)
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values; a table with a fused optimizer forgets its rows."""
+        table = self._table
+        if table is not None:
+            seed = int(torch.randint(1 << 62, ()))
+            self._table = Table(replace(table.config, seed=seed), table.lr)
+            return
+        nn.init.normal_(self.weight)
+        if self.padding_idx is not None:
+            with torch.no_grad():
+                self.weight[self.padding_idx].fill_(0)
+
+    def _set_up_table(
+        self, weight: Tensor | None, place: tuple[Any, torch.dtype | None], options: TableOptions
+    ) -> None:
+        if not self.sparse:
+            raise InvalidArgumentError(
+                "sparse=False asks for dense gradients, and a table with a fused optimizer has "
+                "none; leave sparse out, or pass optimizer=None"
+            )
+        config, lr = table_config(
+            *(self.num_embeddings, self.embedding_dim, place[1], self.padding_idx, place[0]),
+            options,
+        )
+        self._table = Table(config, lr)
+        if weight is not None:
+            load_weight(self._table, weight)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self.__dict__.get("_table") is not None:
+            raise AttributeError(
+                f"{type(self).__name__} with a fused optimizer keeps the rows in use only and has "
+                "no weight; look ids up in eval mode, or call to_embedding()"
+            )
+        return super().__getattr__(name)
+
+    def _fused(self, what: str) -> Table:
+        if self._table is None:
+            raise InvalidArgumentError(
+                f"{what} is for tables with a fused optimizer; this module has a plain weight "
+                "(optimizer=None)"
+            )
+        return self._table
+
+    @property
+    def lr(self) -> float:
+        """The fused optimizer's learning rate; set it before each step to follow a schedule."""
+        return self._fused("lr").lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._fused("lr").lr = check_rate(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze the module, or let it train again."""
+        self.frozen = not requires_grad
+        return super().requires_grad_(requires_grad)
+
+    def stats(self) -> TableStats:
+        """Return what the module holds and how it has been used; see :class:`TableStats`."""
+        if self._table is None:
+            weight = self.weight
+            return TableStats(len(weight), weight.nbytes, len(weight), None, 0)
+        facts = self._table.facts()
+        rate = facts.hits / facts.lookups if facts.lookups else None
+        capacity = None if facts.capacity < 0 else facts.capacity
+        return TableStats(facts.rows, facts.bytes, capacity, rate, facts.evictions)
+
+    def keys(self) -> Tensor:
+        """Return the ids that have a row, int64, in no particular order."""
+        return self._fused("keys()").dump()[0]
+
+    @contextmanager
+    def accumulate(
+        self, *, scaler: GradScaler | None = None, max_norm: float | None = None
+    ) -> Iterator[None]:
+        """Collect the gradients of several backward passes, and update once at the end.
+
+        Args:
+            scaler: The gradient scaler that scaled the losses; the gradients are divided by its
+                scale, and the update is skipped with a warning if they are not finite.
+            max_norm: The most that the 2-norm of the table's gradient may be; a larger gradient is
+                scaled down, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+        Raises:
+            InvalidArgumentError: The module has no fused optimizer, or collects already.
+
+        Example:
+            >>> import torch, vramkit
+            >>> table = vramkit.nn.SparseEmbedding(None, 4, optimizer="adam")
+            >>> with table.accumulate(max_norm=1.0):
+            ...     table(torch.tensor([3, 4])).sum().backward()
+            ...     table(torch.tensor([4, 5])).sum().backward()
+        """
+        table = self._fused("accumulate()")
+        if table.held:
+            raise InvalidArgumentError("accumulate() is active already for this table")
+        table.held = True
+        try:
+            yield
+            factor = _factor(table, scaler, max_norm)
+            if factor is not None:
+                table.update_held(factor)
+        finally:
+            table.discard_held()
+            table.held = False
+
+    def changes(self, since: int = -1) -> dict[str, Tensor]:
+        """Return the rows changed after a mark, as flat tensors, for an incremental checkpoint.
+
+        Args:
+            since: The mark in an earlier dump or state dict: ``int(dump["counters"][1])``. All rows
+                by default.
+
+        Returns:
+            What ``state_dict`` has, of these rows only, and ``present``: the keys of all rows.
+
+        Example:
+            >>> import torch, vramkit
+            >>> table = vramkit.nn.SparseEmbedding(None, 4, optimizer="sgd")
+            >>> _ = table(torch.tensor([3, 4]))
+            >>> first = table.changes()
+            >>> table(torch.tensor([4])).sum().backward()
+            >>> table.changes(int(first["counters"][1]))["keys"]
+            tensor([4])
+        """
+        table = self._fused("changes()")
+        return state_of(table, since) | {"present": table.dump()[0]}
+
+    def apply_changes(self, changes: Mapping[str, Tensor]) -> None:
+        """Bring a table up to date with a dump of :meth:`changes`; rows evicted since are dropped.
+
+        Raises:
+            InvalidArgumentError: The dump does not fit the table, or does not follow its state.
+            TableFullError: The budget holds fewer rows.
+        """
+        table = self._fused("apply_changes()")
+        if "present" not in changes:
+            raise InvalidArgumentError("the dump has no 'present'; take it with changes()")
+        state = state_of(table)
+        present, fresh = changes["present"], changes["keys"]
+        kept = torch.isin(state["keys"], present) & ~torch.isin(state["keys"], fresh)
+        merged = dict(changes)
+        for name in names_of(table.config):
+            if name in changes and name not in ("counters", "init_std"):
+                merged[name] = torch.cat([state[name][kept], changes[name]])
+        if len(merged["keys"]) != len(present):
+            raise InvalidArgumentError(
+                f"the dump belongs to a table of {len(present):,} rows, this table would have "
+                f"{len(merged['keys']):,}; apply the dumps in their order, from the first"
+            )
+        self._table = _filled(table, merged)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._table is not None:
+            destination.update(
+                {f"{prefix}{name}": value for name, value in state_of(self._table).items()}
+            )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        table = self._table
+        if table is None:
+            super()._load_from_state_dict(
+                *(state_dict, prefix, local_metadata, strict),
+                *(missing_keys, unexpected_keys, error_msgs),
+            )
+            return
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+        }
+        if not own and strict:
+            missing_keys.extend(f"{prefix}{name}" for name in names_of(table.config))
+        if own:
+            try:
+                self._table = _filled(table, own)
+            except (VramkitError, IndexError) as err:
+                error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {err}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._table is not None:
+            probe = fn(torch.empty(0, dtype=self._table.config.output_dtype))
+            if probe.device.type != "cpu":
+                raise UnsupportedDeviceError(
+                    f"a table with a fused optimizer cannot move to {probe.device}: this version "
+                    "has tables for the CPU only; keep it there, or build it with optimizer=None"
+                )
+            if probe.dtype is not self._table.config.output_dtype:
+                converted = Table(self._table.config.of_dtype(probe.dtype), self._table.lr)
+                fill(converted, state_of(self._table))
+                self._table = converted
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _whole_weight(self) -> Tensor:
+        table = self._fused("the conversion")
+        if self.num_embeddings is None:
+            raise InvalidArgumentError(
+                "an open id space has no last row; take keys(), and look them up in eval mode"
+            )
+        from vramkit.nn._embedding._table import MODES, Request
+
+        ids = torch.arange(self.num_embeddings)
+        empty = ids.new_empty(0)
+        return table.read(Request(ids, empty, _NOTHING, MODES["none"], 0.0, 2.0, False))
+
+    def extra_repr(self) -> str:
+        """Return the arguments that are not defaults."""
+        parts = [f"{self.num_embeddings}, {self.embedding_dim}"]
+        for name in ("padding_idx", "max_norm", "optimizer"):
+            value = getattr(self, name)
+            parts += [] if value is None else [f"{name}={value!r}"]
+        if self._table is not None:
+            parts.append(f"dtype={self._table.config.dtype}")
+        return ", ".join(parts)
+
+
+def _padding(padding_idx: int | None, rows: int | None) -> int | None:
+    if padding_idx is None or rows is None:
+        return padding_idx
+    if not -rows <= padding_idx < rows:
+        raise InvalidArgumentError(
+            f"padding_idx must be within num_embeddings={rows}, got {padding_idx}"
+        )
+    return padding_idx % rows
+
+
+def _filled(table: Table, state: Mapping[str, Tensor]) -> Table:
+    """Return a table like ``table`` that holds a state; ``table`` stays as it is."""
+    if "weight" in state:
+        config = table.config
+        if config.rows is None:
+            config = replace(config, rows=len(state["weight"]))
+        result = Table(table.config, table.lr)
+        load_weight(result, state["weight"])
+        return result
+    config = table.config
+    if "counters" in state and "init_std" in state:
+        seed, deviation = int(state["counters"][2]), float(state["init_std"])
+        config = replace(config, seed=seed, init_std=deviation)
+    result = Table(config, table.lr)
+    fill(result, state)
+    return result
+
+
+def _factor(table: Table, scaler: GradScaler | None, max_norm: float | None) -> float | None:
+    """What the gradients are multiplied by; None if they are not finite."""
+    if scaler is not None and not isinstance(scaler, GradScaler):
+        raise ArgumentTypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}")
+    factor = 1.0 if scaler is None else 1.0 / float(scaler.get_scale())
+    if scaler is None and max_norm is None:
+        return factor
+    norm = table.pending_norm() * factor
+    if scaler is not None and not math.isfinite(norm):
+        warnings.warn(
+            "an embedding table skips an update: its scaled gradients are not finite",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    if max_norm is not None:
+        factor *= min(1.0, max_norm / (norm + 1e-6))
+    return factor

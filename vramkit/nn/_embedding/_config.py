@@ -1,0 +1,242 @@
+"""What a table is built with, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
+
+import torch
+
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UnsupportedDeviceError
+from vramkit.units import parse_bytes
+
+OptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+Placement = Literal["device", "cached", "host"]
+WhenFull = Literal["grow", "error", "evict_lru", "evict_lfu", "spill"]
+
+# In the order of the enumerations in csrc/ops/embedding/.
+ROW_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
+_WHEN_FULL = ("grow", "error", "evict_lru", "evict_lfu")
+_DEFAULT_RATES = {"sgd": 1e-3, "adagrad": 1e-2, "rowwise_adagrad": 1e-2, "adam": 1e-3}
+_OWN = {
+    "sgd": {"lr"},
+    "adagrad": {"lr", "lr_decay", "initial_accumulator_value", "eps"},
+    "rowwise_adagrad": {"lr", "lr_decay", "initial_accumulator_value", "eps"},
+    "adam": {"lr", "betas", "eps"},
+}
+_OF_OPTIMIZERS = set().union(*_OWN.values())
+
+
+class TableOptions(TypedDict, total=False):
+    """The keyword-only arguments of the embedding modules besides torch's own."""
+
+    optimizer: OptimizerName | None
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    lr_decay: float
+    initial_accumulator_value: float
+    placement: Placement
+    budget: int | str | None
+    when_full: WhenFull
+    seed: int
+    init_std: float
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """A table with a fused optimizer. ``rows`` is None for an open id space."""
+
+    rows: int | None
+    dim: int
+    dtype: torch.dtype
+    optimizer: str
+    output_dtype: torch.dtype
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-10
+    lr_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    budget_bytes: int = 0
+    when_full: str = "grow"
+    padding: int | None = None
+    seed: int = 0
+    init_std: float = 1.0
+
+    def native(self) -> tuple[list[int], list[float]]:
+        """Return what ``table_create`` takes."""
+        return [
+            ROW_TYPES.index(self.dtype),
+            OPTIMIZERS.index(self.optimizer),
+            self.dim,
+            -1 if self.rows is None else self.rows,
+            self.budget_bytes,
+            _WHEN_FULL.index(self.when_full),
+            self.seed,
+            self.padding is not None,
+            self.padding or 0,
+        ], [self.init_std, self.initial_accumulator_value]
+
+    def of_dtype(self, dtype: torch.dtype) -> TableConfig:
+        """Return the config after ``module.to(dtype)``: int8 rows stay, their output follows."""
+        if dtype not in ROW_TYPES[:3]:
+            raise InvalidArgumentError(
+                f"a table with optimizer={self.optimizer!r} has rows and outputs of float32, "
+                f"bfloat16 or float16; it cannot be converted to {dtype}"
+            )
+        kept = self.dtype if self.dtype is torch.int8 else dtype
+        return replace(self, dtype=kept, output_dtype=dtype)
+
+
+def check_options(options: TableOptions) -> None:
+    """Raise an error for names that no embedding module takes."""
+    unknown = set(options) - set(TableOptions.__annotations__)
+    if unknown:
+        raise ArgumentTypeError(
+            f"unexpected arguments {sorted(unknown)}; vramkit's own are "
+            f"{sorted(TableOptions.__annotations__)}"
+        )
+
+
+def check_plain(options: TableOptions, dtype: torch.dtype | None) -> None:
+    """Check the options of a module without a fused optimizer, which has a ``weight``."""
+    given = sorted(name for name, value in options.items() if value is not None)
+    unused = [name for name in given if name not in ("optimizer", "placement")]
+    if unused:
+        raise InvalidArgumentError(
+            f"{', '.join(unused)}: only tables with a fused optimizer take these; pass "
+            f"optimizer='adam' or one of {list(OPTIMIZERS)}"
+        )
+    if dtype is torch.int8:
+        raise InvalidArgumentError(
+            "dtype=torch.int8 needs a fused optimizer: a Parameter of integers has no gradient; "
+            f"pass optimizer= one of {list(OPTIMIZERS)}"
+        )
+    _check_placement(options.get("placement", "device"))
+
+
+def table_config(
+    rows: int | None,
+    dim: int,
+    dtype: torch.dtype | None,
+    padding: int | None,
+    device: Any,
+    options: TableOptions,
+) -> tuple[TableConfig, float]:
+    """Check the arguments of a table with a fused optimizer; also return its learning rate."""
+    optimizer = options.get("optimizer")
+    if optimizer not in OPTIMIZERS:
+        raise InvalidArgumentError(
+            f"optimizer must be None or one of {list(OPTIMIZERS)}, got {optimizer!r}"
+        )
+    _check_device(device)
+    _check_placement(options.get("placement", "device"))
+    kind = torch.get_default_dtype() if dtype is None else dtype
+    if kind not in ROW_TYPES:
+        raise InvalidArgumentError(
+            f"dtype must be float32, bfloat16, float16 or int8 for a fused table, got {kind}"
+        )
+    if dim < 1 or (rows is not None and rows < 1):
+        raise InvalidArgumentError(
+            f"a table needs at least one row of one value, got num_embeddings={rows}, "
+            f"embedding_dim={dim}"
+        )
+    config = TableConfig(
+        rows=rows,
+        dim=dim,
+        dtype=kind,
+        optimizer=optimizer,
+        output_dtype=torch.float32 if kind is torch.int8 else kind,
+        padding=padding,
+        seed=_seed(options),
+        init_std=_number("init_std", options.get("init_std", 1.0)),
+        **_rule(optimizer, options),
+        **_budget(options),
+    )
+    return config, _number("lr", options.get("lr", _DEFAULT_RATES[optimizer]))
+
+
+def _rule(optimizer: str, options: TableOptions) -> dict[str, Any]:
+    foreign = sorted((set(options) & _OF_OPTIMIZERS) - _OWN[optimizer])
+    if foreign:
+        raise InvalidArgumentError(
+            f"optimizer={optimizer!r} takes {sorted(_OWN[optimizer])}, got {foreign}"
+        )
+    betas = options.get("betas", (0.9, 0.999))
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        raise InvalidArgumentError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    eps = options.get("eps", 1e-8 if optimizer == "adam" else 1e-10)
+    accumulated = options.get("initial_accumulator_value", 0.0)
+    return {
+        "betas": (float(betas[0]), float(betas[1])),
+        "eps": _number("eps", eps),
+        "lr_decay": _number("lr_decay", options.get("lr_decay", 0.0)),
+        "initial_accumulator_value": _number("initial_accumulator_value", accumulated),
+    }
+
+
+def _budget(options: TableOptions) -> dict[str, Any]:
+    budget = options.get("budget")
+    when_full = options.get("when_full", "grow" if budget is None else "error")
+    if when_full == "spill":
+        raise UnsupportedDeviceError(
+            "when_full='spill' moves rows from a GPU to host memory, and this version has "
+            "embedding tables for the CPU only; choose 'error', 'evict_lru' or 'evict_lfu'"
+        )
+    if when_full not in _WHEN_FULL:
+        raise InvalidArgumentError(
+            f"when_full must be one of {list(_WHEN_FULL)} or 'spill', got {when_full!r}"
+        )
+    if (budget is None) != (when_full == "grow"):
+        raise InvalidArgumentError(
+            f"when_full={when_full!r} with budget={budget!r}: a table grows without a budget; "
+            "with one, choose 'error', 'evict_lru' or 'evict_lfu'"
+        )
+    size = 0 if budget is None else parse_bytes(budget, name="budget")
+    return {"budget_bytes": size, "when_full": when_full}
+
+
+def _seed(options: TableOptions) -> int:
+    seed = options.get("seed")
+    if seed is None:
+        return int(torch.randint(1 << 62, ()))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
+        raise InvalidArgumentError(f"seed must be an integer in [0, 2**63), got {seed!r}")
+    return seed
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"{name} must be a number, got {value!r}") from None
+    if not 0.0 <= number < math.inf:
+        raise InvalidArgumentError(f"{name} must be finite and not negative, got {number}")
+    return number
+
+
+def check_rate(value: Any) -> float:
+    """Return a learning rate, or raise an error."""
+    return _number("lr", value)
+
+
+def _check_placement(placement: str) -> None:
+    if placement in ("cached", "host"):
+        raise UnsupportedDeviceError(
+            f"placement={placement!r} keeps rows in host memory behind a GPU, and this version has "
+            "embedding tables for the CPU only; use placement='device'"
+        )
+    if placement != "device":
+        raise InvalidArgumentError(
+            f"placement must be 'device', 'cached' or 'host', got {placement!r}"
+        )
+
+
+def _check_device(device: Any) -> None:
+    kind = torch.get_default_device() if device is None else torch.device(device)
+    if kind.type != "cpu":
+        raise UnsupportedDeviceError(
+            f"tables with a fused optimizer are on the CPU only in this version, got "
+            f"device={str(kind)!r}; pass device='cpu', or optimizer=None for a plain weight"
+        )

@@ -1,0 +1,179 @@
+"""A native table: looking up, pending gradients, updates, copies."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+
+import vramkit._ops  # noqa: F401 - loads the library that defines the native operators
+from vramkit.errors import InvalidArgumentError, RowIndexError, TableFullError
+from vramkit.nn._embedding._config import TableConfig
+
+MODES = {"none": 0, "sum": 1, "mean": 2, "max": 3}
+_OPS = torch.ops.vramkit
+_HERE = torch.empty(0, dtype=torch.int64)
+
+
+class Request(NamedTuple):
+    """A batch of ids: flat int64, bounds of bags, float32 weights (empty where there are none)."""
+
+    ids: Tensor
+    bounds: Tensor
+    weights: Tensor
+    mode: int
+    max_norm: float
+    norm_type: float
+    by_frequency: bool
+
+
+class Facts(NamedTuple):
+    """The counters of ``table_facts``."""
+
+    rows: int
+    bytes: int
+    capacity: int
+    evictions: int
+    lookups: int
+    hits: int
+    steps: int
+    clock: int
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn the errors of the native operators into vramkit's."""
+    try:
+        yield
+    except IndexError as err:
+        raise RowIndexError(str(err)) from None
+    except MemoryError as err:
+        raise TableFullError(str(err)) from None
+    except ValueError as err:
+        raise InvalidArgumentError(str(err)) from None
+
+
+class Table:
+    """Owns a native table. Copies and pickles hold its rows, not its number."""
+
+    def __init__(self, config: TableConfig, lr: float) -> None:
+        self.config = config
+        self.lr = lr
+        self.held = False
+        self._pending: dict[int, list[tuple[list[Tensor], list[int]]]] = {}
+        integers, numbers = config.native()
+        with own_errors():
+            self.number: int = _OPS.table_create.default(
+                torch.tensor(integers), torch.tensor(numbers, dtype=torch.float64)
+            )
+        weakref.finalize(self, _OPS.table_close.default, _HERE, self.number)
+
+    def read(self, request: Request) -> Tensor:
+        """Look up without changing the table."""
+        with own_errors():
+            output: Tensor = _OPS.table_read.default(*self._arguments(request))
+        return output
+
+    def insert(self, request: Request) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Look up, giving a row to each id that has none; also return what an update needs."""
+        self._drop_stale()
+        with own_errors():
+            found: tuple[Tensor, Tensor, Tensor, Tensor] = _OPS.table_insert.default(
+                *self._arguments(request)
+            )
+        return found
+
+    def _arguments(self, request: Request) -> tuple[Any, ...]:
+        return (
+            *(request.ids, request.bounds, request.weights, self.number, request.mode),
+            *(self.config.output_dtype, request.max_norm, request.norm_type),
+        )
+
+    def weights_gradient(self, grad: Tensor, request: Request, distinct: Tensor) -> Tensor:
+        """Return the gradient of the weights of a batch in bags."""
+        result: Tensor = _OPS.table_weights_gradient.default(
+            grad, request.ids, request.bounds, distinct, self.number
+        )
+        return result
+
+    def add_gradient(self, grad: Tensor, request: Request, found: tuple[Tensor, ...]) -> None:
+        """Keep a gradient until the running backward pass ends, and then update."""
+        task = -1 if self.held else torch._C._current_graph_task_id()
+        parts = [grad, request.ids, request.bounds, request.weights, *found]
+        if task not in self._pending:
+            self._pending[task] = []
+            if not self.held:
+                Variable._execution_engine.queue_callback(lambda: self._update(task))
+        self._pending[task].append((parts, [request.mode, int(request.by_frequency)]))
+
+    def _drop_stale(self) -> None:
+        # A backward pass that failed never came to its update.
+        if self._pending and not self.held and torch._C._current_graph_task_id() == -1:
+            self._pending.clear()
+
+    def pending_norm(self) -> float:
+        """Return the 2-norm of the gradients that are held."""
+        parts, modes = self._joined(self._pending.get(-1, []))
+        return float(_OPS.table_gradient_norm.default(parts, modes, self.number))
+
+    def discard_held(self) -> None:
+        """Forget the gradients that are held."""
+        self._pending.pop(-1, None)
+
+    def update_held(self, factor: float) -> None:
+        """Update once with the gradients that are held, each multiplied by ``factor``."""
+        if -1 in self._pending:
+            self._update(-1, factor)
+
+    def _update(self, task: int, factor: float = 1.0) -> None:
+        parts, modes = self._joined(self._pending.pop(task))
+        config = self.config
+        numbers = [self.lr, config.lr_decay, *config.betas, config.eps, factor]
+        _OPS.table_update.default(
+            parts, modes, torch.tensor(numbers, dtype=torch.float64), self.number
+        )
+
+    def _joined(self, pending: list[tuple[list[Tensor], list[int]]]) -> tuple[list[Tensor], Tensor]:
+        parts = [part for batch, _ in pending for part in batch]
+        return parts, torch.tensor([modes for _, modes in pending], dtype=torch.int64)
+
+    def facts(self) -> Facts:
+        """Return the counters."""
+        return Facts(*_OPS.table_facts.default(_HERE, self.number).tolist())
+
+    def dump(self, since: int = -1) -> list[Tensor]:
+        """Return keys, rows, headers (scale, sum), state, stamps of rows changed after a clock."""
+        dumped: list[Tensor] = _OPS.table_dump.default(_HERE, self.number, since)
+        return dumped
+
+    def load(
+        self, keys: Tensor, rows: Tensor, headers: Tensor, state: Tensor, stamps: Tensor
+    ) -> None:
+        """Store rows, given as float32, in the place of those with the same keys."""
+        with own_errors():
+            _OPS.table_load.default(keys, rows, headers, state, stamps, self.number)
+
+    def resume(self, steps: int, clock: int) -> None:
+        """Continue with the counters of a checkpoint."""
+        _OPS.table_resume.default(torch.tensor([steps, clock]), self.number)
+
+    def check(self) -> None:
+        """Raise an error if the native structures contradict each other."""
+        with own_errors():
+            _OPS.table_check.default(_HERE, self.number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        from vramkit.nn._embedding._checkpoint import state_of
+
+        return {"config": self.config, "lr": self.lr, "state": state_of(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from vramkit.nn._embedding._checkpoint import fill
+
+        self.__init__(state["config"], state["lr"])  # type: ignore[misc]
+        fill(self, state["state"])
