@@ -121,7 +121,7 @@ def estimate(
 
     >>> found = estimate(torch.nn.Linear(512, 2048), torch.empty(64, 512), optimizer="adamw")
     >>> found.parameters, found.fits("24GiB"), found.peak.by_kind["optimizer state"]
-    (1050624, True, 8405000)
+    (1050624, True, 8404992)
     """
     recipe = _recipe(model, sample_input, training) if step is None else None
     if step is not None:
@@ -207,6 +207,11 @@ def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, t
         reasons.append(
             f"Workspaces of {names} follow a formula, up to {format_mib(largest)} at once: cuDNN's "
             "choice for these shapes has not been measured."
+        )
+    if traced.unknown:
+        reasons.append(
+            f"What {', '.join(traced.unknown)} allocate inside is not known; their results are "
+            "counted."
         )
     if traced.guesses:
         reasons.append("Some results depend on data; what was guessed is listed.")

@@ -110,6 +110,18 @@ class Attribution:
         self._on_optimizer(optimizer)
 
 
+def line_of_error(err: BaseException) -> str:
+    """Return the innermost line outside torch and vramkit of an error's traceback."""
+    found = "a place without Python code"
+    traceback = err.__traceback__
+    while traceback is not None:
+        name = traceback.tb_frame.f_code.co_filename
+        if not name.startswith(_LIBRARIES) and not name.startswith("<"):
+            found = f"{name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
+
+
 def line_of_caller() -> str:
     """Return the innermost line outside torch and vramkit, as ``file:number``."""
     frame: FrameType | None = sys._getframe(1)

@@ -6,7 +6,25 @@ from typing import Any
 
 import torch
 
+from vramkit.estimate._attribution import line_of_error
+
 _aten = torch.ops.aten
+
+# Words of torch's errors, what they mean for an estimate, and what to do.
+_WITHOUT_KERNELS = {
+    "DispatchStub: missing kernel for cuda": (
+        "calls a kernel that only a torch with CUDA has (nn.LSTM and nn.GRU do)",
+        "estimate it beside such a torch, or replace the layer, for instance by cells",
+    ),
+    "torch.cuda.Stream requires CUDA": (
+        "uses streams of its own, which are not simulated",
+        "leave them out of the estimated step",
+    ),
+    "Cannot access storage of": (
+        "makes a sparse or nested tensor, whose storages are not followed",
+        "use dense tensors in the estimated step",
+    ),
+}
 
 
 def guess(func: Any, args: Any) -> Any:
@@ -51,6 +69,14 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
     if may_guess:
         advice = advice.partition(", or pass guess=")[0] + "; no guess is made for it"
     return f"{name} at {where} {reason}, so its memory cannot be known; {advice}"
+
+
+def refusal_of(err: Exception) -> str | None:
+    """Explain an error that torch raises because no kernel of CUDA is there; None for others."""
+    for words, (what, advice) in _WITHOUT_KERNELS.items():
+        if words in str(err):
+            return f"{line_of_error(err)} {what}, so its memory cannot be known; {advice}"
+    return None
 
 
 def _first_line(err: Exception) -> str:

@@ -101,6 +101,7 @@ class Trace:
         attention: How often each kernel of scaled dot product attention was chosen.
         assumed_bytes: By operator: most bytes of a hidden allocation that a formula gives where
             nothing was measured.
+        unknown: Operators whose allocations inside are not known; their results are counted.
     """
 
     blocks: tuple[Block, ...]
@@ -110,6 +111,7 @@ class Trace:
     guesses: dict[str, int]
     attention: dict[str, int]
     assumed_bytes: dict[str, int]
+    unknown: tuple[str, ...]
 
     def events(self) -> Events:
         """Return the events as :mod:`vramkit.simulate` replays them."""

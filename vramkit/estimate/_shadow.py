@@ -21,7 +21,10 @@ _RANDOM = (
     *("rand", "normal", "bernoulli", "uniform", "dropout", "multinomial"),
     *("exponential", "cauchy", "geometric", "poisson"),
 )
-_OVERWRITES = ("aten::zero_", "aten::fill_.Scalar")
+_OVERWRITES = (
+    *("aten::zero_", "aten::fill_.Scalar", "aten::random_", "aten::random_.from"),
+    *("aten::random_.to", "aten::uniform_", "aten::normal_", "aten::bernoulli_.float"),
+)
 # Finds no overflow, as in all but a few steps of a real run, so that the optimizer is seen to run.
 _KEEPS_FLAGS = "aten::_amp_foreach_non_finite_check_and_unscale_"
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableError
+from vramkit.estimate import _guesses
 from vramkit.estimate._recorder import Trace
 from vramkit.estimate._scope import tracing
 from vramkit.estimate._targets import Target
@@ -48,21 +49,34 @@ def trace(
         raise InvalidArgumentError(f"guess must be 'refuse' or 'allow', got {guess!r}")
     tracer = Tracer(target, guess)
     with tracing(tracer, target):
-        step = make_step()
-        if not callable(step):
-            raise ArgumentTypeError(
-                "make_step must return a function without arguments that runs one step, got "
-                f"{type(step).__name__}"
-            )
-        for number in range(steps):
-            tracer.begin_step()
-            step()
-            tracer.mark_gradients()
-            if progress is not None:
-                progress(number + 1, steps)
-        found = _result(tracer)
-        del step
-    return found
+        try:
+            return _run(tracer, make_step, steps, progress)
+        except (RuntimeError, NotImplementedError) as err:
+            reason = _guesses.refusal_of(err)
+            if reason is None:
+                raise
+            raise UntraceableError(reason) from err
+
+
+def _run(
+    tracer: Tracer,
+    make_step: Callable[[], Callable[[], Any]],
+    steps: int,
+    progress: Progress | None,
+) -> Trace:
+    step = make_step()
+    if not callable(step):
+        raise ArgumentTypeError(
+            "make_step must return a function without arguments that runs one step, got "
+            f"{type(step).__name__}"
+        )
+    for number in range(steps):
+        tracer.begin_step()
+        step()
+        tracer.mark_gradients()
+        if progress is not None:
+            progress(number + 1, steps)
+    return _result(tracer)
 
 
 def _result(tracer: Tracer) -> Trace:
@@ -80,4 +94,5 @@ def _result(tracer: Tracer) -> Trace:
         guesses=dict(tracer.guesses),
         attention=dict(tracer.attention),
         assumed_bytes=dict(tracer.assumed_bytes),
+        unknown=tuple(sorted(tracer.unknown)),
     )

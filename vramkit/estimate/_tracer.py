@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from vramkit.errors import UntraceableError
 from vramkit.estimate import _engine, _guesses
 from vramkit.estimate._attribution import Attribution, line_of_caller
-from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take
+from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
 from vramkit.estimate._recorder import Block, Kind, Phase, Recorder
 from vramkit.estimate._rewrites import REWRITES
 from vramkit.estimate._shadow import Shadows
@@ -46,6 +46,7 @@ class Tracer(TorchDispatchMode):
         guesses: Guessed results, as operator and line, and how often.
         attention: How often each kernel of attention was chosen.
         assumed_bytes: Most bytes that a formula gave for each operator where nothing was measured.
+        unknown: Operators whose allocations inside are not known.
         step: Number of the step; -1 before the first.
     """
 
@@ -63,6 +64,7 @@ class Tracer(TorchDispatchMode):
         self.attention: Counter[str] = Counter()
         self.assumed_bytes: Counter[str] = Counter()
         self.attribution = Attribution(self._mark_module, self._mark_optimizer)
+        self.unknown: set[str] = set()
         self.step = -1
         self._target = target
         self._may_guess = guess == "allow"
@@ -142,6 +144,8 @@ class Tracer(TorchDispatchMode):
     def _record(self, args: Any, kwargs: Any, out: Any) -> None:
         outputs = tuple(out) if isinstance(out, tuple | list) else (out,)
         rule = RULES.get(self._operator)
+        if rule is None and is_unknown(self._operator) and _is_on_device(outputs):
+            self.unknown.add(self._operator)
         if rule is not None and _is_on_device(outputs):
             call = Call(self._operator, args, kwargs, outputs, self._target, self._assume)
             self._follow(rule(call), outputs)

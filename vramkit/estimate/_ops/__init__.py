@@ -14,6 +14,7 @@ from vramkit.estimate._ops import (
     _sort,
 )
 from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Keep, Plan, Rule, Take
+from vramkit.estimate._ops._unknown import is_unknown
 
 RULES: dict[str, Rule] = {
     name: rule
@@ -24,4 +25,4 @@ RULES: dict[str, Rule] = {
     for name, rule in family.RULES.items()
 }
 
-__all__ = ["RULES", "Call", "Drop", "Give", "Host", "Keep", "Plan", "Rule", "Take"]
+__all__ = ["RULES", "Call", "Drop", "Give", "Host", "Keep", "Plan", "Rule", "Take", "is_unknown"]

@@ -68,8 +68,6 @@ def _workspace(kind: str, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, cal
     known = _measured().get(signature(x, w, call)) if call.target.capability[0] == 9 else None
     if known is not None:
         return known[places[kind]]
-    if x.dim() != 4:
-        return 0
     nhwc = is_channels_last(x) or is_channels_last(w) or is_channels_last(y)
     if groups > 1 and x.shape[1] == groups:
         size = _depthwise_workspace(kind, x, w, nhwc=nhwc)
