@@ -33,6 +33,9 @@ def workspaces(lines: list[str]) -> dict[str, list[int]]:
             entry[0] = _after_results(record["seq"], 1)[0]
         else:
             entry[1:] = _after_results(record["seq"], 2)
+            # The bias's gradient, which comes next, may be dropped at once too.
+            if match["bias"] and entry[2] == _bias_bytes(match):
+                entry[2] = 0
     return table
 
 
@@ -41,6 +44,10 @@ def _signature(match: re.Match[str]) -> str:
     numbers = ",".join(f"{match['s']},{match['p']},1,1".replace(" ", "").split(","))
     layout = "nhwc" if match["layout"] == "cl" else "nchw"
     return f"{' '.join(sizes)} {numbers} {match['g']} {match['dtype']} {layout}"
+
+
+def _bias_bytes(match: re.Match[str]) -> int:
+    return int(match["w"].split(",")[0]) * (4 if match["dtype"] == "float32" else 2)
 
 
 def _after_results(seq: list[int], count: int) -> list[int]:

@@ -28,6 +28,12 @@ def from_engine() -> bool:
     return frame is not None and frame.f_code.co_name == "_engine_run_backward"
 
 
+def node_is(name: str) -> bool:
+    """Tell whether the engine is at a node of the graph whose name begins so."""
+    node = torch._C._current_autograd_node()
+    return node is not None and str(node.name()).startswith(name)
+
+
 def holds_alone(tensor: torch.Tensor) -> bool:
     """Tell whether the engine holds the only reference to a gradient."""
     if tensor._use_count() > _MOST_TENSOR_REFERENCES:  # type: ignore[attr-defined]

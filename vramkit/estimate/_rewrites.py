@@ -64,6 +64,18 @@ def _in_place(inplace: Any) -> Rewrite:
     return rewrite
 
 
+def _logits_gradient(inplace: Any) -> Rewrite:
+    """The gradient of binary cross entropy with logits is made in one tensor."""
+
+    def rewrite(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not _engine.from_engine() or not _engine.node_is("BinaryCrossEntropyWithLogits"):
+            return NotImplemented
+        runner.run(inplace, args, kwargs)
+        return args[0]
+
+    return rewrite
+
+
 def _pin(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
     return runner.run(_aten.clone.default, args[:1], {})
 
@@ -77,6 +89,9 @@ REWRITES: dict[str, Rewrite] = {
     "aten::index_put": _in_place(_aten.index_put_.default),
     "aten::scatter_add": _in_place(_aten.scatter_add_.default),
     "aten::index_add": _in_place(_aten.index_add_.default),
+    "aten::sub.Tensor": _logits_gradient(_aten.sub_.Tensor),
+    "aten::mul.Tensor": _logits_gradient(_aten.mul_.Tensor),
+    "aten::div.Tensor": _logits_gradient(_aten.div_.Tensor),
     "aten::_pin_memory": _pin,
     "aten::is_pinned": _is_pinned,
 }
@@ -163,7 +178,9 @@ def _products(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
 def _float_mask(mask: Any, query: Any) -> Any:
     if mask is None or mask.dtype != torch.bool:
         return mask
-    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+    options = {"dtype": query.dtype, "device": query.device}
+    zero, nothing = (torch.scalar_tensor(value, **options) for value in (0.0, float("-inf")))
+    return torch.where(mask, zero, nothing)
 
 
 def _flash(inputs: tuple[Any, Any, Any], dropout: float, causal: bool, scale: Any) -> Any:

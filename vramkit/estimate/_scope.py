@@ -12,6 +12,7 @@ import torch.utils._device
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import optimizer as optimizers
+from torch.utils import _foreach_utils
 
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._rewrites import operators_of_cuda
@@ -58,8 +59,10 @@ def _fakes_pass_for_tensors() -> Iterator[None]:
         # transformers takes a path of its own where it sees fakes (is_tracing).
         hidden = type("FakeTensor", (), {})
         scope.enter_context(patched(torch._subclasses, FakeTensor=hidden))
-        optimizers._foreach_supported_types.append(FakeTensor)
-        scope.callback(optimizers._foreach_supported_types.remove, FakeTensor)
+        # Two lists: that of optimizers, and that of functions such as clip_grad_norm_.
+        for types in (optimizers._foreach_supported_types, _foreach_utils._foreach_supported_types):
+            types.append(FakeTensor)
+            scope.callback(types.remove, FakeTensor)
         yield
 
 

@@ -165,7 +165,7 @@ class Tracer(TorchDispatchMode):
                 taken.append(self._allocate(step.size_bytes, Kind.TEMPORARY))
             elif isinstance(step, Drop):
                 for _ in range(step.count):
-                    self.recorder.free(taken.pop())
+                    self.recorder.free(taken.pop(-1 - step.below))
             elif isinstance(step, Keep):
                 self._keep(step)
             else:

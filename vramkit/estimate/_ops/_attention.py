@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vramkit.estimate._ops._plan import Call, Give, Host, Plan, scratch
+from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Plan, Step, Take, scratch
 from vramkit.estimate._targets import Target
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -94,15 +94,16 @@ def _efficient_backward(call: Call) -> Plan:
     """Row sums, made of a product where the input is fp32, and an accumulator with its locks."""
     q, out = call.args[1], call.args[5]
     batch, heads, length, width = q.shape
-    given = [Give(place) for place in range(4) if call.outputs[place] is not None]
+    given: list[Step] = [Give(i) for i in range(4) if call.outputs[i] is not None]
     rows = batch * heads * length * 4
     blocks = batch * heads * -(-length // _BLOCK)
     columns = -(-width // 128) * 128 if width > _BLOCK else _BLOCK
     workspace = blocks * (_BLOCK * columns * 4 + _LOCKS)
+    tail: list[Step] = [Take(workspace), Drop(below=1), Drop()]
     if q.dtype in _HALF:
-        return [*given, *scratch(rows, workspace)]
-    product = out.numel() * 4
-    return [*given, *scratch(product, rows, rows), *scratch(rows, workspace)]
+        return [*given, Take(rows), *tail]
+    sums: list[Step] = [Take(out.numel() * 4), Take(rows), Take(rows), Drop(2, below=1)]
+    return [*given, *sums, *tail]
 
 
 def _safe_softmax(call: Call) -> Plan:

@@ -84,7 +84,7 @@ def _layer_norm_sums(call: Call) -> Plan:
         width *= int(size)
     rows = x.numel() // width
     few_columns = width // _WARP < call.target.multi_processors // 2
-    given: list[Step] = [Give(place) for place in range(3) if call.outputs[place] is not None]
+    given = _all_given(call)
     if rows <= _TWO_PASSES_ROWS or not few_columns or call.outputs[1] is None:
         return given
     block_rows = _BLOCK_ROWS
@@ -98,7 +98,27 @@ def _layer_norm_sums(call: Call) -> Plan:
     return [*given, *blocks, *sums, Drop(weights)]
 
 
+def _group_norm(call: Call) -> Plan:
+    x, samples, channels = call.args[0], call.args[3], call.args[4]
+    scale = int(samples * channels) * max(x.element_size(), 4)
+    return scratch(scale, scale)
+
+
+def _group_norm_backward(call: Call) -> Plan:
+    x, samples, channels, groups = call.args[1], call.args[5], call.args[6], call.args[8]
+    item = max(x.element_size(), 4)
+    of_channels, of_groups = int(samples * channels) * item, int(samples * groups) * item
+    sums = [Take(of_channels), Take(of_channels), Take(of_groups), Take(of_groups)]
+    return [*_all_given(call), *sums, Take(of_channels), Drop(2, below=1), Drop(3)]
+
+
+def _all_given(call: Call) -> list[Step]:
+    return [Give(place) for place, output in enumerate(call.outputs) if output is not None]
+
+
 RULES = {
+    "aten::native_group_norm": _group_norm,
+    "aten::native_group_norm_backward": _group_norm_backward,
     "aten::native_batch_norm": _batch_norm,
     "aten::native_batch_norm_backward": _batch_norm_backward,
     "aten::native_layer_norm": _layer_norm,

@@ -24,9 +24,15 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Drops the blocks that were taken last, the last one first."""
+    """Drops the blocks that were taken last, the last one first.
+
+    Attributes:
+        count: How many.
+        below: How many later ones stay.
+    """
 
     count: int = 1
+    below: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,8 +186,18 @@ def _reduction(call: Call) -> Plan:
     whole = call.name in ("aten::sum", "aten::mean", "aten::max", "aten::min", "aten::prod")
     place = 2 if call.name.startswith("aten::linalg_vector_norm") else 1
     reduced = reduced_dims(tensor, None if whole else call.argument(place, "dim"))
-    kernel = Kernel(_accumulator_bytes(tensor))
-    return scratch(*staging(tensor, reduced, call.target, kernel))
+    result = call.outputs[0]
+    kernel = Kernel(_accumulator_bytes(result))
+    staged = scratch(*staging(tensor, reduced, call.target, kernel))
+    if tensor.dtype == result.dtype or _reads_as_fp32(tensor, result):
+        return staged
+    # Other inputs are converted first, such as a mask that is counted.
+    return [Give(0), Take(tensor.numel() * result.element_size()), *staged, Drop()]
+
+
+def _reads_as_fp32(tensor: torch.Tensor, result: torch.Tensor) -> bool:
+    low = tensor.dtype in (torch.float16, torch.bfloat16)
+    return low and result.dtype == torch.float32
 
 
 def _wide(call: Call) -> Plan:

@@ -10,17 +10,17 @@ _SHORT_SCAN_BYTES = 1023
 _ONE_BLOCK = 4096
 # Up to so many pairs CUB takes the kernel that keeps its counts in one piece.
 _FEW_PAIRS = 16_384
-_PAIR_BYTES = 16
+_INDEX_BYTES = 8
 
 
-def sort_bytes(pairs: int) -> int:
-    """Return the temporary storage for sorting pairs of two 64-bit numbers.
+def sort_bytes(pairs: int, key_bytes: int = 8) -> int:
+    """Return the temporary storage for sorting pairs of a key and a 64-bit index.
 
     >>> sort_bytes(4096), sort_bytes(8192), sort_bytes(16384)
     (83455, 150015, 283135)
     """
     counts = 16_895 + pairs // 4 if pairs <= _FEW_PAIRS else 3_876 + int(0.2723 * pairs)
-    return _PAIR_BYTES * pairs + counts
+    return (key_bytes + _INDEX_BYTES) * pairs + counts
 
 
 def index_sort_bytes(pairs: int) -> int:
@@ -29,7 +29,7 @@ def index_sort_bytes(pairs: int) -> int:
     >>> index_sort_bytes(16384), index_sort_bytes(32768)
     (270847, 537087)
     """
-    return _PAIR_BYTES * pairs + 4_607 + pairs // 4
+    return 2 * _INDEX_BYTES * pairs + 4_607 + pairs // 4
 
 
 def _sort(call: Call) -> Plan:
@@ -37,7 +37,13 @@ def _sort(call: Call) -> Plan:
     count = values.numel()
     if values.dim() != 1 or count <= _ONE_BLOCK:
         return []
-    return [Give(0), Give(1), Take(8 * count), *scratch(sort_bytes(count)), Drop()]
+    return [
+        Give(0),
+        Give(1),
+        Take(8 * count),
+        *scratch(sort_bytes(count, values.element_size())),
+        Drop(),
+    ]
 
 
 def _scan(call: Call) -> Plan:

@@ -8,9 +8,10 @@ _FAMILIES = (
     *("aten::topk", "aten::multinomial", "aten::_ctc", "aten::_cudnn_ctc", "aten::_unique"),
     *("aten::unique", "aten::_transformer_encoder_layer", "aten::_native_multi_head_attention"),
     *("aten::histc", "aten::bincount", "aten::_sparse", "aten::cholesky", "aten::triangular"),
-    *("aten::native_group_norm", "aten::grid_sampler", "aten::_convert_weight_to_int4pack"),
+    *("aten::cudnn_batch_norm", "aten::grid_sampler", "aten::_convert_weight_to_int4pack"),
     *("aten::_scaled_mm", "aten::_flash_attention", "aten::_flex_attention"),
 )
+_KNOWN_OF_THEM = ("aten::linalg_vector_norm", "aten::linalg_cross")
 _KNOWN_LIBRARIES = ("aten::", "prims::", "prim::")
 
 
@@ -20,4 +21,6 @@ def is_unknown(name: str) -> bool:
     >>> is_unknown("aten::_fft_r2c"), is_unknown("mylib::kernel"), is_unknown("aten::mm")
     (True, True, False)
     """
+    if name.startswith(_KNOWN_OF_THEM):
+        return False
     return name.startswith(_FAMILIES) or not name.startswith(_KNOWN_LIBRARIES)
