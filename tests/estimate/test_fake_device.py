@@ -6,12 +6,13 @@ import ctypes
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vramkit import _build
-from vramkit.errors import NativeLibraryError, ScopeError
+from vramkit.errors import NativeLibraryError, ScopeError, UntraceableError
 from vramkit.estimate import find_target
 from vramkit.estimate._fake_device import _self_test, fake_device
+from vramkit.estimate._scope import tracing
+from vramkit.estimate._tracer import Tracer
 
 _H100 = find_target("h100")
 
@@ -23,7 +24,7 @@ def _native() -> ctypes.CDLL:
 
 
 def test_autocast_and_backward_run_on_fakes() -> None:
-    with fake_device(_H100), FakeTensorMode(), torch.autograd.set_multithreading_enabled(False):
+    with tracing(Tracer(_H100, "refuse"), _H100):
         layer = torch.nn.Linear(8, 8, device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
             out = layer(torch.ones(4, 8, device="cuda"))
@@ -39,6 +40,16 @@ def test_torch_is_told_of_the_target() -> None:
         assert torch.cuda.get_device_capability() == (9, 0)
         assert torch.cuda.get_device_properties().multi_processor_count == 132
         assert not torch.cuda.is_initialized()
+
+
+def test_events_take_no_time_and_streams_are_refused() -> None:
+    with fake_device(_H100):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        end.record(torch.cuda.current_stream())
+        assert start.elapsed_time(end) == 0.0
+        with pytest.raises(UntraceableError, match=r"test_fake_device\.py:\d+ uses streams or"):
+            torch.cuda.Stream()
 
 
 def test_everything_is_restored() -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from vramkit import _build
-from vramkit.errors import NativeLibraryError, ScopeError
+from vramkit.errors import NativeLibraryError, ScopeError, UntraceableError
+from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._targets import Target
 
 # Bits of vramkit_fake_answers().
@@ -105,6 +106,40 @@ def patched(thing: Any, **values: Any) -> Iterator[None]:
                 setattr(thing, name, value)
 
 
+class _Idle:
+    """Stands for an event or the current stream, on which nothing is ever queued."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take any options."""
+
+    def record(self, stream: Any = None) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        """Do nothing."""
+
+    def wait(self, stream: Any = None) -> None:
+        """Do nothing."""
+
+    def wait_event(self, event: Any) -> None:
+        """Do nothing."""
+
+    def query(self) -> bool:
+        """Everything is done."""
+        return True
+
+    def elapsed_time(self, _: Any) -> float:
+        """Return no time at all."""
+        return 0.0
+
+
+def _no_streams(*_: Any, **__: Any) -> Any:
+    raise UntraceableError(
+        f"{line_of_caller()} uses streams or graphs of its own, which are not simulated, so its "
+        "memory cannot be known; leave them out of the estimated step"
+    )
+
+
 def _answers(target: Target) -> dict[str, Any]:
     """What ``torch.cuda`` says and does; it never starts CUDA."""
     properties = types.SimpleNamespace(
@@ -138,6 +173,11 @@ def _answers(target: Target) -> dict[str, Any]:
     return {
         **nothing,
         **zero,
+        **dict.fromkeys(("Stream", "ExternalStream", "CUDAGraph", "graph", "stream"), _no_streams),
+        "Event": _Idle,
+        "current_stream": _Idle,
+        "default_stream": _Idle,
+        "_initialized": False,
         "is_available": _always(True),
         "is_initialized": _always(False),
         "is_bf16_supported": _always(target.capability >= (8, 0)),

@@ -16,10 +16,6 @@ _WITHOUT_KERNELS = {
         "calls a kernel that only a torch with CUDA has (nn.LSTM and nn.GRU do)",
         "estimate it beside such a torch, or replace the layer, for instance by cells",
     ),
-    "torch.cuda.Stream requires CUDA": (
-        "uses streams of its own, which are not simulated",
-        "leave them out of the estimated step",
-    ),
     "Cannot access storage of": (
         "makes a sparse or nested tensor, whose storages are not followed",
         "use dense tensors in the estimated step",
