@@ -101,7 +101,7 @@ def scratch(*sizes: int) -> list[Step]:
     """Blocks that are taken one after the other and dropped together.
 
     >>> scratch(8, 0, 16)
-    [Take(size_bytes=8), Take(size_bytes=16), Drop(count=2)]
+    [Take(size_bytes=8), Take(size_bytes=16), Drop(count=2, below=0)]
     """
     taken: list[Step] = [Take(size) for size in sizes if size > 0]
     return [*taken, Drop(len(taken))] if taken else []
