@@ -50,6 +50,9 @@ def test_events_take_no_time_and_streams_are_refused() -> None:
         assert start.elapsed_time(end) == 0.0
         with pytest.raises(UntraceableError, match=r"test_fake_device\.py:\d+ uses streams or"):
             torch.cuda.Stream()
+        # Modules that are imported inside the scope annotate with these classes.
+        assert torch.cuda.CUDAGraph | None
+        assert not isinstance(torch.cuda.current_stream(), torch.cuda.Stream)
 
 
 def test_everything_is_restored() -> None:

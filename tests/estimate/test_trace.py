@@ -74,6 +74,16 @@ def test_a_backward_block_belongs_to_the_module_and_line_of_its_forward() -> Non
     assert all("test_trace.py:" in block.line for block in blocks)
 
 
+def test_parameters_gradients_and_state_belong_to_their_module() -> None:
+    found = traced(_training, steps=1)
+    kinds = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER_STATE)
+    held = {
+        name: sum(b.size_bytes for b in found.blocks if b.module == name and b.kind in kinds)
+        for name in ("0", "1")
+    }
+    assert held == {"0": 16 * (256 * 512 + 512), "1": 16 * (512 * 256 + 256)}
+
+
 def test_two_traces_are_alike() -> None:
     first, second = traced(_training), traced(_training)
     # Autocast drops its copies of weights in the order of a hash table, on a GPU too.

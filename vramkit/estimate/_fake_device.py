@@ -133,11 +133,15 @@ class _Idle:
         return 0.0
 
 
-def _no_streams(*_: Any, **__: Any) -> Any:
-    raise UntraceableError(
-        f"{line_of_caller()} uses streams or graphs of its own, which are not simulated, so its "
-        "memory cannot be known; leave them out of the estimated step"
-    )
+class _OwnStream:
+    """Stands for the classes of streams and graphs; a class too, as programs annotate with them."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Refuse."""
+        raise UntraceableError(
+            f"{line_of_caller()} uses streams or graphs of its own, which are not simulated, so "
+            "its memory cannot be known; leave them out of the estimated step"
+        )
 
 
 def _answers(target: Target) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def _answers(target: Target) -> dict[str, Any]:
     return {
         **nothing,
         **zero,
-        **dict.fromkeys(("Stream", "ExternalStream", "CUDAGraph", "graph", "stream"), _no_streams),
+        **dict.fromkeys(("Stream", "ExternalStream", "CUDAGraph", "graph", "stream"), _OwnStream),
         "Event": _Idle,
         "current_stream": _Idle,
         "default_stream": _Idle,

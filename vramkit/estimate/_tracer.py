@@ -71,6 +71,8 @@ class Tracer(TorchDispatchMode):
         self._live: dict[int, int] = {}
         self._deaths: dict[int, Any] = {}
         self._workspaces: set[tuple[str, bool]] = set()
+        # Modules of parameters, by identity; the modules that are traced keep them alive.
+        self._owners: dict[int, str] = {}
         self._operator = ""
         self._place: tuple[str, str] | None = None
 
@@ -113,13 +115,14 @@ class Tracer(TorchDispatchMode):
             call = Call(name, args, kwargs, (args[0],), self._target, self._assume)
             self._follow(rule(call), (args[0],))
 
-    def mark(self, tensor: Any, kind: Kind) -> None:
-        """Say what the block of a tensor holds."""
+    def mark(self, tensor: Any, kind: Kind, owner: str = "") -> None:
+        """Say what the block of a tensor holds, and for which module."""
         if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
             self._birth(tensor)
             number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
             if number != _ON_HOST:
-                self.recorder.blocks[number].kind = kind
+                block = self.recorder.blocks[number]
+                block.kind, block.module = kind, owner or block.module
 
     def _known_value(self, func: Any, args: Any) -> Any:
         if func is _aten._local_scalar_dense.default or func is _aten.is_nonzero.default:
@@ -228,22 +231,28 @@ class Tracer(TorchDispatchMode):
         return Kind.ACTIVATION if forward else Kind.TEMPORARY
 
     def _mark_module(self, module: torch.nn.Module) -> None:
-        for tensor in (*module.parameters(), *module.buffers()):
-            self.mark(tensor, Kind.PARAMETER)
+        root = type(module).__name__
+        for name, parameter in module.named_parameters():
+            owner = name.rpartition(".")[0] or root
+            self._owners[id(parameter)] = owner
+            self.mark(parameter, Kind.PARAMETER, owner)
+        for name, buffer in module.named_buffers():
+            self.mark(buffer, Kind.PARAMETER, name.rpartition(".")[0] or root)
 
     def mark_gradients(self) -> None:
         """Mark the gradients that modules hold now."""
         for module in self.attribution.roots:
             for parameter in module.parameters():
-                self.mark(parameter.grad, Kind.GRADIENT)
+                self.mark(parameter.grad, Kind.GRADIENT, self._owners.get(id(parameter), ""))
 
     def _mark_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                self.mark(parameter, Kind.PARAMETER)
-                self.mark(parameter.grad, Kind.GRADIENT)
-        for leaf in tree_leaves(list(optimizer.state.values())):
-            self.mark(leaf, Kind.OPTIMIZER_STATE)
+                owner = self._owners.get(id(parameter), "")
+                self.mark(parameter, Kind.PARAMETER, owner)
+                self.mark(parameter.grad, Kind.GRADIENT, owner)
+                for leaf in tree_leaves(optimizer.state.get(parameter)):
+                    self.mark(leaf, Kind.OPTIMIZER_STATE, owner)
 
 
 def _is_on_device(outputs: tuple[Any, ...]) -> bool:
