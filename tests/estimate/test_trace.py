@@ -74,6 +74,30 @@ def test_a_backward_block_belongs_to_the_module_and_line_of_its_forward() -> Non
     assert all("test_trace.py:" in block.line for block in blocks)
 
 
+def test_operators_without_a_gradient_do_not_take_the_place_of_others() -> None:
+    class Positions(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            with torch.no_grad():
+                return x.detach().cos()
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.positions = torch.nn.Embedding(64, 32), Positions()
+
+        def forward(self, x: Any) -> Any:
+            embedded = self.tokens(x)
+            return embedded * self.positions(embedded)
+
+    def make_step() -> Callable[[], None]:
+        model, x = Model().to("cuda"), torch.zeros(4096, dtype=torch.long, device="cuda")
+        return lambda: model(x).sum().backward()
+
+    found = traced(make_step, steps=1)
+    names = {b.module for b in found.blocks if b.operator == "aten::embedding_dense_backward"}
+    assert names == {"tokens"}
+
+
 def test_parameters_gradients_and_state_belong_to_their_module() -> None:
     found = traced(_training, steps=1)
     kinds = (Kind.PARAMETER, Kind.GRADIENT, Kind.OPTIMIZER_STATE)

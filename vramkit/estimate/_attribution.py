@@ -81,8 +81,10 @@ class Attribution:
             if number in self._of_node:
                 return self._of_node[number]
         found = (self._stack[-1] if self._stack else "", line_of_caller())
-        # The autograd node of this operator was numbered just before.
-        self._of_node[torch.autograd._get_sequence_nr() - 1] = found  # type: ignore[attr-defined]
+        # The autograd node of this operator was numbered just before; operators that have none
+        # follow under the same number, and must not take its place.
+        number = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
+        self._of_node.setdefault(number, found)
         return found
 
     def _enter(self, module: torch.nn.Module, _: Any) -> None:

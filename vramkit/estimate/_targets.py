@@ -57,8 +57,8 @@ class Target:
 
 _ASSUMED = (
     "Only the H100 has been measured. For this GPU the number of multiprocessors is NVIDIA's, the "
-    "total memory is what PyTorch reports on such cards, and convolution workspaces and the memory "
-    "outside PyTorch's allocator are assumed to be like those of the H100."
+    "total memory is what PyTorch reports on such cards; convolution workspaces are assumed to be "
+    "like those of the H100, and the memory outside PyTorch's allocator to be 450 MiB to 1.6 GiB."
 )
 
 

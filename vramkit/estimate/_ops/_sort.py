@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Take, scratch
+from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Take, scratch, size_of
 
 SCAN_BYTES = 1279
 _SHORT_SCAN_BYTES = 1023
@@ -47,7 +47,12 @@ def _sort(call: Call) -> Plan:
 
 
 def _scan(call: Call) -> Plan:
-    return scratch(_SHORT_SCAN_BYTES) if call.args[0].dim() == 1 else []
+    """Inputs of another dtype, such as masks, are converted first."""
+    x, result = call.args[0], call.outputs[0]
+    scan = scratch(_SHORT_SCAN_BYTES) if x.dim() == 1 else []
+    if x.dtype == result.dtype:
+        return scan
+    return [Give(0), Take(size_of(result)), *scan, Drop()]
 
 
 RULES = {
