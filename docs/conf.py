@@ -29,6 +29,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"(Callback|Device)MemoryResource"),
     # The type of the model that fuse_conv_relu returns.
     (r"py:class", r"vramkit\.nn\._fuse\.Model"),
+    # What an estimate keeps for itself, and a path of the standard library.
+    (r"py:class", r"Trace|Settings|Request|os\.PathLike"),
     # The type of a dataset's samples.
     (r"py:class", r"vramkit\.loader\._data_loader\.T_co"),
 ]

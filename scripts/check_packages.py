@@ -62,7 +62,8 @@ def check_wheel(folder: Path, libraries: set[str]) -> Path:
     names = set(zipfile.ZipFile(wheel).namelist())
     found = {Path(name).name.split("_torch")[0] for name in names if name.endswith(".so")}
     assert found == libraries, f"{wheel.name} holds {sorted(found)}, not {sorted(libraries)}"
-    assert {"vramkit/py.typed", "vramkit/_csrc/bind/torch/adapter_cpu.cpp"} <= names
+    data = "vramkit/estimate/_data/convolutions-h100.json"
+    assert {"vramkit/py.typed", data, "vramkit/_csrc/bind/torch/adapter_cpu.cpp"} <= names
     return wheel
 
 
@@ -82,7 +83,8 @@ def main() -> int:
         python(
             "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "full", work / "clone"
         )
-        everything = {"libvramkit_core.so", "libvramkit_adapter_cpu", "libvramkit_ops_cpu.so"}
+        adapters = {"libvramkit_adapter_cpu", "libvramkit_adapter_fake"}
+        everything = {"libvramkit_core.so", *adapters, "libvramkit_ops_cpu.so"}
         check_wheel(work / "full", everything)
     return 0
 

@@ -21,7 +21,7 @@ from vramkit._build import BuildError, _adapters, _recipes, _toolchain, _torch  
 _CACHE = ROOT / ".cache" / "torch-headers"
 _MINORS = tuple(f"2.{minor}" for minor in range(_torch.OLDEST[1], _torch.FIRST_UNSUPPORTED[1]))
 _NO_NETWORK = 75  # sysexits.h: a temporary failure, try again later
-_PARTS = ("torch/include/c10/", "torch/include/torch/")
+_PARTS = ("torch/include/ATen/", "torch/include/c10/", "torch/include/torch/")
 _PLATFORMS = ("macosx_11_0_arm64", "macosx_12_0_arm64", "macosx_14_0_arm64")
 
 
@@ -29,7 +29,7 @@ def headers_of(minor: str) -> _torch.Torch:
     """Return the newest torch of a minor version, fetching its headers when they are not here."""
     folder = _CACHE / minor
     done = folder / "version"
-    if not done.is_file():
+    if not (done.is_file() and all((folder / part).is_dir() for part in _PARTS)):
         with tempfile.TemporaryDirectory() as download:
             wheel = _download(minor, Path(download))
             with zipfile.ZipFile(wheel) as archive:

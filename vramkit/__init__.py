@@ -1,4 +1,4 @@
-"""Memory pools, memory budgets and a data loader for PyTorch.
+"""Memory pools, memory budgets, memory estimates and a data loader for PyTorch.
 
 Importing this package imports neither torch nor a driver. Its names are loaded at first use.
 """
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vramkit import cli as cli
     from vramkit import contrib as contrib
     from vramkit import errors as errors
+    from vramkit import estimate as estimate
     from vramkit import loader as loader
     from vramkit import nn as nn
     from vramkit import pool as pool
@@ -29,7 +30,10 @@ __all__ = [
 
 _HOMES = {"DataLoader": "vramkit.loader", "MemoryPool": "vramkit.pool"}
 # Public too; they resolve without an import of their own.
-_SUBMODULES = ("cli", "contrib", "errors", "loader", "nn", "pool", "simulate", "sparse", "units")
+_SUBMODULES = (
+    *("cli", "contrib", "errors", "estimate", "loader", "nn", "pool", "simulate", "sparse"),
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:

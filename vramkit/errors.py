@@ -28,6 +28,7 @@ __all__ = [
     "TableUsageError",
     "TraceError",
     "UnsupportedDeviceError",
+    "UntraceableError",
     "VramkitError",
 ]
 
@@ -54,6 +55,10 @@ class ArgumentTypeError(VramkitError, TypeError):
 
 class UnsupportedDeviceError(VramkitError, NotImplementedError):
     """The device has no pool in this version or on this machine."""
+
+
+class UntraceableError(VramkitError, RuntimeError):
+    """A step whose memory cannot be known without running it."""
 
 
 class LoaderClosedError(VramkitError, RuntimeError):

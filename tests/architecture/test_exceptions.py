@@ -14,6 +14,7 @@ _CAUGHT = "never leaves vramkit: the caller turns it into a VramkitError or into
 _ALONE = "vramkit._build imports nothing else of vramkit; its callers turn this into a VramkitError"
 _ITERATION = "Python's protocol of iteration"
 _INVARIANT = "an invariant, as in PyTorch's iterators"
+_INVARIANT_OF_FAKES = "an invariant: fake tensors never reach a kernel"
 _TORCHS = "PyTorch's own type and text, which programs look for"
 _NATIVE = "never runs: a native method replaces this one"
 # Where a module raises or declares exceptions of its own that are no VramkitError, and why.
@@ -23,9 +24,11 @@ _ALLOWED = {
     "_build/_trust.py": {"NotADirectoryError": _ALONE},
     "cli/_arguments.py": {"ArgumentTypeError": _CAUGHT, "UsageError": _CAUGHT},
     "cli/_demo/_run.py": {"CommandError": _CAUGHT},
+    "cli/_estimate.py": {"CommandError": _CAUGHT},
     "cli/_output.py": {"OutputError": _CAUGHT},
     "cli/_program.py": {"ImportError": "belongs to the user's program, as under `python -m`"},
     "cli/_status.py": dict.fromkeys(("CommandError", "OutputError", "UsageError"), _CAUGHT),
+    "estimate/_rewrites.py": {"AssertionError": _INVARIANT_OF_FAKES},
     "loader/_array_iterator.py": {"StopIteration": _ITERATION},
     "loader/_arrays.py": {"NotArraysError": _CAUGHT},
     "loader/_columns.py": {"NotArraysError": _CAUGHT},

@@ -11,8 +11,8 @@ import vramkit
 
 ROOT = Path(__file__).resolve().parents[2]
 _PUBLIC_MODULES = (
-    *("cli", "contrib", "contrib.conv_bias_relu", "errors", "loader", "nn", "nn.functional"),
-    *("pool", "simulate", "sparse", "units"),
+    *("cli", "contrib", "contrib.conv_bias_relu", "errors", "estimate", "loader", "nn"),
+    *("nn.functional", "pool", "simulate", "sparse", "units"),
 )
 _MOST_NAMES = 10
 

@@ -20,7 +20,7 @@ extern "C" __attribute__((visibility("default"))) const char* vramkit_adapter_to
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two sources that share a header, and an adapter that says torch 2.13.0."""
+    """Two sources that share a header, and adapters that say torch 2.13.0."""
     root = tmp_path / "csrc"
     (root / "base").mkdir(parents=True)
     (root / "bind").mkdir()
@@ -29,7 +29,8 @@ def tree(tmp_path: Path) -> Path:
     (root / "base" / "bytes.cpp").write_text('#include "base/one.h"\nint a() { return one(); }\n')
     (root / "bind" / "b.cpp").write_text('extern "C" int vramkit_b() { return 2; }\n')
     (root / "bind" / "version.h").write_text('inline const char* kVersion = "2.13.0";\n')
-    (root / "bind" / "adapter_cpu.cpp").write_text(_ADAPTER)
+    for kind in ("cpu", "fake"):
+        (root / "bind" / f"adapter_{kind}.cpp").write_text(_ADAPTER)
     return root
 
 

@@ -136,7 +136,8 @@ def test_a_torch_without_cuda_has_no_cuda_adapter(
 
 
 def test_an_unknown_adapter(package: Path) -> None:
-    with pytest.raises(BuildError, match=r"no adapter for 'tpu': .* there are \['adapter_cpu'\]"):
+    known = r"\['adapter_cpu', 'adapter_fake'\]"
+    with pytest.raises(BuildError, match=rf"no adapter for 'tpu': .* there are {known}"):
         _first_use.adapter_path("tpu")
 
 

@@ -1,4 +1,4 @@
-"""Which allocator adapters a torch can have, and how each is built."""
+"""Which libraries bound to its minor version a torch can have, and how each is built."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from ._torch import Torch
 
 
 def kinds(torch: Torch) -> tuple[str, ...]:
-    """Return the kinds of adapters for a torch: ``cpu``, and ``cuda`` where it has CUDA."""
-    return ("cpu", "cuda") if torch.has_cuda else ("cpu",)
+    """Return the kinds of adapters for a torch: ``cpu``, ``fake``, and ``cuda`` where it has CUDA.
+
+    ``cpu`` and ``cuda`` are allocator adapters; ``fake`` pretends a CUDA device (vramkit.estimate).
+    """
+    return ("cpu", "fake", "cuda") if torch.has_cuda else ("cpu", "fake")
 
 
 def recipe(root: Path, kind: str, torch: Torch) -> Recipe:
@@ -21,6 +24,8 @@ def recipe(root: Path, kind: str, torch: Torch) -> Recipe:
     Raises:
         BuildError: There is no such adapter, or not for this torch, or CUDA's headers are missing.
     """
+    if kind == "fake":
+        return _recipes.fake_device(root, torch)
     if kind != "cuda":
         return _recipes.adapter(root, kind, torch)
     if not torch.has_cuda:

@@ -19,12 +19,12 @@ _REBUILD = f"{sys.executable} -m vramkit._build"
 
 @cache
 def adapter_path(kind: str) -> Path:
-    """Return the allocator adapter for the installed torch, building it when there is none.
+    """Return an adapter for the installed torch, building it when there is none.
 
     Imports torch. The adapter has been asked for its torch version, so it is safe to load.
 
     Args:
-        kind: ``cpu`` or ``cuda``.
+        kind: ``cpu`` or ``cuda`` for an allocator, ``fake`` for a pretended CUDA device.
 
     Raises:
         BuildError: No compiler, no torch, an unsupported torch, one without CUDA for ``cuda``, or

@@ -35,7 +35,8 @@ def build_all(output_dir: Path, object_dir: Path) -> list[Path]:
 
 def _torch_recipes(torch: Torch, object_dir: Path) -> list[Recipe]:
     root = source_root()
-    recipes = [_adapters.recipe(root, "cpu", torch), _recipes.ops_cpu(root, torch)]
+    recipes = [_adapters.recipe(root, kind, torch) for kind in ("cpu", "fake")]
+    recipes.append(_recipes.ops_cpu(root, torch))
     if torch.has_cuda:
         try:
             recipes.append(_adapters.recipe(root, "cuda", torch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ._objects import Recipe
@@ -25,7 +26,7 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 
 
 def adapter_name(kind: str, torch_minor: str) -> str:
-    """Return the file name of the allocator adapter for one torch minor version."""
+    """Return the file name of the adapter of that kind for one torch minor version."""
     return f"libvramkit_adapter_{kind}_torch{torch_minor}.so"
 
 
@@ -68,6 +69,12 @@ def adapter(root: Path, kind: str, torch: Torch) -> Recipe:
         link_tail=(f"-L{torch.lib}", "-lc10"),
         exports="vramkit_*",
     )
+
+
+def fake_device(root: Path, torch: Torch) -> Recipe:
+    """Return the recipe of the pretended CUDA device, which also asks libtorch_cpu for its hooks."""
+    plain = adapter(root, "fake", torch)
+    return replace(plain, link_tail=(*plain.link_tail, "-ltorch_cpu"))
 
 
 def ops_cpu(root: Path, torch: Torch) -> Recipe:

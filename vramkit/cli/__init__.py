@@ -20,6 +20,7 @@ __all__ = ["main"]
 # user's program returns a function in place of the status: what that raises is not vramkit's.
 _COMMANDS = {
     "demo": "train a small classifier inside a pool and draw its memory",
+    "estimate": "estimate the GPU memory of a step without a GPU",
     "run": "run an unmodified script or module inside a pool",
     "simulate": "replay a recorded allocation trace through the pool",
 }

@@ -15,11 +15,12 @@ _INTERVAL_S = 0.1
 class ProgressLine:
     """Draws how much is done, when the stream is a terminal; does nothing elsewhere.
 
-    Call it with the events done and their total. The line is wiped at the end.
+    Call it with the number done and their total. The line is wiped at the end.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        """Draw on ``stream``, standard error by default."""
+    def __init__(self, stream: TextIO | None = None, *, noun: str = "event") -> None:
+        """Draw on ``stream``, standard error by default; count things of that noun."""
+        self._noun = noun
         # Python has no standard error where it was closed.
         self._stream: TextIO | None = stream or sys.stderr
         self._shown = False
@@ -38,7 +39,7 @@ class ProgressLine:
         self._shown = True
         part = done / max(total, 1)
         bar = "#" * int(part * _WIDTH)
-        self._write(f"\r[{bar:<{_WIDTH}}] {part:4.0%} of {counted(total, 'event')}")
+        self._write(f"\r[{bar:<{_WIDTH}}] {part:4.0%} of {counted(total, self._noun)}")
 
     def __exit__(
         self,

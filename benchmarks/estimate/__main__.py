@@ -1,0 +1,89 @@
+"""Holds estimates against what an H100 measured: ``python -m benchmarks.estimate [MODEL ...]``.
+
+Reads the measured peaks from ``truth-h100.jsonl`` in ``--truth`` (by default ``../shared/estimate``
+beside the checkout) and prints a Markdown table. Needs timm and transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_COLUMNS = ("requested", "allocated", "reserved", "device")
+
+
+def read_truth(folder: Path) -> dict[str, dict[str, int]]:
+    """Return the measured bytes of each model, by column."""
+    found = {}
+    for line in (folder / "truth-h100.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        found[record["model"]] = {
+            "parameters": record["params"],
+            "requested": record["peak_requested"],
+            "allocated": record["peak_allocated"],
+            "reserved": record["peak_reserved"],
+            "device": record["device_used"],
+        }
+    return found
+
+
+def measure(name: str, truth: dict[str, int]) -> tuple[str, dict[str, float]]:
+    """Estimate one model; returns its row and the errors in percent."""
+    from benchmarks.estimate.models import MODELS
+    from vramkit.estimate import estimate
+
+    begin = time.perf_counter()
+    found = estimate(step=MODELS[name])
+    seconds = time.perf_counter() - begin
+    assert found.parameters == truth["parameters"], f"{name} is another model here"
+    predicted = {
+        "requested": found.peak_requested_bytes,
+        "allocated": found.peak_allocated_bytes,
+        "reserved": found.reserved_bytes["native"],
+        "device": found.device_bytes,
+    }
+    errors = {key: 100 * (predicted[key] / truth[key] - 1) for key in _COLUMNS}
+    cells = (f"{predicted[key]:,} / {truth[key]:,}" for key in ("allocated", "reserved"))
+    percent = (f"{errors[key]:+.3f}" for key in _COLUMNS)
+    assumed = "yes" if found.trace.assumed_bytes else ""
+    row = f"| {name} | {' | '.join(cells)} | {' | '.join(percent)} | {assumed} | {seconds:.1f} |"
+    return row, errors
+
+
+def main() -> int:
+    """Print the table; returns 75 where there is nothing to compare with."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
+    arguments = parser.parse_args()
+    if not (arguments.truth / "truth-h100.jsonl").is_file():
+        print(f"no truth-h100.jsonl in {arguments.truth}: nothing to compare with")
+        return 75
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore")
+    from benchmarks.estimate.models import MODELS, import_torchvision
+
+    import_torchvision()
+    truth = read_truth(arguments.truth)
+    columns = ("model", "allocated: predicted / measured", "reserved: predicted / measured")
+    percent = (*(f"{key} %" for key in _COLUMNS), "formula", "s")
+    print(f"| {' | '.join((*columns, *percent))} |")
+    print("|---" + "|---:" * (len(columns) + len(percent) - 1) + "|", flush=True)
+    every: list[dict[str, float]] = []
+    for name in arguments.models or MODELS:
+        row, errors = measure(name, truth[name])
+        every.append(errors)
+        print(row, flush=True)
+    for key in _COLUMNS:
+        sizes = sorted(abs(errors[key]) for errors in every)
+        print(f"{key}: median {sizes[len(sizes) // 2]:.3f} %, worst {sizes[-1]:.3f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

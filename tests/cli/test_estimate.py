@@ -1,0 +1,79 @@
+"""``vramkit estimate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vramkit.cli import main
+
+_PROGRAM = """
+import torch
+
+def make_step(batch_size=4096):
+    model = torch.nn.Linear(256, 256).to("cuda")
+    x = torch.randn(batch_size, 256, device="cuda")
+    return lambda: model(x).sum().backward()
+
+def broken():
+    raise KeyError("data")
+
+def branching():
+    x = torch.randn(8, device="cuda")
+    return lambda: bool(x.sum() > 0)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "program_to_estimate.py"
+    path.write_text(_PROGRAM, encoding="utf-8")
+    return path
+
+
+def test_a_table_and_the_verdict(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", f"{program}:make_step", "--budget", "a100-80gb"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("3 steps on NVIDIA H100")
+    assert "The step fits the budget." in out
+
+
+def test_the_status_says_that_it_does_not_fit(
+    program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["estimate", "program_to_estimate:make_step", "--budget", "1GiB", "--json"]
+    assert main([*command, "--advice", "--steps", "1"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["fits"], report["advice"]["largest_batch"]) == (False, 0)
+
+
+def test_files_are_written(program: Path, tmp_path: Path) -> None:
+    page, events = tmp_path / "a.html", tmp_path / "a.npz"
+    command = ["estimate", f"{program}:make_step", "--timeline", str(page)]
+    assert main([*command, "--events", str(events)]) == 0
+    assert page.stat().st_size > 1000
+    assert main(["simulate", str(events), "--min-capacity"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no.py:make_step"], "there is no file 'no.py' in "),
+        (["nowhere.to.be:found"], "no module named 'nowhere.to.be'"),
+        (["program_to_estimate.py"], "names no function; write FILE:FUNCTION"),
+        (["program_to_estimate.py:absent"], "has no function 'absent'"),
+        (["program_to_estimate.py:broken"], "broken raised KeyError: 'data'"),
+        (["program_to_estimate.py:branching"], "reads a value that depends on the data"),
+        (["program_to_estimate.py:make_step", "--target", "voodoo2"], "no GPU named 'voodoo2'"),
+        (["program_to_estimate.py:make_step", "--advice"], "--advice needs a --budget"),
+    ],
+)
+def test_wrong_input_has_status_2(
+    program: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", *words]) == 2
+    assert message in capsys.readouterr().err

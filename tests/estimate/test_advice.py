@@ -1,0 +1,81 @@
+"""Advice: each change is tried and ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import vramkit
+from vramkit.estimate import Estimate, find_target
+
+_MIB = 1 << 20
+_OUTSIDE = find_target("h100").outside_bytes
+
+
+class _Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(512, 2048), torch.nn.Linear(2048, 512)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.nn.functional.gelu(self.up(x)))
+
+
+@pytest.fixture(scope="module")
+def heavy() -> Estimate:
+    model = torch.nn.Sequential(*[_Block() for _ in range(6)])
+    return vramkit.estimate(model, torch.empty(8192, 512), optimizer="adamw", steps=2)
+
+
+def test_changes_are_ranked_by_what_they_save(heavy: Estimate) -> None:
+    budget = heavy.device_bytes - 200 * _MIB
+    advice = heavy.advice(budget)
+    assert not advice.fits_already
+    fitting = [each for each in advice.proposals if each.fits]
+    assert [each.fits for each in advice.proposals] == sorted(
+        (each.fits for each in advice.proposals), reverse=True
+    )
+    saved = [each.saved_bytes for each in fitting]
+    assert saved == sorted(saved, reverse=True)
+    changes = {each.change for each in fitting}
+    assert {"checkpoint each block", "bf16 autocast", "halve the batch to 4,096"} <= changes
+    assert all(each.device_bytes + each.saved_bytes == heavy.device_bytes for each in fitting)
+
+
+def test_the_largest_batch_is_the_largest(heavy: Estimate) -> None:
+    budget = _OUTSIDE + 500 * _MIB
+    largest = heavy.advice(budget).largest_batch
+    assert largest is not None
+    model = torch.nn.Sequential(*[_Block() for _ in range(6)])
+    for batch, fits in ((largest, True), (largest + 1, False)):
+        found = vramkit.estimate(model, torch.empty(batch, 512), optimizer="adamw", steps=2)
+        assert found.fits(budget) is fits
+
+
+def test_what_fits_needs_no_smaller_batch(heavy: Estimate) -> None:
+    advice = heavy.advice("80GiB")
+    assert (advice.fits_already, advice.largest_batch) == (True, None)
+    assert "fits as it is" in str(advice)
+
+
+def test_a_step_of_one_s_own_can_take_the_batch() -> None:
+    def make_step(batch_size: int = 64) -> Callable[[], None]:
+        def step() -> None:
+            torch.empty(batch_size * _MIB, dtype=torch.uint8, device="cuda")
+
+        return step
+
+    advice = vramkit.estimate(step=make_step, steps=1).advice(_OUTSIDE + 40 * _MIB)
+    assert advice.largest_batch == 40
+    assert "largest batch that fits: 40" in str(advice)
+    assert [each.change for each in advice.proposals if each.fits] == ["halve the batch to 32"]
+
+
+def test_channels_last_is_tried_for_images() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.BatchNorm2d(64))
+    found = vramkit.estimate(
+        model.bfloat16(), torch.empty(8, 64, 64, 64, dtype=torch.bfloat16), train=True, steps=1
+    )
+    assert "channels_last" in {each.change for each in found.advice("80GiB").proposals}

@@ -1,0 +1,200 @@
+"""The public entrance and its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vramkit
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.estimate import Estimate, find_target
+from vramkit.simulate import load_trace, replay
+
+_MIB = 1 << 20
+_OUTSIDE = find_target("h100").outside_bytes
+
+
+def _layers(width: int = 1024) -> torch.nn.Module:
+    blocks = (torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.GELU()) for _ in range(4))
+    return torch.nn.Sequential(*blocks)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Estimate:
+    return vramkit.estimate(_layers(), torch.empty(8192, 1024), optimizer="adamw", steps=2)
+
+
+def test_the_module_is_the_function(trained: Estimate) -> None:
+    assert isinstance(trained, Estimate)
+    assert callable(vramkit.estimate)
+
+
+def test_the_figures_agree_with_each_other(trained: Estimate) -> None:
+    assert trained.peak_requested_bytes == sum(trained.peak.by_kind.values())
+    assert trained.peak_requested_bytes == trained.events.peak_live_bytes
+    assert trained.peak_requested_bytes <= trained.peak_allocated_bytes
+    for reserved in trained.reserved_bytes.values():
+        assert reserved >= trained.peak_requested_bytes
+    assert trained.device_bytes == trained.reserved_bytes["native"] + _OUTSIDE
+    assert trained.device_low_bytes <= trained.device_bytes <= trained.device_high_bytes
+    modules = sum(share.size_bytes for share in trained.peak.by_module)
+    operators = sum(share.size_bytes for share in trained.peak.by_operator)
+    assert modules == operators == trained.peak_requested_bytes
+
+
+def test_optimizer_state_is_twice_the_parameters(trained: Estimate) -> None:
+    parameter_bytes = 4 * trained.parameters
+    assert trained.peak.by_kind["optimizer state"] == pytest.approx(2 * parameter_bytes, rel=1e-4)
+
+
+def test_the_pool_completes_with_what_was_found_and_not_with_a_page_less(trained: Estimate) -> None:
+    found = trained.reserved_bytes["pool"]
+    assert replay(trained.events, capacity_bytes=found).failure is None
+    assert replay(trained.events, capacity_bytes=found - 2 * _MIB).failure is not None
+
+
+def test_budgets(trained: Estimate) -> None:
+    assert trained.fits("80GiB")
+    assert trained.fits(trained.device_bytes)
+    assert trained.fits("t4")
+    assert not trained.fits("1GiB")
+    assert not trained.fits(trained.peak_requested_bytes + _OUTSIDE - _MIB)
+    with pytest.raises(InvalidArgumentError, match=r"budget '80' .*|budget '80G'"):
+        trained.fits("80G")
+
+
+def test_cached_segments_are_given_back_before_a_step_fails() -> None:
+    def make_step() -> Callable[[], None]:
+        def step() -> None:
+            for size in (100, 130, 170):
+                torch.empty(size * _MIB, dtype=torch.uint8, device="cuda")
+
+        return step
+
+    found = vramkit.estimate(step=make_step)
+    assert found.reserved_bytes["native"] == 400 * _MIB
+    assert found.fits(_OUTSIDE + 170 * _MIB)
+    assert not found.fits(_OUTSIDE + 169 * _MIB)
+
+
+def test_the_table_and_its_html(trained: Estimate) -> None:
+    text, page = str(trained), trained._repr_html_()
+    assert text.startswith("2 steps on NVIDIA H100 80GB HBM3, 4.2 M parameters")
+    for name in ("smallest vramkit.MemoryPool", "optimizer state", "By module", "aten::"):
+        assert name in text
+        assert name in page
+    assert page.count("<table>") == 4
+
+
+def test_json_holds_the_figures(trained: Estimate) -> None:
+    report = json.loads(trained.json())
+    assert report["device_bytes"] == trained.device_bytes
+    assert report["peak"]["by_kind"] == trained.peak.by_kind
+
+
+def test_saved_events_replay(trained: Estimate, tmp_path: Path) -> None:
+    events = load_trace(trained.save_events(tmp_path / "step.npz"))
+    assert events.peak_live_bytes == trained.peak_requested_bytes
+
+
+def test_timelines(trained: Estimate, tmp_path: Path) -> None:
+    page = trained.timeline(tmp_path / "a.html").read_text(encoding="utf-8")
+    assert page.count("<polygon") == page.count("<span") >= 5
+    assert trained.timeline(tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InvalidArgumentError, match=r"an \.html or \.png file, not 'a\.txt'"):
+        trained.timeline(tmp_path / "a.txt")
+
+
+def test_the_allocator_s_settings_count() -> None:
+    plain = vramkit.estimate(_layers(), torch.empty(64, 1024), steps=1)
+    grown = vramkit.estimate(
+        _layers(), torch.empty(64, 1024), steps=1, alloc_conf="expandable_segments:True"
+    )
+    assert grown.device_bytes == plain.reserved_bytes["expandable"] + _OUTSIDE
+
+
+def test_inference_keeps_no_activations() -> None:
+    sample = torch.empty(8192, 1024)
+    inference = vramkit.estimate(_layers(), sample, steps=1)
+    training = vramkit.estimate(_layers(), sample, train=True, steps=1)
+    assert inference.peak_requested_bytes < training.peak_requested_bytes - 100 * _MIB
+
+
+def test_a_model_without_data_and_one_that_a_function_makes() -> None:
+    with torch.device("meta"):
+        empty = _layers()
+    sample = torch.empty(64, 1024)
+    found = [vramkit.estimate(model, sample, steps=1) for model in (empty, _layers(), _layers)]
+    peaks = {each.peak_requested_bytes for each in found}
+    assert len(peaks) == 1
+
+
+def test_losses_and_inputs() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(16, 4)
+
+        def forward(self, x: Any, labels: Any = None) -> Any:
+            out = self.layer(x)
+            if labels is None:
+                return out
+            return {"loss": torch.nn.functional.cross_entropy(out, labels), "logits": out}
+
+    labels = torch.zeros(8, dtype=torch.long)
+    for sample in (torch.empty(8, 16), (torch.empty(8, 16),), {"x": torch.empty(8, 16)}):
+        assert vramkit.estimate(Model(), sample, optimizer="sgd", steps=1).parameters == 68
+    own = vramkit.estimate(Model(), {"x": torch.empty(8, 16), "labels": labels}, train=True)
+    assert any("nll_loss" in block.operator for block in own.trace.blocks)
+    given = vramkit.estimate(Model(), torch.empty(8, 16), loss=lambda out: out.square().mean())
+    assert given.peak.by_kind["gradients"] == 68 * 4
+    with pytest.raises(InvalidArgumentError, match=r"without a loss .* pass loss="):
+        vramkit.estimate(torch.nn.ReLU(), torch.empty(8), train=True)
+
+
+def test_the_model_is_untouched() -> None:
+    model = _layers()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    vramkit.estimate(model, torch.empty(8, 1024), optimizer=torch.optim.SGD(model.parameters(), 1))
+    for name, value in model.state_dict().items():
+        assert value.device.type == "cpu"
+        assert torch.equal(value, before[name])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_unmeasured_target_has_an_interval_with_its_reason() -> None:
+    found = vramkit.estimate(_layers(), torch.empty(8, 1024), target="a100", steps=1)
+    assert found.device_high_bytes - found.device_low_bytes > 1000 * _MIB
+    assert "assumed" in " ".join(found.uncertain)
+    assert found.peak.by_kind["workspaces"] < 12 * _MIB  # cuBLAS takes less before Hopper
+
+
+def test_an_unmeasured_convolution_widens_the_interval() -> None:
+    model = torch.nn.Conv2d(32, 64, 3, padding=1)
+    found = vramkit.estimate(model, torch.empty(2, 32, 17, 19), train=True, steps=1)
+    assert any("aten::convolution" in reason for reason in found.uncertain)
+    plain = found.device_bytes - found.target.outside_bytes + found.target.outside_low_bytes
+    assert found.device_low_bytes < plain
+
+
+def test_another_target_of_one_s_own() -> None:
+    own = dataclasses.replace(find_target("h100"), name="own", outside_bytes=0)
+    found = vramkit.estimate(_layers(), torch.empty(8, 1024), target=own, steps=1)
+    assert found.device_bytes == found.reserved_bytes["native"]
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"needs a model .* or step=, got NoneType"):
+        vramkit.estimate()
+    with pytest.raises(ArgumentTypeError, match="either step= or a model"):
+        vramkit.estimate(_layers(), step=lambda: lambda: None)
+    with pytest.raises(InvalidArgumentError, match="optimizer 'lion' is unknown; there are adam"):
+        vramkit.estimate(_layers(), torch.empty(1), optimizer="lion")
+    with pytest.raises(ArgumentTypeError, match="a function that returns int"):
+        vramkit.estimate(lambda: 3, torch.empty(1))

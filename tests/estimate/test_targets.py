@@ -1,0 +1,36 @@
+"""GPUs by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.estimate import find_target, targets
+
+
+def test_each_target_is_found_by_its_names() -> None:
+    for target in targets():
+        assert find_target(target.name.upper()) is target
+        assert find_target(target.title) is target
+
+
+def test_what_is_not_measured_says_what_is_assumed() -> None:
+    assert [target.name for target in targets() if target.measured] == ["h100"]
+    assert all(target.measured or "assumed" in target.assumed for target in targets())
+    assert all(t.outside_low_bytes <= t.outside_bytes <= t.outside_high_bytes for t in targets())
+
+
+def test_a_target_of_ones_own() -> None:
+    own = dataclasses.replace(find_target("h100"), name="own", multi_processors=114)
+    assert find_target(own) is own
+
+
+def test_unknown_targets_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"no GPU named 'voodoo2' is known; there are h"):
+        find_target("voodoo2")
+    number: Any = 80
+    with pytest.raises(ArgumentTypeError, match=r"target must be a name .* got int"):
+        find_target(number)

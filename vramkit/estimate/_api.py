@@ -1,0 +1,240 @@
+"""The entrance: traces a step and makes an estimate of it.
+
+The method is described in ``docs/design/estimate.md``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, Unpack
+
+import torch
+
+from vramkit import simulate
+from vramkit.errors import ArgumentTypeError
+from vramkit.estimate._allocators import (
+    ExpandableAllocator,
+    NativeAllocator,
+    Settings,
+    parse_settings,
+)
+from vramkit.estimate._allocators import replay as replay_allocator
+from vramkit.estimate._estimate import Estimate
+from vramkit.estimate._optimizers import Factory, optimizer_factory
+from vramkit.estimate._peak import find_peak
+from vramkit.estimate._recipe import Recipe
+from vramkit.estimate._recorder import Trace
+from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._trace import Guess, Progress, trace
+from vramkit.units import format_mib
+
+MakeStep = Callable[..., Callable[[], Any]]
+_PAGE_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is estimated.
+
+    Attributes:
+        make_step: Builds the step; None where a model was given.
+        recipe: Builds the step of a model; None where ``make_step`` was given.
+        target: The GPU.
+        steps: How many steps are traced.
+        guess: Whether results that depend on data may be guessed.
+        settings: The settings of PyTorch's allocator.
+        progress: Called after each step.
+    """
+
+    make_step: MakeStep | None
+    recipe: Recipe | None
+    target: Target
+    steps: int
+    guess: Guess
+    settings: Settings
+    progress: Progress | None = None
+
+    def run(self) -> Estimate:
+        """Trace and evaluate."""
+        make_step = self.make_step or (self.recipe.make_step if self.recipe else None)
+        assert make_step is not None
+        traced = trace(
+            make_step,
+            target=self.target,
+            steps=self.steps,
+            guess=self.guess,
+            progress=self.progress,
+        )
+        return evaluate(traced, self)
+
+
+class Training(TypedDict, total=False):
+    """How a model is trained, for :func:`estimate`.
+
+    Attributes:
+        optimizer: A name (``"adam"``, ``"adamw"``, ``"adamw-fused"``, ``"adamw-8bit"``, ``"sgd"``,
+            ``"sgd-momentum"``), an optimizer, or a function of the parameters. None: no update.
+        loss: A function of the output; None takes the output's ``loss``, or its sum.
+        autocast: The dtype of autocast around model and loss; None for no autocast.
+        train: Whether there is a backward pass; by default where an optimizer or a loss is given.
+    """
+
+    optimizer: str | Factory | torch.optim.Optimizer | None
+    loss: Callable[[Any], torch.Tensor] | None
+    autocast: torch.dtype | None
+    train: bool | None
+
+
+def estimate(
+    model: torch.nn.Module | Callable[[], torch.nn.Module] | None = None,
+    sample_input: Any = None,
+    *,
+    step: MakeStep | None = None,
+    target: str | Target = "h100",
+    steps: int = 3,
+    guess: Guess = "refuse",
+    alloc_conf: str = "",
+    progress: Progress | None = None,
+    **training: Unpack[Training],
+) -> Estimate:
+    """Estimate the GPU memory of a training or inference step; nothing runs on a device.
+
+    Args:
+        model: A module on any device, with or without data, or a function that returns one.
+        sample_input: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        step: In place of both: a function that builds model, optimizer and data on ``"cuda"`` and
+            returns a function that runs one step.
+        target: Name of the GPU, or a :class:`Target`.
+        steps: How many steps are traced; some peaks need the third.
+        guess: ``"refuse"``, or ``"allow"`` to count and name results that depend on data.
+        alloc_conf: What PYTORCH_ALLOC_CONF will hold.
+        progress: Called after each step with the steps done and their total.
+        training: ``optimizer``, ``loss``, ``autocast`` and ``train``, see :class:`Training`.
+
+    Raises:
+        ArgumentTypeError, InvalidArgumentError: An argument cannot be used.
+        NativeLibraryError: The pretended device cannot be built or loaded.
+        ScopeError: Another estimate is running in this process.
+        UntraceableError: An operator's memory cannot be known.
+
+    >>> found = estimate(torch.nn.Linear(512, 2048), torch.empty(64, 512), optimizer="adamw")
+    >>> found.parameters, found.fits("24GiB"), found.peak.by_kind["optimizer state"]
+    (1050624, True, 8404992)
+    """
+    recipe = _recipe(model, sample_input, training) if step is None else None
+    if step is not None:
+        _check_step(step, (model, sample_input, *training.values()))
+    gpu, settings = find_target(target), parse_settings(alloc_conf)
+    return Request(step, recipe, gpu, steps, guess, settings, progress).run()
+
+
+def _recipe(model: Any, sample: Any, training: Training) -> Recipe:
+    optimizer, loss = training.get("optimizer"), training.get("loss")
+    train = training.get("train")
+    return Recipe(
+        model=_checked_model(model),
+        sample=sample,
+        optimizer=optimizer_factory(optimizer) if optimizer is not None else None,
+        loss=loss,
+        trains=(optimizer is not None or loss is not None) if train is None else train,
+        autocast=training.get("autocast"),
+    )
+
+
+def with_batch(request: Request, batch: int) -> Request:
+    """Return the request with another number of samples."""
+    if request.recipe is not None:
+        return replace(request, recipe=replace(request.recipe, batch=batch))
+    assert request.make_step is not None
+    return replace(request, make_step=functools.partial(request.make_step, batch_size=batch))
+
+
+def evaluate(traced: Trace, request: Request) -> Estimate:
+    """Replay a trace through the allocators and make the estimate of it."""
+    events, settings = traced.events(), request.settings
+    native = replay_allocator(events, NativeAllocator(settings))
+    expandable = replay_allocator(events, ExpandableAllocator(settings))
+    reserved = {
+        "native": native.reserved_bytes,
+        "expandable": expandable.reserved_bytes,
+        "pool": pool_bytes(events),
+    }
+    used = expandable if settings.expandable_segments else native
+    target = request.target
+    low, high, reasons = _interval(traced, used.reserved_bytes, target)
+    return Estimate(
+        target=target,
+        steps=request.steps,
+        parameters=traced.parameters,
+        peak_requested_bytes=events.peak_live_bytes,
+        peak_allocated_bytes=used.allocated_bytes,
+        reserved_bytes=reserved,
+        device_bytes=used.reserved_bytes + target.outside_bytes,
+        device_low_bytes=low,
+        device_high_bytes=high,
+        uncertain=reasons,
+        peak=find_peak(traced),
+        guesses=traced.guesses,
+        attention=traced.attention,
+        trace=traced,
+        settings=settings,
+        request=request,
+    )
+
+
+def pool_bytes(events: simulate.Events) -> int:
+    """Return the smallest capacity of a pool that completes, found by the pool's own core."""
+    if not len(events):
+        return 0
+
+    def completes(capacity_bytes: int) -> bool:
+        outcome = simulate.replay(events, capacity_bytes=capacity_bytes, page_bytes=_PAGE_BYTES)
+        return outcome.failure is None
+
+    return simulate.find_min_capacity(events, page_bytes=_PAGE_BYTES, completes=completes)
+
+
+def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, tuple[str, ...]]:
+    low, high = reserved + target.outside_low_bytes, reserved + target.outside_high_bytes
+    reasons = [target.assumed] if target.assumed else []
+    if traced.assumed_bytes:
+        # Workspaces of one moment only: the largest bounds what all of them can add to the peak.
+        largest = max(traced.assumed_bytes.values())
+        low, high = low - largest, high + largest
+        names = ", ".join(sorted(traced.assumed_bytes))
+        reasons.append(
+            f"Workspaces of {names} follow a formula, up to {format_mib(largest)} at once: cuDNN's "
+            "choice for these shapes has not been measured."
+        )
+    if traced.unknown:
+        reasons.append(
+            f"What {', '.join(traced.unknown)} allocate inside is not known; their results are "
+            "counted."
+        )
+    if traced.guesses:
+        reasons.append("Some results depend on data; what was guessed is listed.")
+    return low, high, tuple(reasons)
+
+
+def _checked_model(model: Any) -> Any:
+    if model is None or not (isinstance(model, torch.nn.Module) or callable(model)):
+        raise ArgumentTypeError(
+            "estimate needs a model (a module or a function that returns one) with a sample of its "
+            f"input, or step=, got {type(model).__name__}"
+        )
+    return model
+
+
+def _check_step(step: Any, others: tuple[Any, ...]) -> None:
+    if not callable(step):
+        raise ArgumentTypeError(
+            "step must be a function that builds the step and returns a function that runs it, got "
+            f"{type(step).__name__}"
+        )
+    if any(other is not None for other in others):
+        raise ArgumentTypeError(
+            "step= brings model, input, optimizer, loss and autocast itself; pass either step= or "
+            "a model with its sample_input"
+        )

@@ -1,0 +1,80 @@
+"""What depends on data: refused with advice, or guessed where the caller allows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vramkit.estimate._attribution import line_of_error
+
+_aten = torch.ops.aten
+
+# Words of torch's errors, what they mean for an estimate, and what to do.
+_WITHOUT_KERNELS = {
+    "DispatchStub: missing kernel for cuda": (
+        "calls a kernel that only a torch with CUDA has (nn.LSTM and nn.GRU do)",
+        "estimate it beside such a torch, or replace the layer, for instance by cells",
+    ),
+    "Cannot access storage of": (
+        "makes a sparse or nested tensor, whose storages are not followed",
+        "use dense tensors in the estimated step",
+    ),
+}
+
+
+def guess(func: Any, args: Any) -> Any:
+    """Return a result that needs no less memory than the real one, or NotImplemented.
+
+    A condition holds, a number is one, and every element is selected.
+    """
+    if func is _aten._local_scalar_dense.default:
+        dtype = args[0].dtype
+        return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+    if func is _aten.is_nonzero.default:
+        return True
+    if func is _aten.nonzero.default:
+        tensor = args[0]
+        return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
+    if func is _aten.masked_select.default:
+        shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+        return args[0].new_empty(shape.numel())
+    if func is _aten.index.Tensor and _is_one_mask(args[1]):
+        mask = args[1][0]
+        return args[0].new_empty((mask.numel(), *args[0].shape[mask.dim() :]))
+    return NotImplemented
+
+
+def _is_one_mask(indices: Any) -> bool:
+    first = indices[0] if len(indices) == 1 else None
+    return isinstance(first, torch.Tensor) and first.dtype in (torch.bool, torch.uint8)
+
+
+def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
+    """Say which operator cannot be traced, where, why, and what to do."""
+    name, where = func.name(), line or "a place without Python code"
+    if func in (_aten._local_scalar_dense.default, _aten.is_nonzero.default):
+        reason = "reads a value that depends on the data"
+        advice = "keep the branch out of the step, or pass guess='allow' (the value counts as 1)"
+    elif func in (_aten.nonzero.default, _aten.masked_select.default, _aten.index.Tensor):
+        reason = "makes a tensor whose size depends on the data"
+        advice = "use torch.where or a fixed size, or pass guess='allow' (all are selected)"
+    else:
+        reason = f"cannot run without data ({_first_line(err)})"
+        advice = "give it a fake implementation by torch.library.register_fake, or leave it out"
+    if may_guess:
+        advice = advice.partition(", or pass guess=")[0] + "; no guess is made for it"
+    return f"{name} at {where} {reason}, so its memory cannot be known; {advice}"
+
+
+def refusal_of(err: Exception) -> str | None:
+    """Explain an error that torch raises because no kernel of CUDA is there; None for others."""
+    for words, (what, advice) in _WITHOUT_KERNELS.items():
+        if words in str(err):
+            return f"{line_of_error(err)} {what}, so its memory cannot be known; {advice}"
+    return None
+
+
+def _first_line(err: Exception) -> str:
+    text = str(err).strip().splitlines()
+    return f"{type(err).__name__}: {text[0][:160]}" if text else type(err).__name__

@@ -1,0 +1,28 @@
+"""What CUDA's operators allocate beside their results, one module a family of operators."""
+
+from vramkit.estimate._ops import (
+    _attention,
+    _convolution,
+    _embedding,
+    _foreach,
+    _loss,
+    _matmul,
+    _norm,
+    _random,
+    _reduce,
+    _softmax,
+    _sort,
+)
+from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Keep, Plan, Rule, Take
+from vramkit.estimate._ops._unknown import is_unknown
+
+RULES: dict[str, Rule] = {
+    name: rule
+    for family in (
+        *(_attention, _convolution, _embedding, _foreach, _loss, _matmul, _norm, _random),
+        *(_reduce, _softmax, _sort),
+    )
+    for name, rule in family.RULES.items()
+}
+
+__all__ = ["RULES", "Call", "Drop", "Give", "Host", "Keep", "Plan", "Rule", "Take", "is_unknown"]

@@ -1,0 +1,158 @@
+"""Convolutions: cuDNN's workspaces and the copies that PyTorch makes for it.
+
+``_data/convolutions-h100.json`` holds workspaces that were measured, by the convolution's
+signature. For others cuDNN's choice of an engine cannot be known without it: a formula that was
+read from the measured ones is used, and counted as assumed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from typing import Any
+
+import torch
+
+from vramkit.estimate._ops._plan import (
+    Call,
+    Drop,
+    Give,
+    Plan,
+    Step,
+    Take,
+    is_channels_last,
+    scratch,
+    size_of,
+)
+from vramkit.estimate._ops._reduce import staging
+
+_NHWC = torch.channels_last
+
+# Bytes of workspaces that almost every channels-last engine asks for, and of an engine's state.
+_SMALL_WORKSPACE = 131
+_STATE = 16
+_SPLIT_STATE = 272
+_TILE = 128
+# A batch-split kernel for the gradient of 1x1 weights is taken up to so many weights.
+_MOST_SPLIT_WEIGHTS = 1 << 18
+
+
+@functools.cache
+def _measured() -> dict[str, list[int]]:
+    folder = importlib.resources.files("vramkit.estimate") / "_data"
+    text = (folder / "convolutions-h100.json").read_text(encoding="utf-8")
+    table: dict[str, list[int]] = json.loads(text)["workspaces"]
+    return table
+
+
+def signature(x: torch.Tensor, w: torch.Tensor, call: Call) -> str:
+    """Return the name under which a convolution's workspaces are kept."""
+    stride, padding, dilation, _, _, groups = _geometry(call)
+    layout = "nhwc" if is_channels_last(x) or is_channels_last(w) else "nchw"
+    sizes = "x".join(map(str, x.shape)), "x".join(map(str, w.shape))
+    numbers = ",".join(str(n) for part in (stride, padding, dilation) for n in part)
+    return f"{sizes[0]} {sizes[1]} {numbers} {groups} {str(x.dtype)[6:]} {layout}"
+
+
+def _geometry(call: Call) -> tuple[Any, ...]:
+    start = 4 if call.name == "aten::convolution_backward" else 3
+    return tuple(call.args[start : start + 6])
+
+
+def _workspace(kind: str, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, call: Call) -> int:
+    """Bytes of one of cuDNN's calls; kind is "forward", "input" or "weight"."""
+    groups = _geometry(call)[-1]
+    places = {"forward": 0, "input": 1, "weight": 2}
+    known = _measured().get(signature(x, w, call)) if call.target.capability[0] == 9 else None
+    if known is not None:
+        return known[places[kind]]
+    nhwc = is_channels_last(x) or is_channels_last(w) or is_channels_last(y)
+    if groups > 1 and x.shape[1] == groups:
+        size = _depthwise_workspace(kind, x, w, nhwc=nhwc)
+    elif nhwc:
+        size = _nhwc_workspace(kind, x, w, call.target.multi_processors)
+    else:
+        stride, _, _, transposed, *_ = _geometry(call)
+        size = _nchw_workspace(kind, x, w, y, stride)
+        # The engine for an input's gradient, which also runs a transposed convolution.
+        backwards = kind == "input" or (transposed and kind == "forward")
+        size += _SMALL_WORKSPACE if backwards else 0
+    call.assume(size)
+    return size
+
+
+def _depthwise_workspace(kind: str, x: torch.Tensor, w: torch.Tensor, *, nhwc: bool) -> int:
+    """PyTorch's own kernels serve NCHW; cuDNN's weight gradient splits each image 16 times."""
+    if kind != "weight" or not nhwc:
+        return 0
+    channels = -(-w.shape[0] // 64) * 64
+    return channels * math.prod(w.shape[2:]) * w.element_size() * 16 * int(x.shape[0])
+
+
+def _nhwc_workspace(kind: str, x: torch.Tensor, w: torch.Tensor, multi_processors: int) -> int:
+    size = _SMALL_WORKSPACE
+    if w.shape[1] % (16 // w.element_size()):
+        size = _padded(x) + _padded(w) + _STATE
+    if kind == "weight":  # split over the reduced dimension: a tile of fp32 a multiprocessor
+        rows, columns = w.shape[0], math.prod(w.shape[1:])
+        splits = multi_processors // (-(-rows // _TILE) * -(-columns // _TILE))
+        if splits > 1:
+            size += splits * w.numel() * 4 + _SPLIT_STATE
+    return size
+
+
+def _nchw_workspace(
+    kind: str, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, stride: Any
+) -> int:
+    """The tensor-core engines copy NCHW tensors to NHWC; fp32 1x1 kernels do without."""
+    pointwise = math.prod(w.shape[2:]) == 1 and all(step == 1 for step in stride)
+    if pointwise and x.dtype == torch.float32 and w.numel() <= _MOST_SPLIT_WEIGHTS:
+        return int(x.shape[0]) * size_of(w) if kind == "weight" else 400
+    return _copied(x) + _copied(w) + _copied(y) + _STATE
+
+
+def _copied(tensor: torch.Tensor) -> int:
+    return 0 if math.prod(tensor.shape[2:]) == 1 else _padded(tensor)
+
+
+def _padded(tensor: torch.Tensor) -> int:
+    """Bytes of a copy whose channels are padded to 16 bytes."""
+    unit = 16 // tensor.element_size()
+    channels = -(-int(tensor.shape[1]) // unit) * unit
+    return tensor.numel() // int(tensor.shape[1]) * channels * tensor.element_size()
+
+
+def _forward(call: Call) -> Plan:
+    x, w = call.args[:2]
+    workspace = scratch(_workspace("forward", x, w, call.outputs[0], call))
+    return [Give(0), *_with_weight(x, w, workspace)]
+
+
+def _with_weight(x: torch.Tensor, w: torch.Tensor, workspace: Plan) -> Plan:
+    """A weight that is not channels-last is copied for an input that is."""
+    if w.dim() != 4 or not is_channels_last(x) or w.is_contiguous(memory_format=_NHWC):
+        return workspace
+    return [Take(size_of(w)), *workspace, Drop()]
+
+
+def _backward(call: Call) -> Plan:
+    dy, x, w = call.args[:3]
+    nhwc = is_channels_last(x) or is_channels_last(w)
+    # A gradient that comes in the other layout is copied first.
+    copies = nhwc and not is_channels_last(dy) and math.prod(dy.shape[2:]) > 1
+    plan: list[Step] = [Take(size_of(dy))] if copies else []
+    for place, kind in enumerate(("input", "weight")):
+        if call.outputs[place] is not None:
+            workspace: Plan = scratch(_workspace(kind, x, w, dy, call))
+            workspace = _with_weight(x, w, workspace) if kind == "input" else workspace
+            plan += [Give(place), *workspace]
+    plan += [Drop()] if copies else []
+    if call.outputs[2] is not None:
+        others = set(range(dy.dim())) - {1}
+        plan += [Give(2), *scratch(*staging(dy, others, call.target))]
+    return plan
+
+
+RULES = {"aten::convolution": _forward, "aten::convolution_backward": _backward}

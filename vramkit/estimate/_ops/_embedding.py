@@ -1,0 +1,68 @@
+"""Embeddings and indexing: copies of indices, and what sorting them takes."""
+
+from __future__ import annotations
+
+import torch
+
+from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
+from vramkit.estimate._ops._sort import SCAN_BYTES, index_sort_bytes, sort_bytes
+
+# Up to so many indices the gradient is made without sorting (ATen/native/cuda/Embedding.cu).
+_UNSORTED = 3072
+_ROWS_PER_THREAD = 10
+# Tables of 2 and of 32 rows were recorded with two partial sums a segment, one of 512 with all.
+_FEW_ROWS = 32
+_INDEX = 8
+
+
+def _embedding(call: Call) -> Plan:
+    indices = call.args[1]
+    if indices.is_contiguous():
+        return []
+    return [Take(size_of(indices)), Give(0), Drop()]
+
+
+def _embedding_backward(call: Call) -> Plan:
+    gradient, indices, rows = call.args[0], call.args[1], call.args[2]
+    count = indices.numel()
+    if count <= _UNSORTED:
+        return []
+    of_indices = _INDEX * count
+    segments = min(count, int(rows))
+    partial = count // _ROWS_PER_THREAD + segments
+    plan: list[Step] = [] if indices.is_contiguous() else [Take(of_indices)]
+    plan += [Take(of_indices), Take(of_indices)]
+    plan += scratch(of_indices, sort_bytes(count))
+    plan += [Give(0), Take(of_indices), Take(_INDEX), *scratch(of_indices, SCAN_BYTES)]
+    plan += [Take(_INDEX * segments), Take(_INDEX * segments), *scratch(SCAN_BYTES)]
+    width = 2 if int(rows) <= _FEW_ROWS else int(gradient.shape[-1])
+    sums = partial * width * 4
+    plan += [Take(_INDEX), Take(_INDEX * partial), Take(sums)]
+    taken = sum(isinstance(step, Take) for step in plan)
+    dropped = sum(step.count for step in plan if isinstance(step, Drop))
+    return [*plan, Drop(taken - dropped)]
+
+
+def _index_put(call: Call) -> Plan:
+    accumulate = call.argument(3, "accumulate", False)
+    indices = [index for index in call.args[1] if isinstance(index, torch.Tensor)]
+    if not accumulate or not indices:
+        return []
+    count = torch.broadcast_shapes(*(index.shape for index in indices)).numel()
+    of_indices = Take(_INDEX * count)
+    sorting: list[Step] = [
+        of_indices,
+        of_indices,
+        of_indices,
+        Take(index_sort_bytes(count)),
+        Drop(),
+    ]
+    return [of_indices, of_indices, Drop(), *sorting, Drop(4)]
+
+
+RULES = {
+    "aten::embedding": _embedding,
+    "aten::embedding_dense_backward": _embedding_backward,
+    "aten::index_put_": _index_put,
+    "aten::_index_put_impl_": _index_put,
+}

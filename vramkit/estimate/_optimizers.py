@@ -1,0 +1,85 @@
+"""Optimizers by name, and one whose state has eight bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+
+Factory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+_RATE = 1e-4
+# bitsandbytes keeps 32 bits for small tensors, and one scale for each block of 256 states.
+_SMALLEST_ELEMENTS = 4096
+_BLOCK_ELEMENTS = 256
+
+
+class EightBitAdamW(torch.optim.Optimizer):
+    """Allocates what bitsandbytes' AdamW8bit allocates, and updates nothing."""
+
+    def __init__(self, params: Iterable[torch.nn.Parameter]) -> None:
+        """Take the parameters; state is made at the first step."""
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Make the state of each parameter that has a gradient."""
+        del closure
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter not in self.state:
+                    self.state[parameter] = _state_of(parameter)
+
+
+def _state_of(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    if parameter.numel() < _SMALLEST_ELEMENTS:
+        full = dict.fromkeys(("exp_avg", "exp_avg_sq"))
+        return {name: torch.zeros_like(parameter, dtype=torch.float32) for name in full}
+    blocks = -(-parameter.numel() // _BLOCK_ELEMENTS)
+    state = {}
+    for name in ("exp_avg", "exp_avg_sq"):
+        state[name] = torch.zeros_like(parameter, dtype=torch.uint8)
+        state[f"{name}_scale"] = torch.zeros(blocks, device=parameter.device)
+    return state
+
+
+_BY_NAME: dict[str, Factory] = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, _RATE),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, _RATE),
+    "adamw-fused": lambda parameters: torch.optim.AdamW(parameters, _RATE, fused=True),
+    "adamw-8bit": EightBitAdamW,
+    "sgd": lambda parameters: torch.optim.SGD(parameters, _RATE),
+    "sgd-momentum": lambda parameters: torch.optim.SGD(parameters, _RATE, momentum=0.9),
+}
+
+
+def optimizer_factory(optimizer: str | Factory | torch.optim.Optimizer) -> Factory:
+    """Return what makes the optimizer for the model's fakes.
+
+    Args:
+        optimizer: A name, a function of the parameters, or an optimizer, whose class and defaults
+            are taken.
+
+    Raises:
+        ArgumentTypeError: It is something else.
+        InvalidArgumentError: No optimizer has this name.
+    """
+    if isinstance(optimizer, str):
+        if optimizer not in _BY_NAME:
+            raise InvalidArgumentError(
+                f"optimizer {optimizer!r} is unknown; there are {', '.join(_BY_NAME)}, or pass a "
+                "function of the parameters"
+            )
+        return _BY_NAME[optimizer]
+    if isinstance(optimizer, torch.optim.Optimizer):
+        kind: Any = type(optimizer)
+        defaults = dict(optimizer.defaults)
+        return lambda parameters: kind(parameters, **defaults)
+    if callable(optimizer):
+        return optimizer
+    raise ArgumentTypeError(
+        "optimizer must be a name, an optimizer or a function of the parameters, got "
+        f"{type(optimizer).__name__}"
+    )

@@ -1,0 +1,194 @@
+"""Operators that run as others on a GPU than under fake tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import torch
+
+from vramkit.estimate import _engine
+from vramkit.estimate._ops import _attention
+from vramkit.estimate._targets import Target
+
+_aten = torch.ops.aten
+
+
+class Runner(Protocol):
+    """Runs an operator on fakes."""
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run it, without the births of its results."""
+
+    def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
+        """Record what an operator that returns its first argument allocates inside."""
+
+
+# Returns the result, or NotImplemented where the operator runs as it is.
+Rewrite = Callable[[Runner, Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+# Set while scaled dot product attention is computed by plain products.
+_in_products: ContextVar[bool] = ContextVar("_in_products", default=False)
+
+
+def _add(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In place: gradients of which the engine holds the only reference, and attention's masks."""
+    first, second = args[:2]
+    if kwargs or len(args) != 2 or not isinstance(second, torch.Tensor):
+        return NotImplemented
+    if _in_products.get():
+        runner.run(_aten.add_.Tensor, (first, second), {})
+        return first
+    alike = first.shape == second.shape and first.dtype == second.dtype
+    if not alike or not _engine.is_dense(first) or not _engine.from_engine():
+        return NotImplemented
+    if not _engine.holds_alone(first):
+        return NotImplemented
+    runner.run(_aten.add_.Tensor, (first, second), {})
+    return first
+
+
+def _in_place(inplace: Any) -> Rewrite:
+    """Formulas of gradients that write into a fresh tensor of zeros."""
+
+    def rewrite(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not _engine.from_engine():
+            return NotImplemented
+        runner.run(inplace, args, kwargs)
+        runner.record_hidden(inplace.name(), args, kwargs)
+        return args[0]
+
+    return rewrite
+
+
+def _logits_gradient(inplace: Any) -> Rewrite:
+    """The gradient of binary cross entropy with logits is made in one tensor."""
+
+    def rewrite(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not _engine.from_engine() or not _engine.node_is("BinaryCrossEntropyWithLogits"):
+            return NotImplemented
+        runner.run(inplace, args, kwargs)
+        return args[0]
+
+    return rewrite
+
+
+def _pin(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
+    return runner.run(_aten.clone.default, args[:1], {})
+
+
+def _is_pinned(*_: Any) -> bool:
+    return False
+
+
+REWRITES: dict[str, Rewrite] = {
+    "aten::add.Tensor": _add,
+    "aten::index_put": _in_place(_aten.index_put_.default),
+    "aten::scatter_add": _in_place(_aten.scatter_add_.default),
+    "aten::index_add": _in_place(_aten.index_add_.default),
+    "aten::sub.Tensor": _logits_gradient(_aten.sub_.Tensor),
+    "aten::mul.Tensor": _logits_gradient(_aten.mul_.Tensor),
+    "aten::div.Tensor": _logits_gradient(_aten.div_.Tensor),
+    "aten::_pin_memory": _pin,
+    "aten::is_pinned": _is_pinned,
+}
+
+# A build without CUDA decomposes these, as it has no kernel for them.
+_WITH_CUDA_KERNEL = ("silu_backward", "mish_backward", "_fused_rms_norm")
+
+
+@contextlib.contextmanager
+def operators_of_cuda(target: Target, count: Callable[[str], None]) -> Iterator[None]:
+    """Let operators that choose by the device choose as on the target.
+
+    Args:
+        target: The GPU.
+        count: Called with the name of each kernel of attention that is chosen.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        for name in _WITH_CUDA_KERNEL:
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA"):
+                library.impl(name, _never, "CUDA")
+        attention = _attention_for(target, count)
+        for key in ("AutogradCUDA", "CUDA"):
+            library.impl("scaled_dot_product_attention", attention, key)
+        yield
+    finally:
+        library._destroy()
+
+
+def _never(*_: Any, **__: Any) -> Any:
+    raise AssertionError("fake tensors never reach a kernel")
+
+
+def _attention_for(target: Target, count: Callable[[str], None]) -> Callable[..., Any]:
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        mask = _float_mask(attn_mask, query)
+        kernel = "math"
+        if enable_gqa or query.dim() < 3 or query.shape[-3] == key.shape[-3]:
+            parts = (query, key, value, mask)
+            kernel = _attention.choose(target, *parts, dropout_p, is_causal)
+        if enable_gqa and kernel == "efficient" and query.shape[-3] != key.shape[-3]:
+            kernel = "math"
+        count(kernel)
+        inputs = (query, key, value)
+        if kernel == "math":
+            options = {"scale": scale, "enable_gqa": enable_gqa}
+            return _products((*inputs, mask, dropout_p, is_causal, None), options)
+        if kernel == "flash":
+            return _flash(inputs, dropout_p, is_causal, scale)
+        learns = torch.is_grad_enabled() and any(
+            part is not None and part.requires_grad for part in (*inputs, mask)
+        )
+        if kernel == "cudnn":
+            return _aten._scaled_dot_product_cudnn_attention(
+                *inputs, mask, learns, dropout_p, is_causal, False, scale=scale
+            )[0]
+        if mask is not None:
+            mask = _attention.efficient_mask(mask, query, key)
+        return _aten._scaled_dot_product_efficient_attention(
+            *inputs, mask, learns, dropout_p, is_causal, scale=scale
+        )[0]
+
+    return attention
+
+
+def _products(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    token = _in_products.set(True)
+    try:
+        return _aten._scaled_dot_product_attention_math(*args, **options)[0]
+    finally:
+        _in_products.reset(token)
+
+
+def _float_mask(mask: Any, query: Any) -> Any:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    options = {"dtype": query.dtype, "device": query.device}
+    zero, nothing = (torch.scalar_tensor(value, **options) for value in (0.0, float("-inf")))
+    return torch.where(mask, zero, nothing)
+
+
+def _flash(inputs: tuple[Any, Any, Any], dropout: float, causal: bool, scale: Any) -> Any:
+    """The kernel takes widths that are multiples of eight."""
+    width = inputs[0].shape[-1]
+    factor = _attention.scale_of(scale, inputs[0])
+    if width % 8:
+        pad = (0, 8 - width % 8)
+        inputs = tuple(torch.nn.functional.pad(part, pad) for part in inputs)  # type: ignore[assignment]
+    out = _aten._scaled_dot_product_flash_attention(*inputs, dropout, causal, False, scale=factor)
+    return out[0][..., :width] if width % 8 else out[0]

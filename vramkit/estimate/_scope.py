@@ -1,0 +1,137 @@
+"""The scope in which a step is traced: fakes on a pretended device, and torch's habits on both."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.utils._device
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import optimizer as optimizers
+from torch.utils import _foreach_utils
+
+from vramkit.estimate._fake_device import fake_device, patched
+from vramkit.estimate._rewrites import operators_of_cuda
+from vramkit.estimate._targets import Target
+from vramkit.estimate._tracer import Tracer
+
+
+@contextlib.contextmanager
+def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
+    """Make every tensor fake, pretend the target, and record; all is as before afterwards."""
+    # Its keys do not say which device was pretended.
+    FakeTensorMode.cache_clear()
+    with contextlib.ExitStack() as scope:
+        scope.enter_context(fake_device(target))
+        scope.enter_context(_fakes_pass_for_tensors())
+        scope.enter_context(operators_of_cuda(target, _counter(tracer)))
+        scope.enter_context(tracer.attribution.following())
+        scope.enter_context(torch.random.fork_rng(devices=()))
+        scope.enter_context(torch.autograd.set_multithreading_enabled(False))
+        scope.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        scope.enter_context(tracer)
+        scope.callback(FakeTensorMode.cache_clear)
+        yield
+
+
+def _counter(tracer: Tracer) -> Callable[[str], None]:
+    def count(kernel: str) -> None:
+        tracer.attention[kernel] += 1
+
+    return count
+
+
+@contextlib.contextmanager
+def _fakes_pass_for_tensors() -> Iterator[None]:
+    """Where torch and libraries treat tensor subclasses otherwise, fakes count as plain tensors."""
+    with contextlib.ExitStack() as scope:
+        # Starting CUDA for a fake tensor is what FakeTensorMode does where torch was built with it.
+        no_start = property(lambda _: True)
+        scope.enter_context(patched(FakeTensorMode, avoid_device_init=no_start))
+        if hasattr(fake_tensor, "init_gpu_context"):
+            scope.enter_context(patched(fake_tensor, init_gpu_context=lambda _: None))
+        scope.enter_context(patched(torch, tensor=_tensor_function()))
+        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function()))
+        # transformers takes a path of its own where it sees fakes (is_tracing).
+        hidden = type("FakeTensor", (), {})
+        scope.enter_context(patched(torch._subclasses, FakeTensor=hidden))
+        # Two lists: that of optimizers, and that of functions such as clip_grad_norm_.
+        for types in (optimizers._foreach_supported_types, _foreach_utils._foreach_supported_types):
+            types.append(FakeTensor)
+            scope.callback(types.remove, FakeTensor)
+        yield
+
+
+def _tensor_function() -> Callable[..., torch.Tensor]:
+    """``torch.tensor`` makes its tensor on the host, as its values are known, and then moves it."""
+    real = torch.tensor
+
+    def tensor(
+        data: Any,
+        *,
+        dtype: torch.dtype | None = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        pin_memory: bool = False,
+    ) -> torch.Tensor:
+        del pin_memory
+        if device is None:
+            device = torch.utils._device.CURRENT_DEVICE or "cpu"
+        with torch.device("cpu"):
+            made = real(data, dtype=dtype)
+        if torch.device(device).type != "cpu":
+            made = made.to(device)
+        return made.requires_grad_(requires_grad) if requires_grad else made
+
+    return tensor
+
+
+class _Mover:
+    """Moves the tensors of modules; a parameter that several modules share moves once."""
+
+    def __init__(self) -> None:
+        self._moved: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
+
+    def apply(
+        self, module: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool
+    ) -> torch.nn.Module:
+        """Do what ``Module._apply`` does; fakes' data cannot be exchanged, so these are new."""
+        if recurse:
+            for child in module.children():
+                child._apply(fn)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = self._renewed(parameter, fn)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fn(buffer)
+        return module
+
+    def _renewed(self, parameter: Any, change: Callable[[Any], Any]) -> Any:
+        known = self._moved.get(id(parameter))
+        if known is not None and known[0]() is parameter:
+            return known[1]()
+        with torch.no_grad():
+            changed = change(parameter)
+        if changed is parameter:
+            return parameter
+        new = torch.nn.Parameter(changed, parameter.requires_grad)
+        if parameter.grad is not None:
+            new.grad = change(parameter.grad)
+        self._moved[id(parameter)] = (weakref.ref(parameter), weakref.ref(new))
+        return new
+
+
+def _apply_function() -> Callable[..., torch.nn.Module]:
+    mover = _Mover()
+
+    def apply(
+        self: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool = True
+    ) -> torch.nn.Module:
+        return mover.apply(self, fn, recurse)
+
+    return apply

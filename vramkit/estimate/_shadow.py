@@ -1,0 +1,125 @@
+"""Values that are known without data: real results for small tensors that follow from constants.
+
+Programs branch on such values (``if mask.all()``, ``int(lengths.max())``). A small tensor made of
+constants is computed for real, on the host, beside the fake one; what depends on data or on random
+numbers of the device has no such shadow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+# Elements up to which values are computed.
+_MOST_ELEMENTS = 1 << 16
+_NAME = "_vramkit_shadow"
+_RANDOM = (
+    *("rand", "normal", "bernoulli", "uniform", "dropout", "multinomial"),
+    *("exponential", "cauchy", "geometric", "poisson"),
+)
+_OVERWRITES = (
+    *("aten::zero_", "aten::fill_.Scalar", "aten::random_", "aten::random_.from"),
+    *("aten::random_.to", "aten::uniform_", "aten::normal_", "aten::bernoulli_.float"),
+)
+# Finds no overflow, as in all but a few steps of a real run, so that the optimizer is seen to run.
+_KEEPS_FLAGS = "aten::_amp_foreach_non_finite_check_and_unscale_"
+
+
+class Shadows:
+    """The values of one trace's tensors."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        # Storages of shadows that no longer hold what the fake would; kept so that no id returns.
+        self._stale: dict[int, torch.Tensor] = {}
+
+    def set(self, fake: torch.Tensor, value: torch.Tensor) -> None:
+        """Say what a fake tensor holds."""
+        setattr(fake, _NAME, value)
+
+    def of(self, tensor: Any) -> torch.Tensor | None:
+        """Return the value of a tensor, or None where it is not known."""
+        if not isinstance(tensor, FakeTensor):
+            return tensor if isinstance(tensor, torch.Tensor) else None
+        shadow: torch.Tensor | None = getattr(tensor, _NAME, None)
+        if shadow is not None and shadow.untyped_storage()._cdata not in self._stale:
+            return shadow
+        constant: torch.Tensor | None = getattr(tensor, "constant", None)
+        return constant
+
+    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Compute what an operator's results hold, where its inputs are known."""
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
+        written = _written(func, args, kwargs) if func._schema.is_mutable else []
+        if func.name() == _KEEPS_FLAGS:
+            return
+        concerned = outputs + written
+        if not concerned:
+            return
+        name = func.name()
+        known = all(tensor.numel() <= _MOST_ELEMENTS for tensor in concerned)
+        known = known and "empty" not in name
+        if any(word in name for word in _RANDOM):
+            # The host's generator is the real one, seeded as the program seeds it.
+            known = known and all(tensor.device.type == "cpu" for tensor in concerned)
+        if not known or not self._compute(func, args, kwargs, out):
+            self._forget(written)
+
+    def _compute(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if func.name() in _OVERWRITES:
+            self._give_room(args[0])
+        values = {id(tensor): self.of(tensor) for tensor in inputs}
+        if any(value is None for value in values.values()):
+            return False
+
+        def on_host(leaf: Any) -> Any:
+            if isinstance(leaf, torch.Tensor):
+                return values[id(leaf)]
+            return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+
+        try:
+            with _disable_current_modes(), torch.no_grad():
+                result = func(*tree_map(on_host, args), **tree_map(on_host, kwargs))
+                if "lift_fresh" in func.name():
+                    result = result.clone()
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
+            return False  # no such operator on the host: the value is unknown
+        self._attach(out, result)
+        return True
+
+    def _attach(self, out: Any, result: Any) -> None:
+        fakes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        reals = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        for fake, real in zip(fakes, reals, strict=True):
+            if isinstance(fake, FakeTensor):
+                self.set(fake, real)
+                # FakeTensorMode would compute with its own constants, on `cuda` too.
+                fake.constant = None
+
+    def _give_room(self, tensor: torch.Tensor) -> None:
+        """A tensor that is wholly overwritten may have been unknown before."""
+        if self.of(tensor) is None and tensor._base is None:
+            with _disable_current_modes():
+                room = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+            self.set(tensor, room)
+
+    def _forget(self, tensors: list[FakeTensor]) -> None:
+        for tensor in tensors:
+            shadow = getattr(tensor, _NAME, None)
+            if shadow is not None:
+                self._stale[shadow.untyped_storage()._cdata] = shadow
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[FakeTensor]:
+    found: list[FakeTensor] = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = kwargs.get(argument.name, args[place] if place < len(args) else None)
+        found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, FakeTensor)]
+    return found

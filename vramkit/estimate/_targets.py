@@ -1,0 +1,160 @@
+"""The GPUs that an estimate can be for: what is known of each, and what is assumed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+# cuBLAS's workspace for one handle and stream: at::cuda::parseChosenWorkspaceSize. The first is for
+# compute capability 9 and 10 and was measured on an H100.
+_LARGE_WORKSPACE = 32 * _MIB
+_SMALL_WORKSPACE = 2 * 4096 * _KIB + 8 * 16 * _KIB
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU, with the library versions beside it.
+
+    Attributes:
+        name: Short name, for ``target=``.
+        title: The name that the driver gives.
+        capability: Compute capability.
+        multi_processors: Number of streaming multiprocessors.
+        threads_per_multi_processor: Most resident threads of each.
+        l2_bytes: Size of the second-level cache.
+        total_bytes: Memory that ``torch.cuda.mem_get_info`` reports as total.
+        outside_bytes: Device memory that PyTorch's allocator does not see: what the driver keeps,
+            the context, and the code of the libraries.
+        outside_low_bytes: Least of it that is plausible.
+        outside_high_bytes: Most of it that is plausible.
+        cublas_bytes: Workspace that PyTorch allocates for each handle and stream of cuBLAS.
+        cublas_lt_bytes: The same for cuBLASLt.
+        cudnn_version: cuDNN's version, as ``torch.backends.cudnn.version()`` gives it.
+        measured: Whether operators and overhead were measured on such a GPU.
+        assumed: What is not measured, in a sentence; empty where all is.
+    """
+
+    name: str
+    title: str
+    capability: tuple[int, int]
+    multi_processors: int
+    threads_per_multi_processor: int
+    l2_bytes: int
+    total_bytes: int
+    outside_bytes: int
+    outside_low_bytes: int
+    outside_high_bytes: int
+    cublas_bytes: int
+    cublas_lt_bytes: int = _MIB
+    cudnn_version: int = 91900
+    measured: bool = False
+    assumed: str = ""
+
+
+_ASSUMED = (
+    "Only the H100 has been measured. For this GPU the number of multiprocessors is NVIDIA's, the "
+    "total memory is what PyTorch reports on such cards; convolution workspaces are assumed to be "
+    "like those of the H100, and the memory outside PyTorch's allocator to be 450 MiB to 1.6 GiB."
+)
+
+
+def _assumed(
+    name: str,
+    title: str,
+    capability: tuple[int, int],
+    multi_processors: int,
+    total_gib: float,
+    l2_mib: int,
+) -> Target:
+    resident = {(7, 5): 1024, (8, 9): 1536, (12, 0): 1536}.get(capability, 2048)
+    large = capability[0] in (9, 10)
+    return Target(
+        name=name,
+        title=title,
+        capability=capability,
+        multi_processors=multi_processors,
+        threads_per_multi_processor=resident,
+        l2_bytes=l2_mib * _MIB,
+        total_bytes=int(total_gib * _GIB),
+        outside_bytes=900 * _MIB if not large else 1_307_377_664,
+        outside_low_bytes=450 * _MIB,
+        outside_high_bytes=1_600 * _MIB,
+        cublas_bytes=_LARGE_WORKSPACE if large else _SMALL_WORKSPACE,
+        assumed=_ASSUMED,
+    )
+
+
+_H100 = Target(
+    name="h100",
+    title="NVIDIA H100 80GB HBM3",
+    capability=(9, 0),
+    multi_processors=132,
+    threads_per_multi_processor=2048,
+    l2_bytes=50 * _MIB,
+    total_bytes=85_017_755_648,
+    # Nine training runs: the device's used bytes less the reserved ones were 1,291 to 1,312 MB.
+    outside_bytes=1_307_377_664,
+    outside_low_bytes=1_290_600_448,
+    outside_high_bytes=1_311_571_968,
+    cublas_bytes=_LARGE_WORKSPACE,
+    measured=True,
+)
+
+_ALL = (
+    _H100,
+    _assumed("a100-40gb", "NVIDIA A100-SXM4-40GB", (8, 0), 108, 39.39, 40),
+    _assumed("a100-80gb", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 79.25, 40),
+    _assumed("h200", "NVIDIA H200", (9, 0), 132, 139.8, 50),
+    _assumed("b200", "NVIDIA B200", (10, 0), 148, 178.3, 126),
+    _assumed("l4", "NVIDIA L4", (8, 9), 58, 22.03, 48),
+    _assumed("l40s", "NVIDIA L40S", (8, 9), 142, 44.4, 96),
+    _assumed("rtx4090", "NVIDIA GeForce RTX 4090", (8, 9), 128, 23.6, 72),
+    _assumed("rtx5090", "NVIDIA GeForce RTX 5090", (12, 0), 170, 31.3, 96),
+    _assumed("t4", "Tesla T4", (7, 5), 40, 14.56, 4),
+)
+_OTHER_NAMES = {"a100": "a100-80gb", "h10080gb": "h100", "geforcertx4090": "rtx4090"}
+
+
+def targets() -> tuple[Target, ...]:
+    """Return all GPUs that have a name.
+
+    >>> sorted(target.name for target in targets())[:3]
+    ['a100-40gb', 'a100-80gb', 'b200']
+    """
+    return _ALL
+
+
+def find_target(target: str | Target) -> Target:
+    """Return the GPU of a name; case, spaces, dashes and a leading "NVIDIA" do not matter.
+
+    Raises:
+        ArgumentTypeError: ``target`` is neither a text nor a :class:`Target`.
+        InvalidArgumentError: No GPU has this name.
+
+    >>> find_target("A100 80GB").multi_processors, find_target("h100").measured
+    (108, True)
+    """
+    if isinstance(target, Target):
+        return target
+    if not isinstance(target, str):
+        raise ArgumentTypeError(
+            f"target must be a name such as 'h100' or a Target, got {type(target).__name__}"
+        )
+    wanted = _plain(target)
+    wanted = _plain(_OTHER_NAMES.get(wanted, wanted))
+    for known in _ALL:
+        if wanted in (_plain(known.name), _plain(known.title)):
+            return known
+    names = ", ".join(known.name for known in _ALL)
+    raise InvalidArgumentError(
+        f"no GPU named {target!r} is known; there are {names}. For another one pass a "
+        "vramkit.estimate.Target, for instance dataclasses.replace() of the nearest"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"^nvidia|[^a-z0-9]", "", name.lower())

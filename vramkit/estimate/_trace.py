@@ -1,0 +1,98 @@
+"""Traces a step: what it allocates on the device, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableError
+from vramkit.estimate import _guesses
+from vramkit.estimate._recorder import Trace
+from vramkit.estimate._scope import tracing
+from vramkit.estimate._targets import Target
+from vramkit.estimate._tracer import Tracer
+
+Guess = Literal["refuse", "allow"]
+# Called with the number of steps done and their total.
+Progress = Callable[[int, int], None]
+
+
+def trace(
+    make_step: Callable[[], Callable[[], Any]],
+    *,
+    target: Target,
+    steps: int = 3,
+    guess: Guess = "refuse",
+    progress: Progress | None = None,
+) -> Trace:
+    """Build a step and run it a few times, on fakes.
+
+    Args:
+        make_step: Builds model, optimizer and data on ``"cuda"``; returns what runs one step.
+        target: The GPU.
+        steps: How many steps to run; some peaks need the third.
+        guess: Whether results that depend on data may be guessed.
+        progress: Called after each step.
+
+    Raises:
+        ArgumentTypeError: ``make_step`` returns no function.
+        InvalidArgumentError: There is no step to run, or ``guess`` is unknown.
+        NativeLibraryError: The pretended device cannot be built or loaded.
+        ScopeError: Another estimate is running in this process.
+        UntraceableError: An operator's memory cannot be known.
+    """
+    if steps < 1:
+        raise InvalidArgumentError(f"steps must be at least 1, got {steps}")
+    if guess not in ("refuse", "allow"):
+        raise InvalidArgumentError(f"guess must be 'refuse' or 'allow', got {guess!r}")
+    tracer = Tracer(target, guess)
+    with tracing(tracer, target):
+        try:
+            return _run(tracer, make_step, steps, progress)
+        except (RuntimeError, NotImplementedError) as err:
+            reason = _guesses.refusal_of(err)
+            if reason is None:
+                raise
+            raise UntraceableError(reason) from err
+
+
+def _run(
+    tracer: Tracer,
+    make_step: Callable[[], Callable[[], Any]],
+    steps: int,
+    progress: Progress | None,
+) -> Trace:
+    step = make_step()
+    if not callable(step):
+        raise ArgumentTypeError(
+            "make_step must return a function without arguments that runs one step, got "
+            f"{type(step).__name__}"
+        )
+    for number in range(steps):
+        tracer.begin_step()
+        step()
+        tracer.mark_gradients()
+        if progress is not None:
+            progress(number + 1, steps)
+    return _result(tracer)
+
+
+def _result(tracer: Tracer) -> Trace:
+    recorder = tracer.recorder
+    parameters: dict[int, torch.Tensor] = {
+        id(parameter): parameter
+        for module in tracer.attribution.roots
+        for parameter in module.parameters()
+    }
+    return Trace(
+        blocks=tuple(recorder.blocks),
+        changes=tuple(recorder.changes),
+        step_starts=tuple(recorder.step_starts),
+        parameters=sum(parameter.numel() for parameter in parameters.values()),
+        guesses=dict(tracer.guesses),
+        attention=dict(tracer.attention),
+        assumed_bytes=dict(tracer.assumed_bytes),
+        unknown=tuple(sorted(tracer.unknown)),
+    )

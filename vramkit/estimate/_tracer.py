@@ -1,0 +1,261 @@
+"""A dispatch mode that records every block of device memory while a program runs on fakes."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedOperatorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from vramkit.errors import UntraceableError
+from vramkit.estimate import _engine, _guesses
+from vramkit.estimate._attribution import Attribution, line_of_caller
+from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
+from vramkit.estimate._recorder import Block, Kind, Phase, Recorder
+from vramkit.estimate._rewrites import REWRITES
+from vramkit.estimate._shadow import Shadows
+from vramkit.estimate._targets import Target
+
+_aten = torch.ops.aten
+_ON_HOST = -1
+_CACHE_FILE = "cache_utils.py"
+_REFUSED = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+    NotImplementedError,
+)
+
+
+class Tracer(TorchDispatchMode):
+    """Records births and deaths of storages on ``cuda``, and what operators allocate inside.
+
+    Attributes:
+        recorder: What has been recorded.
+        shadows: Values that are known without data.
+        guesses: Guessed results, as operator and line, and how often.
+        attention: How often each kernel of attention was chosen.
+        assumed_bytes: Most bytes that a formula gave for each operator where nothing was measured.
+        unknown: Operators whose allocations inside are not known.
+        step: Number of the step; -1 before the first.
+    """
+
+    def __init__(self, target: Target, guess: Literal["refuse", "allow"]) -> None:
+        """Record nothing yet.
+
+        Args:
+            target: The GPU.
+            guess: Whether results that depend on data may be guessed.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = Recorder()
+        self.shadows = Shadows()
+        self.guesses: Counter[str] = Counter()
+        self.attention: Counter[str] = Counter()
+        self.assumed_bytes: Counter[str] = Counter()
+        self.attribution = Attribution(self._mark_module, self._mark_optimizer)
+        self.unknown: set[str] = set()
+        self.step = -1
+        self._target = target
+        self._may_guess = guess == "allow"
+        self._live: dict[int, int] = {}
+        self._deaths: dict[int, Any] = {}
+        self._workspaces: set[tuple[str, bool]] = set()
+        # Modules of parameters, by identity; the modules that are traced keep them alive.
+        self._owners: dict[int, str] = {}
+        self._operator = ""
+        self._place: tuple[str, str] | None = None
+
+    def begin_step(self) -> None:
+        """Say that a step begins."""
+        self.step = self.recorder.begin_step()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator on fakes and record what it allocates."""
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        self._operator, self._place = func.name(), None
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, FakeTensor):
+                self._birth(leaf)
+        rewrite = REWRITES.get(self._operator)
+        out = rewrite(self, func, args, kwargs) if rewrite else NotImplemented
+        if out is NotImplemented:
+            out = self.run(func, args, kwargs)
+            self._record(args, kwargs, out)
+        return out
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator on fakes, without the births of its results."""
+        known = self._known_value(func, args)
+        if known is not NotImplemented:
+            return known
+        try:
+            out = func(*args, **kwargs)
+        except _REFUSED as err:
+            return self._guess(func, args, err)
+        self.shadows.follow(func, args, kwargs, out)
+        return out
+
+    def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
+        """Record what an operator that returns its first argument allocates inside."""
+        rule = RULES.get(name)
+        if rule is not None:
+            call = Call(name, args, kwargs, (args[0],), self._target, self._assume)
+            self._follow(rule(call), (args[0],))
+
+    def mark(self, tensor: Any, kind: Kind, owner: str = "") -> None:
+        """Say what the block of a tensor holds, and for which module."""
+        if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
+            self._birth(tensor)
+            number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
+            if number != _ON_HOST:
+                block = self.recorder.blocks[number]
+                block.kind, block.module = kind, owner or block.module
+
+    def _known_value(self, func: Any, args: Any) -> Any:
+        if func is _aten._local_scalar_dense.default or func is _aten.is_nonzero.default:
+            value = self.shadows.of(args[0])
+            with _disable_current_modes():
+                return NotImplemented if value is None else value.item()
+        if func is _aten.equal.default:
+            first, second = map(self.shadows.of, args[:2])
+            with _disable_current_modes():
+                if first is not None and second is not None:
+                    return torch.equal(first, second)
+        return NotImplemented
+
+    def _guess(self, func: Any, args: Any, err: Exception) -> Any:
+        line = line_of_caller()
+        guessed = _guesses.guess(func, args) if self._may_guess else NotImplemented
+        if guessed is NotImplemented:
+            raise UntraceableError(_guesses.refusal(func, line, err, self._may_guess)) from err
+        self.guesses[f"{func.name()} at {line}"] += 1
+        return guessed
+
+    def _record(self, args: Any, kwargs: Any, out: Any) -> None:
+        outputs = tuple(out) if isinstance(out, tuple | list) else (out,)
+        rule = RULES.get(self._operator)
+        if rule is None and is_unknown(self._operator) and _is_on_device(outputs):
+            self.unknown.add(self._operator)
+        if rule is not None and _is_on_device(outputs):
+            call = Call(self._operator, args, kwargs, outputs, self._target, self._assume)
+            self._follow(rule(call), outputs)
+        self._births(tree_leaves(out))
+
+    def _births(self, outputs: Iterable[Any]) -> None:
+        for output in outputs:
+            if isinstance(output, torch.Tensor):
+                self._birth(output)
+
+    def _follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
+        if not any(isinstance(step, Give) for step in plan):
+            self._births(outputs)
+        taken: list[int] = []
+        for step in plan:
+            if isinstance(step, Take):
+                taken.append(self._allocate(step.size_bytes, Kind.TEMPORARY))
+            elif isinstance(step, Drop):
+                for _ in range(step.count):
+                    self.recorder.free(taken.pop(-1 - step.below))
+            elif isinstance(step, Keep):
+                self._keep(step)
+            else:
+                self._result(step, outputs[step.output])
+        assert not taken, f"the rule of {self._operator} drops less than it takes"
+
+    def _result(self, step: Give | Host, output: Any) -> None:
+        if isinstance(step, Host):
+            self._watch(output.untyped_storage(), _ON_HOST)
+        elif isinstance(output, torch.Tensor):
+            self._birth(output, step.size_bytes)
+
+    def _assume(self, size_bytes: int) -> None:
+        self.assumed_bytes[self._operator] = max(self.assumed_bytes[self._operator], size_bytes)
+
+    def _keep(self, step: Keep) -> None:
+        key = (step.library, _engine.in_backward())
+        if key not in self._workspaces:
+            self._workspaces.add(key)
+            self._allocate(step.size_bytes, Kind.WORKSPACE, operator=step.library)
+
+    def _birth(self, tensor: torch.Tensor, size_bytes: int | None = None) -> None:
+        if tensor.device.type != "cuda":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live or not storage.nbytes():
+            return
+        number = self._allocate(size_bytes or storage.nbytes(), self._kind())
+        self._watch(storage, number)
+
+    def _watch(self, storage: Any, number: int) -> None:
+        key = storage._cdata
+        self._live[key] = number
+
+        def died(_: Any) -> None:
+            del self._live[key], self._deaths[key]
+            if number != _ON_HOST:
+                self.recorder.free(number)
+
+        self._deaths[key] = weakref.ref(storage, died)
+
+    def _allocate(self, size_bytes: int, kind: Kind, *, operator: str = "") -> int:
+        if self._place is None:
+            self._place = self.attribution.place()
+        module, line = self._place
+        phase = self.attribution.phase() if self.step >= 0 else Phase.BUILD
+        if kind is Kind.ACTIVATION and _CACHE_FILE in line:
+            kind = Kind.KV_CACHE
+        name = operator or self._operator
+        return self.recorder.allocate(
+            Block(int(size_bytes), name, kind, phase, self.step, module, line)
+        )
+
+    def _kind(self) -> Kind:
+        if self.step < 0:
+            return Kind.DATA
+        phase = self.attribution.phase()
+        forward = phase is Phase.FORWARD or self.attribution.recomputes
+        return Kind.ACTIVATION if forward else Kind.TEMPORARY
+
+    def _mark_module(self, module: torch.nn.Module) -> None:
+        root = type(module).__name__
+        for name, parameter in module.named_parameters():
+            owner = name.rpartition(".")[0] or root
+            self._owners[id(parameter)] = owner
+            self.mark(parameter, Kind.PARAMETER, owner)
+        for name, buffer in module.named_buffers():
+            self.mark(buffer, Kind.PARAMETER, name.rpartition(".")[0] or root)
+
+    def mark_gradients(self) -> None:
+        """Mark the gradients that modules hold now."""
+        for module in self.attribution.roots:
+            for parameter in module.parameters():
+                self.mark(parameter.grad, Kind.GRADIENT, self._owners.get(id(parameter), ""))
+
+    def _mark_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                owner = self._owners.get(id(parameter), "")
+                self.mark(parameter, Kind.PARAMETER, owner)
+                self.mark(parameter.grad, Kind.GRADIENT, owner)
+                for leaf in tree_leaves(optimizer.state.get(parameter)):
+                    self.mark(leaf, Kind.OPTIMIZER_STATE, owner)
+
+
+def _is_on_device(outputs: tuple[Any, ...]) -> bool:
+    return any(
+        isinstance(output, torch.Tensor) and output.device.type == "cuda" for output in outputs
+    )
