@@ -31,6 +31,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"vramkit\.nn\._fuse\.Model"),
     # What an estimate keeps for itself, and a path of the standard library.
     (r"py:class", r"Trace|Settings|Request|os\.PathLike"),
+    # Types of embedding tables: torch's, and the dictionary of keyword arguments.
+    (r"py:class", r"Tensor|TableOptions"),
     # The type of a dataset's samples.
     (r"py:class", r"vramkit\.loader\._data_loader\.T_co"),
 ]
