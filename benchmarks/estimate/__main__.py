@@ -1,7 +1,8 @@
 """Holds estimates against what an H100 measured: ``python -m benchmarks.estimate [MODEL ...]``.
 
 Reads the measured peaks from ``truth-h100.jsonl`` in ``--truth`` (by default ``../shared/estimate``
-beside the checkout) and prints a Markdown table. Needs timm and transformers.
+beside the checkout) and prints a Markdown table; with ``--record`` the predicted and the measured
+bytes are appended to the results, too. Needs timm and transformers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import time
 import warnings
 from pathlib import Path
+
+from benchmarks._shared.harness import Recorder, Row, summarize
 
 ROOT = Path(__file__).resolve().parents[2]
 _COLUMNS = ("requested", "allocated", "reserved", "device")
@@ -32,7 +35,9 @@ def read_truth(folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def measure(name: str, truth: dict[str, int]) -> tuple[str, dict[str, float]]:
+def measure(
+    name: str, truth: dict[str, int], recorder: Recorder | None
+) -> tuple[str, dict[str, float]]:
     """Estimate one model; returns its row and the errors in percent."""
     from benchmarks.estimate.models import MODELS
     from vramkit.estimate import estimate
@@ -47,6 +52,8 @@ def measure(name: str, truth: dict[str, int]) -> tuple[str, dict[str, float]]:
         "reserved": found.reserved_bytes["native"],
         "device": found.device_bytes,
     }
+    if recorder is not None:
+        _record(recorder, name, predicted, truth)
     errors = {key: 100 * (predicted[key] / truth[key] - 1) for key in _COLUMNS}
     cells = (f"{predicted[key]:,} / {truth[key]:,}" for key in ("allocated", "reserved"))
     percent = (f"{errors[key]:+.3f}" for key in _COLUMNS)
@@ -55,10 +62,20 @@ def measure(name: str, truth: dict[str, int]) -> tuple[str, dict[str, float]]:
     return row, errors
 
 
+def _record(
+    recorder: Recorder, name: str, predicted: dict[str, int], truth: dict[str, int]
+) -> None:
+    for key in _COLUMNS:
+        own, measured = (summarize([float(sizes[key])]) for sizes in (predicted, truth))
+        row = Row("estimate", name, f"{key}_bytes", "B", own, {}, "measured on an H100", measured)
+        recorder.add(row)
+
+
 def main() -> int:
     """Print the table; returns 75 where there is nothing to compare with."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--record", action="store_true", help="append the rows to results/")
     parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
     arguments = parser.parse_args()
     if not (arguments.truth / "truth-h100.jsonl").is_file():
@@ -70,13 +87,14 @@ def main() -> int:
 
     import_torchvision()
     truth = read_truth(arguments.truth)
+    recorder = Recorder(record=True, allow_dirty=False) if arguments.record else None
     columns = ("model", "allocated: predicted / measured", "reserved: predicted / measured")
     percent = (*(f"{key} %" for key in _COLUMNS), "formula", "s")
     print(f"| {' | '.join((*columns, *percent))} |")
     print("|---" + "|---:" * (len(columns) + len(percent) - 1) + "|", flush=True)
     every: list[dict[str, float]] = []
     for name in arguments.models or MODELS:
-        row, errors = measure(name, truth[name])
+        row, errors = measure(name, truth[name], recorder)
         every.append(errors)
         print(row, flush=True)
     for key in _COLUMNS:
