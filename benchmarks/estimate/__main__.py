@@ -2,7 +2,8 @@
 
 Reads the measured peaks from ``truth-h100.jsonl`` in ``--truth`` (by default ``../shared/estimate``
 beside the checkout) and prints a Markdown table; with ``--record`` the predicted and the measured
-bytes are appended to the results, too. Needs timm and transformers.
+bytes are appended to the results, too. Needs timm and transformers 5.17.0: the measured one, since
+another version's models may run other operators.
 """
 
 from __future__ import annotations
