@@ -2,14 +2,20 @@
 
 from vramkit.estimate.config._architecture import Architecture
 from vramkit.estimate.config._catalogue import CatalogueEntry, catalogue
+from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._parameters import ParameterCount, count_parameters
 from vramkit.estimate.config._reading import read_model
+from vramkit.estimate.config._serving import Serving, ServingEstimate, estimate_serving
 
 __all__ = [
     "Architecture",
     "CatalogueEntry",
+    "Parallel",
     "ParameterCount",
+    "Serving",
+    "ServingEstimate",
     "catalogue",
     "count_parameters",
+    "estimate_serving",
     "read_model",
 ]
