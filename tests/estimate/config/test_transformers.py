@@ -8,12 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from vramkit.estimate.config import catalogue, count_parameters, read_model
+from vramkit.estimate.config import (
+    Serving,
+    Training,
+    catalogue,
+    count_parameters,
+    estimate_serving,
+    estimate_training,
+    read_model,
+)
 from vramkit.estimate.config._catalogue import configuration_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     transformers = pytest.importorskip("transformers", minversion="5.0")
+
+# transformers renames its own arguments.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 _NO_OTHER_HOME = {"kimi_k2": "deepseek_v3"}
 
@@ -112,11 +123,60 @@ _BASE = {
 }
 
 
+def _variant(case: str) -> dict[str, Any]:
+    """A shrunken model; GPT-2 has other names for the fields."""
+    return {**({"vocab_size": 128} if case == "gpt2" else _BASE), **_ODD[case]}
+
+
 @pytest.mark.parametrize("case", _ODD)
 def test_parameters_of_variants(case: str) -> None:
-    config = {**_BASE, **_ODD[case]}
-    if config["model_type"] == "gpt2":
-        config = {"vocab_size": 128, **_ODD[case]}
+    config = _variant(case)
     model = built(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert count_parameters(read_model(config)).total == total
+
+
+@pytest.mark.parametrize("case", ["tied", "qwen3 with biases", "qwen2_moe", "gpt2"])
+def test_states_after_a_real_step(case: str) -> None:
+    config = _variant(case)
+    model = built(config, device="cpu").float()
+    optimizer = torch.optim.AdamW(model.parameters())
+    tokens = torch.randint(0, 128, (4, 32))  # so many that each expert gets some
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    states = [each for state in optimizer.state.values() for each in state.values()]
+    moments = sum(each.nbytes for each in states if each.dim())
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    options = Training(policy="fp32", sequence=16)
+    estimate = estimate_training(read_model(config), options)
+    assert estimate.amount("weights") == estimate.amount("gradients") == weights
+    assert estimate.amount("optimizer state") == pytest.approx(moments, rel=0.01)
+
+
+def _cached_bytes(config: dict[str, Any], tokens: int) -> int:
+    """Bytes of the cache that transformers keeps after reading some tokens."""
+    model = built(config, device="cpu").to(torch.bfloat16).eval()
+    cache = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(2, tokens, dtype=torch.long), past_key_values=cache)
+    held = (each for layer in cache.layers for each in vars(layer).values())
+    return sum(each.nbytes for each in held if isinstance(each, torch.Tensor) and each.dim() == 4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "llama"},
+        {"model_type": "qwen3", "head_dim": 24},
+        {"model_type": "mistral", "sliding_window": 128},
+        {"model_type": "gemma2", "head_dim": 16, "sliding_window": 128},
+        {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 128},
+    ],
+    ids=lambda changes: changes["model_type"],
+)
+def test_caches_of_shrunken_models(changes: dict[str, Any]) -> None:
+    config = {**_BASE, "max_position_embeddings": 512, **changes}
+    options = Serving(context=256, batch=2, block_tokens=1)
+    estimate = estimate_serving(read_model(config), options)
+    # transformers keeps a window without the token that is read.
+    assert estimate.amount("KV cache") == pytest.approx(_cached_bytes(config, 256), rel=0.01)

@@ -6,6 +6,8 @@ from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._parameters import ParameterCount, count_parameters
 from vramkit.estimate.config._reading import read_model
 from vramkit.estimate.config._serving import Serving, ServingEstimate, estimate_serving
+from vramkit.estimate.config._training import TrainingEstimate, estimate_training
+from vramkit.estimate.config._training_options import Training
 
 __all__ = [
     "Architecture",
@@ -14,8 +16,11 @@ __all__ = [
     "ParameterCount",
     "Serving",
     "ServingEstimate",
+    "Training",
+    "TrainingEstimate",
     "catalogue",
     "count_parameters",
     "estimate_serving",
+    "estimate_training",
     "read_model",
 ]

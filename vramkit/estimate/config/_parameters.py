@@ -67,7 +67,7 @@ def count_parameters(model: Architecture) -> ParameterCount:
     >>> from vramkit.estimate.config import read_model
     >>> count = count_parameters(read_model("mixtral-8x7b"))
     >>> count.total, count.active
-    (46702792704, 12748587008)
+    (46702792704, 12748853248)
     """
     parts: dict[str, int] = {}
     buffers = 0
