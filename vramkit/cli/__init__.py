@@ -4,6 +4,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from vramkit import __version__
 from vramkit.cli._arguments import Parser, join_values
@@ -15,11 +16,14 @@ from vramkit.errors import VramkitError
 
 __all__ = ["main"]
 
-# Each is a module vramkit.cli._<name> with `add_arguments(parser)` and `run(arguments) -> status`,
-# light to import: what a command needs is imported when it runs. A command that hands over to the
-# user's program returns a function in place of the status: what that raises is not vramkit's.
+# Each is a module vramkit.cli._<name> (underscores for dashes) with `add_arguments(parser)` and
+# `run(arguments) -> status`, light to import: what a command needs is imported when it runs. A
+# command that hands over to the user's program returns a function in place of the status: what
+# that raises is not vramkit's.
 _COMMANDS = {
+    "calculator": "serve a local page that estimates the memory of large models",
     "demo": "train a small classifier inside a pool and draw its memory",
+    "estimate-config": "estimate the memory of a large model from its configuration",
     "run": "run an unmodified script or module inside a pool",
     "simulate": "replay a recorded allocation trace through the pool",
 }
@@ -65,7 +69,7 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
         prog = commands[parsed.command].prog
         if unknown:
             commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-        command = importlib.import_module(f"vramkit.cli._{parsed.command}")
+        command = _module_of(parsed.command)
         outcome = command.run(parsed)
         return outcome if callable(outcome) else Status(outcome)
     except SystemExit:  # of --help and --version
@@ -79,6 +83,10 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
         error = {"status": failure.status, "type": failure.kind, "message": str(failure)}
         write_json({"error": error})
     return failure.status
+
+
+def _module_of(command: str) -> ModuleType:
+    return importlib.import_module(f"vramkit.cli._{command.replace('-', '_')}")
 
 
 def _has_program(given: list[str]) -> bool:
@@ -122,7 +130,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {}
     for name, summary in _COMMANDS.items():
-        module = importlib.import_module(f"vramkit.cli._{name}")
+        module = _module_of(name)
         command = choices.add_parser(
             name, help=summary, description=module.__doc__, allow_abbrev=False
         )

@@ -80,7 +80,11 @@ def test_images_are_counted_and_what_is_not_is_said() -> None:
         ({"hidden_size": "64"}, "'hidden_size' must be a positive integer, got '64'"),
         ({"hidden_size": True}, "'hidden_size' must be a positive integer, got True"),
         ({"vocab_size": 0}, "'vocab_size' must be a positive integer, got 0"),
-        ({"num_hidden_layers": 10**6}, "'num_hidden_layers' must be at most 10,000"),
+        ({"num_hidden_layers": 10**6}, "'num_hidden_layers' must be at most 2,000"),
+        (
+            {"model_type": "gpt2", "n_embd": 4, "n_head": 2, "n_positions": 8, "n_layer": 10**9},
+            "'n_layer' must be at most 2,000",
+        ),
         ({"num_attention_heads": 3}, "3 heads cannot share 2 heads of keys and values"),
         ({"num_attention_heads": 6}, "hidden_size 64 is not divisible by 6 heads; give head_dim"),
         ({"attention_bias": 1}, "'attention_bias' must be true or false, got 1"),

@@ -1,5 +1,6 @@
 """Memory of large language models from their configuration, in closed form."""
 
+from vramkit.estimate.config._advice import Advice, advise
 from vramkit.estimate.config._architecture import Architecture
 from vramkit.estimate.config._catalogue import CatalogueEntry, catalogue
 from vramkit.estimate.config._parallel import Parallel
@@ -10,6 +11,7 @@ from vramkit.estimate.config._training import TrainingEstimate, estimate_trainin
 from vramkit.estimate.config._training_options import Training
 
 __all__ = [
+    "Advice",
     "Architecture",
     "CatalogueEntry",
     "Parallel",
@@ -18,6 +20,7 @@ __all__ = [
     "ServingEstimate",
     "Training",
     "TrainingEstimate",
+    "advise",
     "catalogue",
     "count_parameters",
     "estimate_serving",

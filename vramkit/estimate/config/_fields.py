@@ -8,6 +8,7 @@ from vramkit.errors import InvalidArgumentError
 
 # More than any model has; keeps what a hostile file can ask for small.
 _MOST = 1 << 40
+MOST_LAYERS = 2000
 
 
 class Fields:
@@ -27,19 +28,24 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
 
-    def integer(self, *names: str, default: int | None = None, why: str = "") -> int:
+    def integer(
+        self, *names: str, default: int | None = None, why: str = "", most: int = _MOST
+    ) -> int:
         """Read a positive integer.
 
         Args:
             names: The field, and other names that it has had.
             default: What a missing field means; without it, the field must be there.
             why: Where the default comes from; it is then noted.
+            most: The largest that is taken.
 
         Raises:
             InvalidArgumentError: The field is missing or no positive integer.
         """
         found = self.optional(*names)
         if found is not None:
+            if found > most:
+                raise self.wrong(names[0], found, f"at most {most:,}")
             return found
         if default is None:
             raise InvalidArgumentError(
@@ -61,12 +67,12 @@ class Fields:
             return value
         return None
 
-    def count(self, name: str, *, default: int) -> int:
-        """Read an integer that may be 0, or missing."""
+    def count(self, name: str, *, default: int, most: int = _MOST) -> int:
+        """Read an integer that may be 0, or missing; ``most`` is the largest that is taken."""
         value = self._values.get(name)
         if value is None or value == 0:
             return default if value is None else 0
-        return self.integer(name)
+        return self.integer(name, most=most)
 
     def flag(self, name: str, *, default: bool = False) -> bool:
         """Read a truth value."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vramkit.errors import InvalidArgumentError
 from vramkit.estimate.config._architecture import Architecture, Attention, Layer, Mlp
-from vramkit.estimate.config._fields import Fields
+from vramkit.estimate.config._fields import MOST_LAYERS, Fields
 
 FULL, SLIDING, CHUNKED, LINEAR = (
     "full_attention",
@@ -14,15 +14,11 @@ FULL, SLIDING, CHUNKED, LINEAR = (
     "chunked_attention",
     "linear_attention",
 )
-_MOST_LAYERS = 10_000
 
 
 def depth(fields: Fields) -> int:
     """Number of decoder layers."""
-    layers = fields.integer("num_hidden_layers")
-    if layers > _MOST_LAYERS:
-        raise fields.wrong("num_hidden_layers", layers, f"at most {_MOST_LAYERS:,}")
-    return layers
+    return fields.integer("num_hidden_layers", most=MOST_LAYERS)
 
 
 def heads_of(fields: Fields) -> tuple[int, int, int]:

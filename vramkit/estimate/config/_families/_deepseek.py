@@ -13,7 +13,7 @@ from vramkit.estimate.config._architecture import (
     Mlp,
 )
 from vramkit.estimate.config._families._common import depth, mlp_of, model_of
-from vramkit.estimate.config._fields import Fields
+from vramkit.estimate.config._fields import MOST_LAYERS, Fields
 
 
 def _latent(fields: Fields) -> LatentAttention:
@@ -58,7 +58,7 @@ def _deepseek(fields: Fields) -> Architecture:
         Layer(mixer, mlp_of(fields) if at < dense or at % step else mixture)
         for at in range(depth(fields))
     ]
-    extra = fields.count("num_nextn_predict_layers", default=0)
+    extra = fields.count("num_nextn_predict_layers", default=0, most=MOST_LAYERS)
     return model_of(fields, layers, prediction=[Layer(mixer, mixture)] * extra)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vramkit.estimate.config._architecture import Architecture, Attention, Layer, Mlp
-from vramkit.estimate.config._fields import Fields
+from vramkit.estimate.config._fields import MOST_LAYERS, Fields
 
 
 def _gpt2(fields: Fields) -> Architecture:
@@ -21,7 +21,7 @@ def _gpt2(fields: Fields) -> Architecture:
         model_type="gpt2",
         hidden=hidden,
         vocabulary=fields.integer("vocab_size"),
-        layers=(layer,) * fields.integer("n_layer"),
+        layers=(layer,) * fields.integer("n_layer", most=MOST_LAYERS),
         tied=fields.flag("tie_word_embeddings", default=True),
         max_context=positions,
         dtype=fields.text("torch_dtype", "dtype", default="float32"),

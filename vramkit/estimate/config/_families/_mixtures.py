@@ -16,7 +16,7 @@ from vramkit.estimate.config._families._common import (
     window_kinds,
 )
 from vramkit.estimate.config._families._dense import qwen_windows
-from vramkit.estimate.config._fields import Fields
+from vramkit.estimate.config._fields import MOST_LAYERS, Fields
 
 
 def _mixtral(fields: Fields) -> Architecture:
@@ -101,7 +101,7 @@ def _glm4_moe(fields: Fields) -> Architecture:
     layers = [
         Layer(mixer, mlp_of(fields) if at < dense else mixture) for at in range(depth(fields))
     ]
-    extra = fields.count("num_nextn_predict_layers", default=0)
+    extra = fields.count("num_nextn_predict_layers", default=0, most=MOST_LAYERS)
     return model_of(fields, layers, prediction=[Layer(mixer, mixture)] * extra)
 
 
