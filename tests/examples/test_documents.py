@@ -60,7 +60,13 @@ def test_every_exception_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "document"), [("simulate", "simulate"), ("demo", "quickstart"), ("run", "run")]
+    ("command", "document"),
+    [
+        ("simulate", "simulate"),
+        ("demo", "quickstart"),
+        ("run", "run"),
+        ("estimate-config", "calculator"),
+    ],
 )
 def test_every_option_is_named(
     command: str, document: str, capsys: pytest.CaptureFixture[str]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vramkit.estimate.config import CatalogueEntry, catalogue, count_parameters, read_model
+from vramkit.estimate.config._layer_weights import prediction_weights
+from vramkit.estimate.config._parameters import model_weights
 
 # Elements of published checkpoints with their layers for multi-token prediction.
 _WITH_PREDICTION = {
@@ -47,6 +49,25 @@ def test_parts_as_in_the_model_card(name: str) -> None:
     both = count.parts["embedding"] + count.parts["head"]
     assert both / 1e9 == pytest.approx(embeddings, abs=0.005)
     assert count.active / 1e9 == pytest.approx(active, abs=0.005)
+
+
+# Elements of the checkpoints on the Hugging Face hub, scales and multi-token prediction included.
+@pytest.mark.parametrize(
+    ("name", "elements"),
+    [
+        ("deepseek-v3", 684_531_386_000),
+        ("deepseek-v3.2-exp", 685_396_921_376),
+    ],
+)
+def test_checkpoints_with_their_scales(name: str, elements: int) -> None:
+    model = read_model(name)
+    found = 0
+    for weight in (*model_weights(model), *prediction_weights(model)):
+        found += weight.elements
+        if weight.quantised:
+            rows, columns = weight.shape
+            found += -(-rows // 128) * -(-columns // 128) * max(weight.experts, 1)
+    assert found == elements
 
 
 def test_the_table() -> None:

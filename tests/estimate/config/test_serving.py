@@ -68,6 +68,23 @@ def test_sizes_of_checkpoints(name: str, weights: str, gib: float, within: float
     assert weights_of(name, weights) / GIB == pytest.approx(gib, abs=within)
 
 
+# Sizes of published GGUF files, in GB.
+_GGUF_FILES = {
+    ("phi-4", "Q4_K_M"): 9.05,
+    ("phi-3-mini-4k", "Q4_K_M"): 2.39,
+    ("qwen2.5-7b", "Q4_K_M"): 4.68,
+    ("gemma-2-9b", "Q4_K_M"): 5.76,
+    ("mistral-7b-v0.3", "Q4_K_M"): 4.37,
+    ("qwen3-30b-a3b", "Q4_K_M"): 18.56,
+    ("deepseek-r1", "Q4_K_M"): 404.4,
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), _GGUF_FILES)
+def test_sizes_of_gguf_files(name: str, kind: str) -> None:
+    assert weights_of(name, kind) / 1e9 == pytest.approx(_GGUF_FILES[name, kind], rel=0.002)
+
+
 def test_the_cache_that_sglang_and_vllm_report() -> None:
     # vllm#21348: SGLang, Qwen3-235B, four GPUs: 367,404 tokens are 8.23 GiB each of K and V.
     parallel = Parallel(tensor=4)

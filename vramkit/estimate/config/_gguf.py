@@ -44,6 +44,8 @@ _KINDS = {
     "Q3_K_S": "Q3_K",
     "Q2_K": "Q2_K",
 }
+# Of one matrix for queries, keys and values.
+_FUSED = {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}
 _OUTPUT_PROJECTION = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}
 
 
@@ -105,6 +107,8 @@ class Gguf:
             is_output = weight.part == "head" or self.model.tied
             return "Q6_K" if is_output and self.name != "Q8_0" else default
         name = weight.name
+        if self._fused() and name in ("q_proj", "k_proj", "v_proj"):
+            return _FUSED.get(self.name, default)
         if name == "v_proj":
             return self._values(layer)
         if name == "k_proj" and self._eight_experts():
@@ -151,6 +155,10 @@ class Gguf:
         layers = len(self.model.layers)
         eighth = layers // 8
         return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+    def _fused(self) -> bool:
+        mixer = self.model.layers[0].mixer
+        return isinstance(mixer, Attention) and mixer.fused
 
     def _group(self) -> int:
         mixer = self.model.layers[0].mixer

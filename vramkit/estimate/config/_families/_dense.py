@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from vramkit.estimate.config._architecture import Architecture, Layer
 from vramkit.estimate.config._families._common import (
@@ -27,8 +28,9 @@ def _llama(fields: Fields) -> Architecture:
 def _one_window(fields: Fields) -> Architecture:
     """Mistral and Phi-3: every layer has the window."""
     window = fields.optional("sliding_window")
-    layer = Layer(attention_of(fields, window=window), mlp_of(fields))
-    return model_of(fields, [layer] * depth(fields))
+    fused = fields.text("model_type") == "phi3"
+    mixer = replace(attention_of(fields, window=window), fused=fused)
+    return model_of(fields, [Layer(mixer, mlp_of(fields))] * depth(fields))
 
 
 def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
