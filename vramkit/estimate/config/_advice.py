@@ -69,7 +69,7 @@ def advise(
     >>> from vramkit.estimate.config import Training, read_model
     >>> first = advise(read_model("llama-3.1-8b"), Training(), target="h100")[0]
     >>> first.change, first.fits
-    ('LoRA of rank 16', True)
+    ('QLoRA of rank 16', True)
     """
     before = estimate_of(model, options, target).total_bytes
     limit = budget_bytes(target if budget is None else budget)
