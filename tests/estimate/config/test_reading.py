@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -134,7 +135,27 @@ def test_unknown_names_are_refused_with_near_ones(tmp_path: Path) -> None:
 
 def test_the_hub_is_asked_only_if_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtraError, match="pip install huggingface_hub"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'vramkit\[hub\]'"):
         read_model("nobody/nothing-1b")
     with pytest.raises(InvalidArgumentError, match="is neither a config"):
         read_model("nobody/nothing-1b", hub=False)
+
+
+def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download(name: str, file: str) -> str:
+        asked.append((name, file))
+        if name == "nobody/offline":
+            raise ConnectionError("no route to the hub")
+        path = tmp_path / file
+        path.write_text(json.dumps(SMALL), encoding="utf-8")
+        return str(path)
+
+    hub = ModuleType("huggingface_hub")
+    monkeypatch.setattr(hub, "hf_hub_download", download, raising=False)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert read_model("nobody/small").name == "nobody/small"
+    assert asked == [("nobody/small", "config.json")]
+    with pytest.raises(InvalidArgumentError, match=r"cannot be had .*hub \(ConnectionError\)"):
+        read_model("nobody/offline")

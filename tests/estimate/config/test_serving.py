@@ -295,3 +295,36 @@ def test_layouts_that_cannot_work() -> None:
     number: Any = 1.5
     with pytest.raises(ArgumentTypeError, match="budget must be an integer number of bytes"):
         estimate.fits(number)
+
+
+BAMBA = {
+    "model_type": "bamba",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "attn_layer_indices": [1],
+    "mamba_n_heads": 8,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}
+
+
+def test_state_spaces() -> None:
+    model = read_model(BAMBA)
+    assert model.kinds() == {"state space": 3, "GQA": 1}
+    estimate = estimate_serving(model, Serving(context=160, batch=2))
+    # 128 channels with 16 elements in fp32, and 3 columns of 128 + 2 x 2 x 16 channels.
+    assert estimate.amount("recurrent states") == 2 * 3 * (128 * 16 * 4 + 192 * 3 * 2)
+    assert estimate.amount("KV cache") == 2 * 160 * 2 * 2 * 16 * 2
+    split = estimate_serving(model, Serving(batch=2, parallel=Parallel(tensor=2)))
+    assert split.amount("recurrent states") * 2 == estimate.amount("recurrent states")
+
+
+def test_a_scheme_for_experts_needs_some() -> None:
+    with pytest.raises(InvalidArgumentError, match="mxfp4 quantises routed experts only, and"):
+        estimate_serving(read_model("llama-3.1-8b"), Serving(weights="mxfp4"))

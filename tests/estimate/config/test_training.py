@@ -231,6 +231,9 @@ def test_policies() -> None:
     # Two copies in fp8 in place of one in bf16, with a scale for each 16,384.
     assert found["fp8"] == pytest.approx(18, abs=0.001)
     matrices = count - 128_256 * 4096 - 65 * 4096
+    tied = estimate_training(read_model("llama-3.2-1b"), Training(policy="autocast"))
+    cached = tied.amount("autocast's copies of weights")
+    assert cached == 2 * (1_235_814_400 - 33 * 2048)
     assert sizes["autocast"].amount("autocast's copies of weights") == 2 * matrices
     assert sizes["fp8"].amount("activations") < sizes["bf16"].amount("activations")
     assert sizes["fp32"].amount("activations") > 1.9 * sizes["bf16"].amount("activations")

@@ -87,7 +87,7 @@ def _from_hub(name: str) -> Path:
     except ImportError as err:
         raise MissingExtraError(
             f"{name!r} is not in the catalogue, and asking the hub needs huggingface_hub: "
-            "pip install huggingface_hub, or give the path of the model's config.json"
+            "pip install 'vramkit[hub]', or give the path of the model's config.json"
         ) from err
     try:
         return Path(hf_hub_download(name, "config.json"))

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.estimate.config._architecture import Architecture, Weight
+from vramkit.estimate.config._architecture import Architecture, Mixture, Weight
 
 DTYPE_BYTES = {
     "float32": 4,
@@ -101,7 +101,7 @@ def scheme_of(name: str, model: Architecture) -> Scheme:
     if name in _PLAIN:
         return _PLAIN[name]
     if name in _QUANTISED:
-        return _QUANTISED[name]
+        return _with_something_to_do(_QUANTISED[name], model)
     kind, _, group = name.partition("-")
     if kind in _GROUPED and (not group or group in map(str, _GROUPS)):
         size = int(group or 128)
@@ -110,6 +110,17 @@ def scheme_of(name: str, model: Architecture) -> Scheme:
         f"weights {name!r} are not known; there are checkpoint, {', '.join(scheme_names())}, and "
         "the kinds of GGUF such as Q4_K_M"
     )
+
+
+def _with_something_to_do(scheme: Scheme, model: Architecture) -> Scheme:
+    """Refuse a scheme for routed experts where there are none."""
+    has_experts = any(isinstance(layer.feed_forward, Mixture) for layer in model.layers)
+    if scheme.only_experts and not has_experts:
+        raise InvalidArgumentError(
+            f"{scheme.name} quantises routed experts only, and {model.name} has none; take "
+            "another scheme, for instance nvfp4 or awq"
+        )
+    return scheme
 
 
 def scheme_names() -> tuple[str, ...]:

@@ -198,11 +198,12 @@ class _Plan:
         return found
 
     def _copies(self, weights: list[Weight], states: States) -> list[Amount]:
-        """What autocast caches: a 16-bit copy of every matrix that is trained."""
+        """What autocast caches: a 16-bit copy of each matrix that is trained and multiplied."""
         policy = self._states.policy
         if not policy.cached or self._options.lora_rank or self._options.zero >= 3:
             return []
-        matrices = [weight for weight in weights if weight.quantised or weight.part == "head"]
+        ends = ("head", "embedding") if self._model.tied else ("head",)
+        matrices = [weight for weight in weights if weight.quantised or weight.part in ends]
         count = states_of(matrices, replace(self._states, zero=0)).parameters
         size = policy.element_bytes * min(count, states.parameters)
         return [exact("autocast's copies of weights", size)]
