@@ -17,6 +17,9 @@ from vramkit.estimate.config._training_activations import Keeping, layer_bytes
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER = 256, 8, 2, 32, 640
 BATCH, TOKENS = 2, 128
+# Of the layer of DeepSeek.
+NOPE, ROPE, Q_RANK, KV_RANK = 32, 16, 96, 64
+EXPERTS, CHOSEN, EXPERT_INNER = 4, 2, 128
 
 
 class FusedNorm(torch.autograd.Function):
@@ -45,6 +48,77 @@ class FusedGate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return gradient * gate, gradient * up
+
+
+class FusedAttention(torch.autograd.Function):
+    """Attention that keeps what FlashAttention keeps, for values of another width than keys."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2)).float()
+        result = scores.softmax(-1).to(v.dtype) @ v
+        result = result.transpose(1, 2).reshape(BATCH, TOKENS, -1)
+        ctx.save_for_backward(q, k, v, result, scores.logsumexp(-1))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, result, _ = ctx.saved_tensors
+        return q, k, v + 0 * (gradient - result).sum()
+
+
+class LatentMixture(nn.Module):
+    """A layer of DeepSeek: latent attention, then a mixture whose experts get equally many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        heads = HEADS * (NOPE + ROPE)
+        self.norms = nn.ParameterList([torch.ones(HIDDEN), torch.ones(HIDDEN)])
+        self.small = nn.ParameterList([torch.ones(Q_RANK), torch.ones(KV_RANK)])
+        self.q_a = nn.Linear(HIDDEN, Q_RANK, bias=False)
+        self.q_b = nn.Linear(Q_RANK, heads, bias=False)
+        self.kv_a = nn.Linear(HIDDEN, KV_RANK + ROPE, bias=False)
+        self.kv_b = nn.Linear(KV_RANK, HEADS * (NOPE + DIM), bias=False)
+        self.o = nn.Linear(HEADS * DIM, HIDDEN, bias=False)
+        self.router = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        self.experts = nn.ModuleList([self._expert(EXPERT_INNER) for _ in range(EXPERTS)])
+        self.shared = self._expert(EXPERT_INNER)
+
+    @staticmethod
+    def _expert(inner: int) -> nn.ModuleList:
+        shapes = ((HIDDEN, inner), (HIDDEN, inner), (inner, HIDDEN))
+        return nn.ModuleList([nn.Linear(*shape, bias=False) for shape in shapes])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.o(self._attend(FusedNorm.apply(x, self.norms[0])))
+        normed = FusedNorm.apply(x, self.norms[1])
+        return x + self._run(self.shared, normed) + self._mix(normed)
+
+    def _attend(self, normed: Tensor) -> Tensor:
+        q = self.q_b(FusedNorm.apply(self.q_a(normed), self.small[0]))
+        q = q.view(BATCH, TOKENS, HEADS, -1).transpose(1, 2).contiguous()
+        latent = self.kv_a(normed)
+        both = self.kv_b(FusedNorm.apply(latent[..., :KV_RANK], self.small[1]))
+        both = both.view(BATCH, TOKENS, HEADS, -1).transpose(1, 2)
+        rotary = latent[:, None, :, KV_RANK:].expand(-1, HEADS, -1, -1)
+        k = torch.cat([both[..., :NOPE], rotary], -1)
+        return FusedAttention.apply(q, k, both[..., NOPE:].contiguous())
+
+    def _mix(self, normed: Tensor) -> Tensor:
+        flat = normed.view(-1, HIDDEN)
+        self.router(flat).float().softmax(-1)
+        result = torch.zeros_like(flat)
+        for at, expert in enumerate(self.experts):
+            # Each token goes through CHOSEN of the experts, in turn.
+            chosen = [(at + turn) % EXPERTS for turn in range(CHOSEN)]
+            where = torch.cat([torch.arange(each, len(flat), EXPERTS) for each in chosen])
+            mixed = self._run(expert, flat[where])
+            result = result.index_put((where,), mixed, accumulate=True)
+        return result.view_as(normed)
+
+    def _run(self, expert: nn.Module, tokens: Tensor) -> Tensor:
+        up, gate, down = expert.children()
+        return down(FusedGate.apply(gate(tokens), up(tokens)))
 
 
 class GatedLayer(nn.Module):
@@ -143,8 +217,29 @@ _GPT = {
 }
 
 
+_DEEPSEEK = {
+    "model_type": "deepseek_v3",
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_hidden_layers": 1,
+    "num_attention_heads": HEADS,
+    "q_lora_rank": Q_RANK,
+    "kv_lora_rank": KV_RANK,
+    "qk_nope_head_dim": NOPE,
+    "qk_rope_head_dim": ROPE,
+    "v_head_dim": DIM,
+    "n_routed_experts": EXPERTS,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": CHOSEN,
+    "moe_intermediate_size": EXPERT_INNER,
+    "vocab_size": 64,
+}
+
+
 @pytest.mark.parametrize(
-    ("config", "layer", "flash"), [(_LLAMA, GatedLayer, True), (_GPT, GptLayer, False)]
+    ("config", "layer", "flash"),
+    [(_LLAMA, GatedLayer, True), (_GPT, GptLayer, False), (_DEEPSEEK, LatentMixture, True)],
+    ids=["llama", "gpt", "deepseek"],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_layer_keeps_what_the_closed_form_says(
