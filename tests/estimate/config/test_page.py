@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vramkit.errors import InvalidArgumentError, MissingExtraError
-from vramkit.estimate.config import _page
+from vramkit.estimate.config import _command, _page
 
 testclient = pytest.importorskip("starlette.testclient")
 
@@ -46,9 +46,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: Any) -> None:
 def test_every_field_of_the_form_is_an_option(client: Any) -> None:
     page = client.get("/").text
     names = set(re.findall(r'name="(\w+)"', page)) - {"viewport", "model", "own", "mode", "target"}
-    known = {*_page.read_options.__globals__["_SERVE"], *_page.read_options.__globals__["_TRAIN"]}
-    known |= {*_page.read_options.__globals__["_RANKS"], "budget"}
-    known |= set(_page.read_options.__globals__["_SWITCHES"])
+    known = {*_command._SERVE, *_command._TRAIN, *_command._RANKS, *_command._SWITCHES, "budget"}
     assert names <= known
     assert len(names) > 20
 

@@ -249,6 +249,7 @@ def test_a_layer_keeps_what_the_closed_form_says(
     keeping = Keeping(
         hidden=HIDDEN,
         element=dtype.itemsize,
+        stream_element=dtype.itemsize,
         linear_input=dtype.itemsize,
         cut=Cut(),
         stream_ranks=1,

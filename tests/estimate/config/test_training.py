@@ -127,7 +127,7 @@ def test_loss_and_logits() -> None:
         loss: estimate_training(model, Training(loss=loss)).amount("logits and loss") - ends
         for loss in ("plain", "vocab-parallel", "fused")
     }
-    assert found["plain"] == tokens * 128_256 * 14
+    assert found["plain"] == tokens * 128_256 * 12
     assert found["vocab-parallel"] == tokens * 128_256 * 6
     assert found["fused"] == tokens * 4096 * 8
     options = Training(loss="vocab-parallel", parallel=Parallel(tensor=8))

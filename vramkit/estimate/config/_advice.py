@@ -124,6 +124,10 @@ def _of_serving(options: Serving) -> Iterator[tuple[str, dict[str, Any], str]]:
 def _of_training(options: Training) -> Iterator[tuple[str, dict[str, Any], str]]:
     yield "full recomputation", {"recompute": "full"}, "about a third more compute"
     yield "FlashAttention", {"flash": True}, "none"
+    yield "fused norms and activations", {"fused": True}, "a library such as Liger's kernels"
+    if options.microbatches == 1:
+        changes: dict[str, Any] = {"keep_gradients": False}
+        yield "gradients freed between steps", changes, "none, if the framework can"
     yield "fused loss", {"loss": "fused"}, "a library such as Liger's kernels"
     yield "8-bit AdamW", {"optimizer": "adamw-8bit"}, "slightly less exact moments"
     yield "pure bf16", {"policy": "bf16"}, "small updates are lost in rounding"

@@ -53,6 +53,12 @@ _RANKS = {
 _SWITCHES = {
     "no_cuda_graphs": ("cuda_graphs", False, "serve: no CUDA graphs"),
     "keep_windows": ("windows", False, "serve: layers with a window keep all tokens"),
+    "eager": ("fused", False, "train: norms and activation functions are not fused kernels"),
+    "free_gradients": (
+        "keep_gradients",
+        False,
+        "train: gradients are freed between steps (zero_grad(set_to_none=True), one micro-batch)",
+    ),
     "no_flash": ("flash", False, "train: attention stores its scores"),
     "no_sequence_parallel": (
         "sequence_parallel",

@@ -25,9 +25,6 @@ class Fields:
         self.where = where
         self.notes: list[str] = []
 
-    def __contains__(self, name: str) -> bool:
-        return self._values.get(name) is not None
-
     def integer(
         self, *names: str, default: int | None = None, why: str = "", most: int = _MOST
     ) -> int:

@@ -116,6 +116,7 @@ class _Plan:
         self._keeping = Keeping(
             hidden=model.hidden,
             element=policy.element_bytes,
+            stream_element=4 if policy.cached else policy.element_bytes,
             linear_input=FLOAT8_INPUT if policy.float8 else policy.element_bytes,
             cut=cut,
             stream_ranks=parallel.tensor if options.sequence_parallel else 1,
@@ -123,6 +124,7 @@ class _Plan:
             flash=options.flash,
             dropout=model.dropout,
             recompute_core=options.recompute == "selective",
+            fused=options.fused,
         )
         self._tokens = options.sequence * options.micro_batch // parallel.context
 
@@ -162,7 +164,7 @@ class _Plan:
         what = f"{states.parameters:,} parameters" + self._sharding()
         found += [
             exact("adapters" if found else "weights", math.ceil(states.weights), what),
-            exact("gradients", math.ceil(states.gradients)),
+            self._gradients(stage, states),
             exact("optimizer state", math.ceil(states.optimizer), self._options.optimizer),
         ]
         found += self._copies(weights, states)
@@ -170,6 +172,15 @@ class _Plan:
         found += self._activations(stage)
         found += communicators(self._options.parallel)
         return (*found, cublas(self._target), outside_allocator(self._target))
+
+    def _gradients(self, stage: int, states: States) -> Amount:
+        """All gradients, or what of them does not take the place of activations."""
+        size = math.ceil(states.gradients)
+        if self._options.keep_gradients or self._options.microbatches > 1:
+            return exact("gradients", size)
+        freed = sum(amount.size_bytes for amount in self._activations(stage))
+        where = "allocated while activations are freed" if freed else ""
+        return exact("gradients", max(size - freed, 0), where)
 
     def _trained(self, weights: list[Weight]) -> list[Weight]:
         rank = self._options.lora_rank
@@ -245,7 +256,8 @@ class _Plan:
         last = stage == len(self._stages) - 1
         loss = self._loss_bytes() if last else 0.0
         if last:
-            ends = (keeping.stream + keeping.stream_input) * tokens
+            norm = keeping.norm(native=layers[0].norm_bias if layers else False)
+            ends = (norm + keeping.stream_input) * tokens
             found.append(_spread("logits and loss", loss + ends, self._options.loss, ()))
         # A layer is computed again after the loss has been freed.
         if working > loss:
@@ -258,8 +270,10 @@ class _Plan:
         if self._options.loss == "fused":
             return self._tokens * model.hidden * (2 * element + 4)
         share = -(-model.vocabulary // self._states.cut.tensor)
-        wide = 12 if self._options.loss == "plain" else 4
-        return self._tokens * share * (element + wide)
+        # In fp32 the logarithms of the softmax, their gradient and that of the logits; the logits
+        # themselves have been freed.
+        wide = 12 if self._options.loss == "plain" else element + 4
+        return self._tokens * share * wide
 
 
 def _spread(name: str, size: float, detail: str, layers: tuple[Layer, ...]) -> Amount:

@@ -5,7 +5,9 @@ Models" (arXiv 2205.05198), section 4, tensor by tensor: for a layer of GPT with
 their ``s b h (34 + 5 a s / h)`` bytes, and under tensor and sequence parallelism ``1 / t`` of it.
 It extends to grouped-query and latent attention, gated MLPs, mixtures and linear attention.
 FlashAttention (arXiv 2205.14135) keeps its result and a log-sum-exp for each head in place of the
-scores. Norms keep their input, activation functions theirs: kernels are fused.
+scores. Fused norms and activation functions keep their input. Modules that are not fused, as those
+of transformers, keep an fp32 copy of a norm's input and its normalised value, and what the products
+of an activation function need.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Keeping:
     Attributes:
         hidden: Elements of the residual stream.
         element: Bytes of an activation.
+        stream_element: Bytes of an element of the residual stream; under autocast it is fp32.
         linear_input: Bytes of an element that a linear layer keeps of its input.
         cut: How ranks split the layer.
         stream_ranks: Ranks that split what is not split by heads or rows: the tensor ranks under
@@ -41,12 +44,14 @@ class Keeping:
         row_tokens: Tokens that attend to each other, for the scores.
         flash: Whether attention never stores the scores.
         dropout: Whether masks of dropout are kept.
+        fused: Whether norms and activation functions are fused kernels.
         recompute_core: Whether the scores are computed again in the backward (selective
             recomputation).
     """
 
     hidden: int
     element: int
+    stream_element: int
     linear_input: float
     cut: Cut
     stream_ranks: int
@@ -54,16 +59,26 @@ class Keeping:
     flash: bool
     dropout: bool
     recompute_core: bool
+    fused: bool = True
 
     @property
     def stream(self) -> float:
         """Bytes of the residual stream for one token on a rank."""
-        return self.hidden * self.element / self.stream_ranks
+        return self.hidden * self.stream_element / self.stream_ranks
 
     @property
     def stream_input(self) -> float:
         """Bytes of the residual stream as the input of a linear layer."""
         return self.hidden * self.linear_input / self.stream_ranks
+
+    def norm(self, *, native: bool) -> float:
+        """Bytes that a norm over the residual stream keeps.
+
+        Args:
+            native: Whether it is PyTorch's layer normalisation, which is one kernel.
+        """
+        copy = 0 if self.fused or native else 4 * self.hidden / self.stream_ranks
+        return self.stream + copy
 
     @property
     def mask(self) -> float:
@@ -90,7 +105,8 @@ def layer_bytes(layer: Layer, keeping: Keeping) -> float:
     network = layer.feed_forward
     kept += _mlp(network, keeping) if isinstance(network, Mlp) else _mixture(network, keeping)
     # Each norm keeps its input; attention and network keep the results as their inputs.
-    return kept + layer.norms * keeping.stream + 2 * keeping.stream_input + 2 * keeping.mask
+    norm = keeping.norm(native=layer.norm_bias)
+    return kept + layer.norms * norm + 2 * keeping.stream_input + 2 * keeping.mask
 
 
 def _attention(mixer: Attention, keeping: Keeping) -> float:
@@ -143,7 +159,11 @@ def _state_space(mixer: StateSpace, keeping: Keeping) -> float:
 
 def _mlp(mlp: Mlp, keeping: Keeping, *, ranks: int | None = None) -> float:
     inner = -(-mlp.inner // (keeping.cut.tensor if ranks is None else ranks))
-    return inner * ((2 if mlp.gated else 1) * keeping.element + keeping.linear_input)
+    kept = (2 if mlp.gated else 1) * keeping.element
+    if not keeping.fused:
+        # The activation's result; GELU by tanh keeps three values in the wider dtype.
+        kept += keeping.element if mlp.gated else 3 * keeping.stream_element
+    return inner * (kept + keeping.linear_input)
 
 
 def _mixture(network: Mixture, keeping: Keeping) -> float:

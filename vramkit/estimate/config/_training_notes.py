@@ -13,14 +13,14 @@ from vramkit.estimate.config._training_options import Training
 def assumptions_of(model: Architecture, options: Training, target: Target) -> tuple[str, ...]:
     """Return what was assumed."""
     attention = "FlashAttention" if options.flash else "attention that stores its scores"
+    kernels = "fused kernels" if options.fused else "not fused"
     found = [
         f"Policy {options.policy}: {policy_of(options.policy).meaning}.",
         f"Optimizer: {OPTIMIZERS[options.optimizer]}; its step is fused and makes no temporaries.",
         (
-            f"Activations: the closed form of Korthikanti et al. 2022 with {attention} and fused "
-            "norms and activation functions; modules that are not fused keep more."
+            f"Activations: the closed form of Korthikanti et al. 2022 with {attention}; norms and "
+            f"activation functions are {kernels}."
         ),
-        "All gradients are allocated when the activations are at their peak.",
         *_of_ranks(options),
         *_of_memory_savers(options),
     ]
@@ -47,6 +47,8 @@ def _of_ranks(options: Training) -> Iterator[str]:
 
 
 def _of_memory_savers(options: Training) -> Iterator[str]:
+    if options.keep_gradients or options.microbatches > 1:
+        yield "All gradients are allocated when the activations are at their peak."
     if options.recompute == "full":
         yield "Recomputation: each layer keeps its input; one layer at a time is repeated."
     if options.recompute == "selective" and options.flash:

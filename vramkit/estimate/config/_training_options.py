@@ -34,6 +34,11 @@ class Training:
         zero: ZeRO's stage from 0 to 3; 3 also stands for FSDP2.
         recompute: ``"none"``, ``"selective"`` (the attention's scores) or ``"full"`` (whole
             layers).
+        fused: Whether norms and activation functions are fused kernels, as in Megatron-LM or
+            Liger; the modules of transformers are not.
+        keep_gradients: Whether gradients stay allocated between steps, as in Megatron-LM and
+            DeepSpeed. With ``zero_grad(set_to_none=True)`` and one micro-batch they appear while
+            the activations go.
         flash: Whether attention stores no scores.
         sequence_parallel: Whether the tensor ranks split the residual stream.
         loss: ``"plain"`` (PyTorch's cross entropy over fp32 logits), ``"vocab-parallel"``
@@ -56,6 +61,8 @@ class Training:
     optimizer: str = "adamw"
     zero: int = 0
     recompute: str = "none"
+    fused: bool = True
+    keep_gradients: bool = True
     flash: bool = True
     sequence_parallel: bool = True
     loss: str = "plain"
