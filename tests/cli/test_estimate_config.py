@@ -82,3 +82,15 @@ def test_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_usage(options: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate-config", *options]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_other_commands_do_without_its_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(parser: object) -> None:
+        raise AssertionError("loaded for another command")
+
+    monkeypatch.setattr("vramkit.estimate.config._command.add_arguments", refuse)
+    assert main(["demo", "--help"]) == 0
+    assert main(["--help"]) == 0
+    assert "estimate the memory of a large model" in capsys.readouterr().out

@@ -58,7 +58,7 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
     """
     prog = "vramkit"
     try:
-        parser, commands = _parsers()
+        parser, commands = _parsers(given)
         program: list[str] = []
         if _has_program(given):
             own, program = split(given[1:])
@@ -119,8 +119,11 @@ def _tell(failure: CommandError, prog: str) -> None:
     note(f"{prog}: {failure}")
 
 
-def _parsers() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of the subcommands."""
+def _parsers(given: list[str]) -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the subcommands.
+
+    Only a command that is named declares its options: these may need modules that others do not.
+    """
     parser = Parser(
         prog="vramkit",
         description="Memory pools and memory budgets for PyTorch tensors.",
@@ -134,6 +137,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         command = choices.add_parser(
             name, help=summary, description=module.__doc__, allow_abbrev=False
         )
-        module.add_arguments(command)
+        if name in given:
+            module.add_arguments(command)
         commands[name] = command
     return parser, commands
