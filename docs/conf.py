@@ -24,7 +24,9 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|pathlib|collections|contextlib|cupy)\..*"),
+    (r"py:.*", r"(torch|numpy|np|os|pathlib|collections|contextlib|cupy)\..*"),
+    # Their attributes are shown by what has them.
+    (r"py:class", r"vramkit\.estimate\.(_targets\.|config\._\w+\.)?\w+"),
     # RMM's, which is optional.
     (r"py:class", r"(Callback|Device)MemoryResource"),
     # The type of the model that fuse_conv_relu returns.

@@ -66,6 +66,7 @@ def test_every_exception_is_explained() -> None:
         ("estimate", "estimate"),
         ("demo", "quickstart"),
         ("run", "run"),
+        ("estimate-config", "calculator"),
     ],
 )
 def test_every_option_is_named(

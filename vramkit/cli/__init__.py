@@ -4,6 +4,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from vramkit import __version__
 from vramkit.cli._arguments import Parser, join_values
@@ -15,12 +16,15 @@ from vramkit.errors import VramkitError
 
 __all__ = ["main"]
 
-# Each is a module vramkit.cli._<name> with `add_arguments(parser)` and `run(arguments) -> status`,
-# light to import: what a command needs is imported when it runs. A command that hands over to the
-# user's program returns a function in place of the status: what that raises is not vramkit's.
+# Each is a module vramkit.cli._<name> (underscores for dashes) with `add_arguments(parser)` and
+# `run(arguments) -> status`, light to import: what a command needs is imported when it runs. A
+# command that hands over to the user's program returns a function in place of the status: what
+# that raises is not vramkit's.
 _COMMANDS = {
+    "calculator": "serve a local page that estimates the memory of large models",
     "demo": "train a small classifier inside a pool and draw its memory",
     "estimate": "estimate the GPU memory of a step without a GPU",
+    "estimate-config": "estimate the memory of a large model from its configuration",
     "run": "run an unmodified script or module inside a pool",
     "simulate": "replay a recorded allocation trace through the pool",
 }
@@ -55,7 +59,7 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
     """
     prog = "vramkit"
     try:
-        parser, commands = _parsers()
+        parser, commands = _parsers(given)
         program: list[str] = []
         if _has_program(given):
             own, program = split(given[1:])
@@ -66,7 +70,7 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
         prog = commands[parsed.command].prog
         if unknown:
             commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-        command = importlib.import_module(f"vramkit.cli._{parsed.command}")
+        command = _module_of(parsed.command)
         outcome = command.run(parsed)
         return outcome if callable(outcome) else Status(outcome)
     except SystemExit:  # of --help and --version
@@ -80,6 +84,10 @@ def _answer(given: list[str]) -> Status | Callable[[], int]:
         error = {"status": failure.status, "type": failure.kind, "message": str(failure)}
         write_json({"error": error})
     return failure.status
+
+
+def _module_of(command: str) -> ModuleType:
+    return importlib.import_module(f"vramkit.cli._{command.replace('-', '_')}")
 
 
 def _has_program(given: list[str]) -> bool:
@@ -112,8 +120,11 @@ def _tell(failure: CommandError, prog: str) -> None:
     note(f"{prog}: {failure}")
 
 
-def _parsers() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and those of the subcommands."""
+def _parsers(given: list[str]) -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the subcommands.
+
+    Only a command that is named declares its options: these may need modules that others do not.
+    """
     parser = Parser(
         prog="vramkit",
         description="Memory pools and memory budgets for PyTorch tensors.",
@@ -123,10 +134,11 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {}
     for name, summary in _COMMANDS.items():
-        module = importlib.import_module(f"vramkit.cli._{name}")
+        module = _module_of(name)
         command = choices.add_parser(
             name, help=summary, description=module.__doc__, allow_abbrev=False
         )
-        module.add_arguments(command)
+        if name in given:
+            module.add_arguments(command)
         commands[name] = command
     return parser, commands

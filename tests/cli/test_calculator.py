@@ -1,0 +1,40 @@
+"""``vramkit calculator``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from vramkit.cli import main
+from vramkit.cli._calculator import allowed_hosts
+
+
+def test_it_serves_the_page_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    served: list[dict[str, Any]] = []
+    monkeypatch.setattr(uvicorn, "run", lambda _, **options: served.append(options))
+    assert main(["calculator", "--port", "9000"]) == 0
+    assert served == [{"host": "127.0.0.1", "port": 9000, "log_level": "warning"}]
+    assert "http://127.0.0.1:9000/ (stop with Ctrl-C)" in capsys.readouterr().err
+    assert main(["calculator", "--host", "::1"]) == 0
+    assert "http://[::1]:8800/" in capsys.readouterr().err
+
+
+def test_names_under_which_it_may_be_asked() -> None:
+    assert allowed_hosts("127.0.0.1") == ("localhost", "127.0.0.1", "127.0.0.1")
+    assert allowed_hosts("box.lan")[-1] == "box.lan"
+    assert allowed_hosts("0.0.0.0") == ("*",)
+
+
+@pytest.mark.parametrize("module", ["starlette.applications", "uvicorn"])
+def test_without_the_extra(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["calculator"]) == 2
+    assert "pip install 'vramkit[web]'" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Serve a page on this machine that estimates the memory of large models.
+
+Nothing leaves the machine: the page loads nothing from elsewhere, and the server listens on this
+machine only unless another address is given. Exit status: 0 when it was stopped, 2 for bad input or
+usage.
+"""
+
+import argparse
+import ipaddress
+
+from vramkit.cli._arguments import integer
+from vramkit.cli._output import note
+from vramkit.cli._status import Status
+
+_LOCAL = ("localhost", "127.0.0.1")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``vramkit calculator``."""
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", type=integer(1, 65_535), default=8800, help="port to listen on (default: 8800)"
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="open the page in the default web browser"
+    )
+
+
+def run(arguments: argparse.Namespace) -> Status:
+    """Run ``vramkit calculator`` until it is interrupted; returns its exit status."""
+    from vramkit.estimate.config import _page
+
+    app = _page.create_app(allowed_hosts(arguments.host))
+    try:
+        import uvicorn
+    except ImportError as err:
+        raise _page.missing() from err
+    shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    address = f"http://{shown}:{arguments.port}/"
+    note(f"vramkit calculator: {address} (stop with Ctrl-C)")
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(address)
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+    return Status.OK
+
+
+def allowed_hosts(host: str) -> tuple[str, ...]:
+    """The names under which browsers may ask for the page.
+
+    Args:
+        host: The address to listen on; one that stands for all addresses allows every name.
+    """
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = False
+    return ("*",) if everywhere else (*_LOCAL, host)

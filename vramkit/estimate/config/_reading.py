@@ -1,0 +1,98 @@
+"""Finds a model's configuration: a file, a folder, a dict, the catalogue, or the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, MissingExtraError
+from vramkit.estimate.config._architecture import Architecture
+from vramkit.estimate.config._catalogue import configuration_of, unknown
+from vramkit.estimate.config._families import read_architecture
+from vramkit.estimate.config._fields import Fields
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_MOST_BYTES = 16 << 20
+
+
+def read_model(
+    config: str | os.PathLike[str] | Mapping[str, Any] | Architecture, *, hub: bool = True
+) -> Architecture:
+    """Read a model's architecture from its Hugging Face ``config.json``.
+
+    Args:
+        config: The file, the folder that has it, its content as a dict, a name of the catalogue
+            such as ``"llama-3.1-8b"``, or a model of the hub such as ``"Qwen/Qwen3-8B"``.
+        hub: Whether the hub may be asked, which needs ``huggingface_hub`` and the network. A model
+            of the catalogue is never asked for.
+
+    Raises:
+        ArgumentTypeError: ``config`` is none of these.
+        InvalidArgumentError: There is no such model, its type is not known, or a field that
+            decides its size is missing or wrong.
+        MissingExtraError: A model of the hub is wanted and ``huggingface_hub`` is not installed.
+
+    >>> model = read_model("qwen2.5-7b")
+    >>> len(model.layers), model.layers[0].mixer.kind, model.tied
+    (28, 'GQA', False)
+    """
+    if isinstance(config, Architecture):
+        return config
+    if isinstance(config, Mapping):
+        return read_architecture(Fields(dict(config), "the configuration"))
+    if not isinstance(config, str | os.PathLike):
+        raise ArgumentTypeError(
+            "config must be a file, a folder, a dict or a name of the catalogue, got "
+            f"{type(config).__name__}"
+        )
+    path = Path(config)
+    text = os.fspath(config)
+    if path.is_dir():
+        path = path / "config.json"
+        if not path.is_file():
+            raise InvalidArgumentError(f"the folder {text!r} has no config.json")
+    if path.is_file():
+        return read_architecture(Fields(_parsed(path), text))
+    known = configuration_of(text)
+    if known is not None:
+        return read_architecture(Fields(known, text.rsplit("/", 1)[-1].lower()))
+    if hub and path.suffix != ".json" and _HUB_NAME.fullmatch(text):
+        return read_architecture(Fields(_parsed(_from_hub(text)), text))
+    raise unknown(text)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InvalidArgumentError(
+                f"{path} has {path.stat().st_size:,} bytes; no config.json is that large"
+            )
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise InvalidArgumentError(f"{path} cannot be read: {err.strerror or err}") from err
+    except (ValueError, RecursionError) as err:
+        raise InvalidArgumentError(f"{path} is no JSON: {err}") from err
+    if not isinstance(values, dict):
+        raise InvalidArgumentError(f"{path} holds a {type(values).__name__}, not a JSON object")
+    return values
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as err:
+        raise MissingExtraError(
+            f"{name!r} is not in the catalogue, and asking the hub needs huggingface_hub: "
+            "pip install 'vramkit[hub]', or give the path of the model's config.json"
+        ) from err
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except Exception as err:
+        raise InvalidArgumentError(
+            f"the config.json of {name!r} cannot be had from the Hugging Face hub "
+            f"({type(err).__name__}); download it by other means and give its path"
+        ) from err

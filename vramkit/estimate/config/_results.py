@@ -1,0 +1,145 @@
+"""What an estimate says: amounts with their intervals, as a table and as JSON."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vramkit.estimate._targets import Target, find_target
+from vramkit.units import format_mib, parse_bytes
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Memory of one kind on the rank that needs most.
+
+    Attributes:
+        name: What it is for.
+        size_bytes: The estimate.
+        low_bytes: Least that is plausible; the estimate itself where the figure is exact.
+        high_bytes: Most that is plausible.
+        detail: Where it comes from.
+    """
+
+    name: str
+    size_bytes: int
+    low_bytes: int
+    high_bytes: int
+    detail: str = ""
+
+
+def exact(name: str, size_bytes: int, detail: str = "") -> Amount:
+    """An amount that follows from shapes."""
+    return Amount(name, size_bytes, size_bytes, size_bytes, detail)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of the rank that needs most.
+
+    Attributes:
+        model: The model's name.
+        rank: Which rank it is, and of how many.
+        gpus: Number of ranks.
+        target: The GPU.
+        amounts: The memory by category.
+        assumptions: What was assumed, in sentences.
+    """
+
+    model: str
+    rank: str
+    gpus: int
+    target: Target
+    amounts: tuple[Amount, ...]
+    assumptions: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of all categories."""
+        return sum(amount.size_bytes for amount in self.amounts)
+
+    @property
+    def low_bytes(self) -> int:
+        """Sum of what is least plausible of each."""
+        return sum(amount.low_bytes for amount in self.amounts)
+
+    @property
+    def high_bytes(self) -> int:
+        """Sum of what is most plausible of each."""
+        return sum(amount.high_bytes for amount in self.amounts)
+
+    def fits(self, budget: str | int | Target | None = None) -> bool:
+        """Tell whether the estimate is no more than a budget.
+
+        Args:
+            budget: A size such as ``"24GiB"``, a GPU such as ``"l4"`` or a
+                :class:`vramkit.estimate.Target`; by default the estimate's own GPU.
+
+        Raises:
+            ArgumentTypeError: ``budget`` is none of these.
+            InvalidArgumentError: It is no size, and no GPU has this name.
+        """
+        return self.total_bytes <= budget_bytes(self.target if budget is None else budget)
+
+    def json(self) -> dict[str, Any]:
+        """Return everything as a dict that ``json.dumps`` takes."""
+        values = asdict(self)
+        values["target"] = self.target.name
+        values["budget_bytes"] = self.target.total_bytes
+        sums = ("total_bytes", "low_bytes", "high_bytes")
+        return {**values, **{name: getattr(self, name) for name in sums}, "fits": self.fits()}
+
+    def amount(self, name: str) -> int:
+        """Return the bytes of a category, 0 where there is none."""
+        return sum(amount.size_bytes for amount in self.amounts if amount.name == name)
+
+    def answers(self) -> list[tuple[str, str]]:
+        """What is printed below the table, each with its title."""
+        return []
+
+    def __str__(self) -> str:
+        """The table, the answers and the assumptions."""
+        rows = [(a.name, format_mib(a.size_bytes), interval(a), a.detail) for a in self.amounts]
+        total = Amount("total", self.total_bytes, self.low_bytes, self.high_bytes)
+        budget = format_mib(self.target.total_bytes)
+        verdict = f"{'fits' if self.fits() else 'does not fit'} into {budget}"
+        rows.append(("total", format_mib(total.size_bytes), interval(total), verdict))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{self.model} on {self.target.name}: {self.rank}"]
+        lines += [
+            f"{name:{widths[0]}}  {size:>{widths[1]}}  {span:{widths[2]}}  {detail}".rstrip()
+            for name, size, span, detail in rows
+        ]
+        lines += ["", *(f"{title}: {answer}" for title, answer in self.answers())]
+        lines += ["", *(f"- {each}" for each in self.assumptions)]
+        return "\n".join(lines).rstrip()
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def interval(amount: Amount) -> str:
+    """The interval in words, empty where the figure is exact.
+
+    >>> interval(Amount("graphs", 3 << 20, 1 << 20, 5 << 20))
+    '(1.0 MiB to 5.0 MiB)'
+    """
+    if amount.low_bytes == amount.high_bytes:
+        return ""
+    return f"({format_mib(amount.low_bytes)} to {format_mib(amount.high_bytes)})"
+
+
+def budget_bytes(budget: str | int | Target) -> int:
+    """Read a budget: a size, or a GPU.
+
+    Raises:
+        ArgumentTypeError: It is neither a number nor a text nor a target.
+        InvalidArgumentError: It is no size, and no GPU has this name.
+    """
+    if isinstance(budget, Target):
+        return budget.total_bytes
+    if isinstance(budget, str) and not budget[:1].isdigit():
+        return find_target(budget).total_bytes
+    return parse_bytes(budget, name="budget")
