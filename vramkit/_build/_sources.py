@@ -63,7 +63,7 @@ def adapter_sources(root: Path, kind: str) -> tuple[Path, ...]:
 def ops_cpu_sources(root: Path) -> tuple[Path, ...]:
     """Return the sources of the ops that run on the CPU, and those of the core that they need."""
     ops = (p for p in sorted((root / "ops").rglob("*.cpp")) if _CUDA_MARK not in p.name)
-    return (root / "base" / "bytes.cpp", root / "base" / "error.cpp", *ops)
+    return (*sorted((root / "base").glob("*.cpp")), *ops)
 
 
 def table_sources(root: Path) -> tuple[Path, ...]:
