@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.mappings import tensor_with_own_mapping
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import StackDataset, Subset, TensorDataset
 
@@ -32,10 +33,8 @@ def _batched_copies(_clean_device: None) -> None:
 
 
 def random_images() -> torch.Tensor:
-    """Images in pages of their own: the C library may put large blocks into its heap, too."""
     size = COUNT * math.prod(SHAPE)
-    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=torch.uint8).random_(0, 256).view(COUNT, *SHAPE)
+    return tensor_with_own_mapping(size).random_(0, 256).view(COUNT, *SHAPE)
 
 
 @pytest.fixture(scope="module")

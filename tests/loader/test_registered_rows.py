@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.mappings import tensor_with_own_mapping
 from torch.utils.data import TensorDataset
 
 from vramkit.errors import InvalidArgumentError, SystemCallError
@@ -111,7 +112,10 @@ def _sources() -> dict[str, Any]:
         warnings.simplefilter("ignore", DeprecationWarning)
         overlapping.strides = (ROW // 2, 1)
     taken = bytearray(2 * ROWS * ROW)
+    apart = tensor_with_own_mapping(2 * ROWS * ROW).view(2 * ROWS, ROW)
     return {
+        "tensor with a mapping of its own": (apart, (apart.data_ptr(), apart.nbytes)),
+        "part of a mapping of its own": (torch.from_dlpack(apart[1:-1]), None),
         "array": (array[3 : ROWS + 5], whole),
         "array with strides of its own": (overlapping, (overlapping.ctypes.data, 2 * ROWS * ROW)),
         "tensor of an array": (torch.from_numpy(array), whole),

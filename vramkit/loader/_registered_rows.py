@@ -298,12 +298,13 @@ def _range_in(mapping: Mapping, extent: Extent) -> Range:
                 f"an array of {end - begin:,} bytes may share pages with other memory; only those "
                 f"from {OWN_PAGES_FROM_BYTES:,} bytes on are registered"
             )
-        if not extent.is_whole:
+        begin, end = begin // _PAGE * _PAGE, -(-end // _PAGE) * _PAGE
+        # What fills a mapping of its own is no part of anything.
+        if not extent.is_whole and (begin, end) != (mapping.begin, mapping.end):
             raise NotRegisteredError(
                 "an array may be a part of something larger, of which nothing is known (a tensor "
                 "made from a slice of a numpy array, for example); clone() or copy() makes it whole"
             )
-        begin, end = begin // _PAGE * _PAGE, -(-end // _PAGE) * _PAGE
         return Range(begin, end, not mapping.writable, private=True)
     if mapping.private:
         raise NotRegisteredError(
