@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.pools import run_script
 from torch.nn import functional
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableError
@@ -277,3 +278,19 @@ def test_wrong_arguments_are_refused() -> None:
         traced(_training, steps=0)
     with pytest.raises(InvalidArgumentError, match="guess must be 'refuse' or 'allow'"):
         traced(_training, guess="perhaps")
+
+
+_DEFAULT_DEVICE = """
+import torch
+from torch import nn
+import vramkit
+
+vramkit.estimate(nn.Linear(8, 8), torch.zeros(2, 8))
+with torch.device("meta"):
+    assert torch.tensor([1.0]).device.type == torch.get_default_device().type == "meta"
+assert torch.tensor([1.0]).device.type == "cpu"
+"""
+
+
+def test_default_devices_are_obeyed_afterwards() -> None:
+    run_script(_DEFAULT_DEVICE)

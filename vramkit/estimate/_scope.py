@@ -48,6 +48,8 @@ def _counter(tracer: Tracer) -> Callable[[str], None]:
 @contextlib.contextmanager
 def _fakes_pass_for_tensors() -> Iterator[None]:
     """Where torch and libraries treat tensor subclasses otherwise, fakes count as plain tensors."""
+    # torch keeps the set of functions that make tensors; it must not be made of those below.
+    torch.utils._device._device_constructors()
     with contextlib.ExitStack() as scope:
         # Starting CUDA for a fake tensor is what FakeTensorMode does where torch was built with it.
         no_start = property(lambda _: True)
