@@ -175,11 +175,9 @@ class Done:
 
     def left(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Return the batches of an epoch that had not been yielded when it was gone on with."""
-        rest = enumerate(batches) if self._skipped else None
-        if rest is None:
-            return itertools.islice(batches, self._first, None)
+        left = itertools.islice(enumerate(batches), self._first, None)
         skipped = set(self._skipped)
-        return (each for at, each in rest if at >= self._first and at not in skipped)
+        return (each for at, each in left if at not in skipped)
 
 
 class SkippingSampler:

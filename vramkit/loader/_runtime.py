@@ -71,17 +71,19 @@ class Runtime:
         Raises:
             SystemCallError: The system makes no memory file.
         """
-        pinning = self._pinning()
-        if pinning is not None and not self.on_gpu:
+        if self._pins_staging and not self.on_gpu:
             return self.arena()
         if self._own_arena is None:
             memory = OwnMemory(inherited=not self.on_gpu)
-            self._own_arena = Arena(self._staging_bytes, pinning, memory)
+            self._own_arena = Arena(self._staging_bytes, self._pinning(), memory)
         return self._own_arena
 
+    @property
+    def _pins_staging(self) -> bool:
+        return self.on_gpu or (self._pins and torch.cuda.is_available())
+
     def _pinning(self) -> Pinning | None:
-        pins = self.on_gpu or (self._pins and torch.cuda.is_available())
-        return Pinning(self._device) if pins else None
+        return Pinning(self._device) if self._pins_staging else None
 
     def _arenas(self) -> list[Arena]:
         return [each for each in (self._arena, self._own_arena) if each is not None]
