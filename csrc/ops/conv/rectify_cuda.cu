@@ -1,19 +1,16 @@
-#include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <limits>
 #include <optional>
 
+#include "ops/conv/launch_cuda.h"
 #include "ops/conv/rectify.h"
 
 namespace vramkit::ops {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-constexpr int kBlocksPerMultiprocessor = 8;
 // A thread takes so many elements at a time: a byte of the mask, and whole 16-byte vectors.
 constexpr int kGroup = 8;
 // A warp adds up at most so many elements of a plane.
@@ -24,43 +21,6 @@ constexpr int64_t kRowsPerThread = 16;
 template <class Type>
 struct alignas(16) Group {
   typename Type::Bits bits[kGroup];
-};
-
-void check_cuda(cudaError_t status, const char* call) {
-  STD_TORCH_CHECK(status == cudaSuccess, "vramkit: ", call,
-                  " failed: ", cudaGetErrorString(status));
-}
-
-/// The current device and stream while an operator runs.
-class Launch {
- public:
-  explicit Launch(const Tensor& tensor)
-      : device_(tensor.get_device_index()), guard_(tensor.get_device_index()) {
-    void* stream = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream) == AOTI_TORCH_SUCCESS,
-                    "torch does not tell the current stream of cuda:", device_);
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-
-  cudaStream_t stream() const { return stream_; }
-
-  /// Blocks for so many threads, at most those that the device runs at once.
-  unsigned int blocks_for(int64_t threads) const {
-    return static_cast<unsigned int>(
-        std::clamp<int64_t>((threads + kThreads - 1) / kThreads, 1, most_blocks()));
-  }
-
-  int64_t most_blocks() const {
-    int multiprocessors = 0;
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device_),
-               "cudaDeviceGetAttribute");
-    return int64_t{multiprocessors} * kBlocksPerMultiprocessor;
-  }
-
- private:
-  int device_;
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
 };
 
 template <class Type>

@@ -1,0 +1,68 @@
+// Vectors of neighbouring channels: how they are read, widened to float, rounded and written.
+#pragma once
+
+#include "ops/conv/rectify.h"
+
+namespace vramkit::ops {
+
+template <class Type>
+VRAMKIT_ON_BOTH inline float to_float(typename Type::Bits bits) {
+#if defined(__CUDA_ARCH__)
+  // One instruction, for float16 too.
+  return static_cast<float>(bits_as<typename Type::Value>(bits));
+#else
+  return Type::widen(bits);
+#endif
+}
+
+template <class Type>
+VRAMKIT_ON_BOTH inline typename Type::Bits from_float(float value) {
+  return bits_as<typename Type::Bits>(static_cast<typename Type::Value>(value));
+}
+
+/// ReLU as torch's: NaN stays.
+VRAMKIT_ON_BOTH inline float rectified(float value) { return value <= 0.0F ? 0.0F : value; }
+
+template <class Element, int kCount>
+struct alignas(kCount * sizeof(Element)) Vector {
+  Element at[kCount];
+};
+
+template <class Element, int kCount>
+VRAMKIT_ON_BOTH inline Vector<Element, kCount> load_vector(const Element* from) {
+  return *reinterpret_cast<const Vector<Element, kCount>*>(from);
+}
+
+template <class Type, int kCount>
+VRAMKIT_ON_BOTH inline Vector<float, kCount> load_floats(const typename Type::Bits* from) {
+  const auto vector = load_vector<typename Type::Bits, kCount>(from);
+  Vector<float, kCount> result;
+  VRAMKIT_UNROLL
+  for (int i = 0; i < kCount; ++i) result.at[i] = to_float<Type>(vector.at[i]);
+  return result;
+}
+
+template <class Type, int kCount>
+VRAMKIT_ON_BOTH inline void store_floats(typename Type::Bits* to, const float* values) {
+  Vector<typename Type::Bits, kCount> vector;
+  VRAMKIT_UNROLL
+  for (int i = 0; i < kCount; ++i) vector.at[i] = from_float<Type>(values[i]);
+  *reinterpret_cast<Vector<typename Type::Bits, kCount>*>(to) = vector;
+}
+
+/// Calls `f` with the Float32, Float16 or BFloat16 that a tensor's elements are.
+template <class F>
+void for_float_type_of(const Tensor& tensor, F&& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return f(Float32{});
+    case ScalarType::Half:
+      return f(Float16{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "vramkit: expected float32, float16 or bfloat16");
+  }
+}
+
+}  // namespace vramkit::ops
