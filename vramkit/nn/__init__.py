@@ -9,6 +9,7 @@ from vramkit.nn._explain import Explanation, explain
 from vramkit.nn._fuse import fuse_conv_relu, fusion_report
 from vramkit.nn._modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
 from vramkit.nn._report import FusionEntry, FusionReport
+from vramkit.nn._selection import set_kernel_choice
 
 __all__ = [
     "ConvReLU1d",
@@ -25,4 +26,5 @@ __all__ = [
     "functional",
     "fuse_conv_relu",
     "fusion_report",
+    "set_kernel_choice",
 ]

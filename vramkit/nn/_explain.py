@@ -9,8 +9,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vramkit.errors import ArgumentTypeError
+from vramkit.nn._candidates import describe
+from vramkit.nn._fused import forward_key
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Path, choose_path, needs_gradient
+from vramkit.nn._selection import known
+from vramkit.nn.functional import as_computed, geometry_of
 
 _FORWARD = {
     Path.ONEDNN: "oneDNN's convolution with a fused ReLU",
@@ -20,6 +24,9 @@ _FORWARD = {
 }
 _BACKWARD = {
     Path.BIAS: "one vramkit pass for the gradients of ReLU and bias, then PyTorch's convolution",
+    Path.CHOSEN: (
+        "one vramkit pass for the gradients of ReLU and bias, then the fastest for the others"
+    ),
     Path.MASK: "one vramkit pass for the gradient of ReLU, then PyTorch's convolution",
     Path.MASK_BIAS: (
         "one vramkit pass for the gradients of ReLU and bias, then PyTorch's convolution"
@@ -37,17 +44,20 @@ class Explanation:
         backward: Those of the backward pass; None if no gradient is needed.
         saved: What ReLU keeps for its gradient; None if no gradient is needed.
         reason: Why these serve the call.
+        tried: The kernels that were measured for the forward pass, with their milliseconds.
     """
 
     forward: str
     backward: str | None
     saved: str | None
     reason: str
+    tried: str = ""
 
     def __str__(self) -> str:
         return (
             f"forward:  {self.forward}\nbackward: {self.backward or 'not needed'}\n"
             f"saved:    {self.saved or 'nothing'}\nbecause:  {self.reason}"
+            + (f"\ntried:    {self.tried}" if self.tried else "")
         )
 
 
@@ -81,10 +91,26 @@ def explain(module: torch.nn.Module, input: Tensor) -> Explanation:  # noqa: A00
         *(input, module.weight, module.bias, module.stride, padding, module.dilation),
         *(module.groups, module.save),
     )
-    forward = _FORWARD.get(path, _TORCH)
+    forward, tried = _FORWARD.get(path, _TORCH), ""
+    if path is Path.CHOSEN:
+        forward, tried = _explain_choice(module, input, padding)
     if not needs_gradient(input, module.weight, module.bias):
-        return Explanation(forward, None, None, path.value)
+        return Explanation(forward, None, None, path.value, tried)
     masked = path in (Path.MASK, Path.MASK_BIAS, Path.COMPILED_MASK)
     saved = "one bit an element" if masked else "the output, which the next operation may share"
     backward = _BACKWARD.get(path, "PyTorch's gradients of ReLU and convolution")
-    return Explanation(forward, backward, saved, path.value)
+    return Explanation(forward, backward, saved, path.value, tried)
+
+
+def _explain_choice(
+    module: ConvReLUModule,
+    input: Tensor,  # noqa: A002
+    padding: str | int | tuple[int, ...],
+) -> tuple[str, str]:
+    """Return what was chosen for a call's forward pass, and what was tried."""
+    x, weight, bias = as_computed(input, module.weight, module.bias)
+    at = geometry_of(weight, module.stride, padding, module.dilation, module.groups)
+    choice = known(forward_key(x, weight, bias, at))
+    if choice is None:
+        return "the fastest kernels, which the first call will measure", ""
+    return describe(choice.name, bias is not None), str(choice)

@@ -10,6 +10,9 @@ import vramkit._ops  # noqa: F401 - loads the libraries that define the native o
 # Tiles of pixels and channels that a thread computes; which is fastest depends on the shape.
 DEPTHWISE_VARIANTS = 3
 DEPTHWISE_WEIGHT_VARIANTS = 2
+# Rows of a tile that a warp of the stem takes.
+STEM_VARIANTS = 2
+_STEM_OUTPUTS = 96
 _DEPTHWISE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -39,6 +42,37 @@ def fits_depthwise(
     )
 
 
+def fits_stem(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> bool:
+    """Tell whether the operator for stems serves a convolution.
+
+    It writes channels-last, so torch's result must be so too.
+    """
+    return (
+        x.ndim == 4
+        and groups == 1
+        and x.shape[1] in (3, 4)
+        and tuple(weight.shape[2:]) in ((3, 3), (7, 7))
+        and weight.shape[0] % 8 == 0
+        and weight.shape[0] <= _STEM_OUTPUTS
+        and stride == (2, 2)
+        and dilation == (1, 1)
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and _is_channels_last(x, weight)
+        and all(n + 2 * p >= weight.shape[2] for n, p in zip(x.shape[2:], padding, strict=True))
+    )
+
+
+def _is_channels_last(*tensors: Tensor) -> bool:
+    return any(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+
+
 def _fake_depthwise_conv_relu(
     x: Tensor,
     weight: Tensor,
@@ -65,6 +99,16 @@ def _fake_depthwise_grad_weight(grad: Tensor, x: Tensor, kernel: int, *_options:
     return grad.new_empty((x.shape[1], 1, kernel, kernel))
 
 
+def _fake_stem_conv_relu(
+    x: Tensor, weight: Tensor, _bias: Tensor | None, pad_top: int, pad_left: int, *_options: int
+) -> Tensor:
+    kernel = weight.shape[2]
+    sizes = (
+        (n + 2 * p - kernel) // 2 + 1 for n, p in zip(x.shape[2:], (pad_top, pad_left), strict=True)
+    )
+    return _channels_last(x, (x.shape[0], weight.shape[0], *sizes))
+
+
 def _channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(
         shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
@@ -74,3 +118,4 @@ def _channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 torch.library.register_fake("vramkit::depthwise_conv_relu", _fake_depthwise_conv_relu)
 torch.library.register_fake("vramkit::depthwise_grad_input", _fake_depthwise_grad_input)
 torch.library.register_fake("vramkit::depthwise_grad_weight", _fake_depthwise_grad_weight)
+torch.library.register_fake("vramkit::stem_conv_relu", _fake_stem_conv_relu)

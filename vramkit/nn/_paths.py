@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from vramkit.nn._operators import has_kernels
+from vramkit.nn._selection import measures
 
 # From this many output elements on, oneDNN's fused convolution was never slower than torch's
 # convolution and an in-place ReLU (docs/design/conv.md).
@@ -34,6 +35,7 @@ class Path(Enum):
     UNSUPPORTED = "vramkit has no kernels for this device or dtype, so PyTorch's are used"
     MASK = "a gradient is needed and save='mask': one bit an element is kept in place of the output"
     MASK_BIAS = "as MASK, and one pass over the convolution's output adds the bias too"
+    CHOSEN = "the fastest kernels for this call, as measured at its first use"
     BIAS = "one pass over the convolution's output adds the bias and rectifies"
     NO_BIAS = "there is no bias that a pass of vramkit's could add"
     TRAINING = "a gradient is needed: on the CPU no fused forward is faster than an in-place ReLU"
@@ -64,6 +66,8 @@ def choose_path(
     if gradient and save == "mask":
         return _choose_mask(x, weight, bias)
     if not x.is_cpu:
+        if _can_choose(x, weight, bias, padding, groups):
+            return Path.CHOSEN
         return _choose_bias(x, weight, bias)
     if gradient:
         return Path.TRAINING
@@ -120,6 +124,25 @@ def _choose_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> Path:
     if bias is None:
         return Path.NO_BIAS
     return Path.BIAS if has_kernels(x) and _fits(x, weight, bias) else Path.UNSUPPORTED
+
+
+def _can_choose(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sizes | str, groups: int
+) -> bool:
+    """Tell whether kernels for a well-formed call on a GPU can be chosen among."""
+    return (
+        x.is_cuda
+        and measures()
+        and x.dtype is not torch.float64
+        and x.ndim == weight.ndim == 4
+        and not isinstance(padding, str)
+        and has_kernels(x)
+        and x.shape[1] == weight.shape[1] * groups
+        and x.numel() != 0
+        and (bias is None or _fits(x, weight, bias))
+        and (x.dtype == weight.dtype or torch.is_autocast_enabled("cuda"))
+        and weight.device == x.device
+    )
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -7,8 +7,18 @@ from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d
 
 from vramkit.errors import InvalidArgumentError
+from vramkit.nn._candidates import Geometry
+from vramkit.nn._fused import fused_conv_relu
 from vramkit.nn._operators import format_of, masked_relu
-from vramkit.nn._paths import Path, Save, Sizes, as_tuple, choose_path, torch_is_best
+from vramkit.nn._paths import (
+    Path,
+    Save,
+    Sizes,
+    as_tuple,
+    choose_path,
+    needs_gradient,
+    torch_is_best,
+)
 from vramkit.nn._rectify import bias_relu, relu_keeping_mask
 
 __all__ = ["conv_relu"]
@@ -76,6 +86,8 @@ def _by_path(
 ) -> Tensor:
     check_save(save)
     path = choose_path(x, weight, bias, stride, padding, dilation, groups, save)
+    if path is Path.CHOSEN:
+        return _chosen(x, weight, bias, geometry_of(weight, stride, padding, dilation, groups))
     if path is Path.ONEDNN:
         return _onednn(x, weight, bias, stride, padding, dilation, groups)
     apart = bias if path is Path.BIAS or path is Path.MASK_BIAS else None
@@ -83,6 +95,33 @@ def _by_path(
         x, weight, bias if apart is None else None, stride, padding, dilation, groups
     )
     return _rectify(output, apart, path)
+
+
+def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
+    gradient = needs_gradient(x, weight, bias)
+    return fused_conv_relu(*as_computed(x, weight, bias), at, gradient=gradient)
+
+
+def as_computed(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the tensors in the dtype that autocast would convolve them in."""
+    if not torch.is_autocast_enabled("cuda"):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype("cuda")
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def geometry_of(
+    weight: Tensor, stride: Sizes, padding: Sizes | str, dilation: Sizes, groups: int
+) -> Geometry:
+    """Return the arguments with one number for each spatial dimension."""
+    assert not isinstance(padding, str)
+    spatial = weight.ndim - 2
+    return Geometry(
+        *(as_tuple(stride, spatial), as_tuple(padding, spatial), as_tuple(dilation, spatial)),
+        groups,
+    )
 
 
 def _rectify(output: Tensor, bias: Tensor | None, path: Path) -> Tensor:

@@ -1,0 +1,99 @@
+"""Every kernel that can serve a call, as one node of autograd, gives torch's results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import conv2d
+
+from vramkit.nn import _fused, _selection
+from vramkit.nn._candidates import FORWARD, Geometry, forward_names
+from vramkit.nn._fused import ConvReLUNode
+
+
+def _tensors(kernel: int, bias: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+    torch.manual_seed(kernel)
+    x = torch.randn(2, 8, 9, 10, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    tensors = [x, torch.randn(8, 1, kernel, kernel, dtype=dtype)]
+    tensors += [torch.randn(8, dtype=dtype)] if bias else []
+    return [t.requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_depthwise_outputs_and_gradients_are_torchs(
+    kernel: int, stride: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = _tensors(kernel, bias, torch.float32)
+    at = Geometry((stride, stride), (kernel // 2, 1), (1, 1), 8)
+    wanted = conv2d(*tensors, *([] if bias else [None]), stride, at.padding, groups=8).relu()
+    grad = torch.randn_like(wanted)
+    exact = torch.autograd.grad(wanted, tensors, grad)
+    names = forward_names(tensors[0], tensors[1], at)
+    assert names == ("torch+pass", "depthwise0", "depthwise1", "depthwise2")
+    for name in names:
+        pick = lambda _, runs, last=name: "torch" if last == "torch+pass" else list(runs())[-1]  # noqa: E731
+        monkeypatch.setattr(_fused, "choose", pick)
+        output = ConvReLUNode.apply(*tensors, *([] if bias else [None]), at, name)
+        torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
+        found = torch.autograd.grad(output, tensors, grad)
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives() -> None:
+    tensors = _tensors(3, True, torch.float64)
+    at = Geometry((1, 1), (1, 1), (1, 1), 8)
+    assert torch.autograd.gradgradcheck(
+        lambda *given: ConvReLUNode.apply(*given, at, "torch+pass").square(),
+        tensors,
+        fast_mode=True,
+    )
+
+
+def test_a_stem_is_one_of_the_candidates() -> None:
+    x = torch.randn(1, 3, 9, 9).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(32, 3, 3, 3).bfloat16()
+    at = Geometry((2, 2), (1, 1), (1, 1), 1)
+    for name in forward_names(x, weight, at):
+        found = FORWARD[name](x, weight, None, at)
+        wanted = conv2d(x, weight, None, 2, 1).relu()
+        torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+    assert name == "stem1"
+
+
+def test_the_fastest_is_chosen_and_failures_are_told() -> None:
+    def fail() -> None:
+        raise RuntimeError("not supported")
+
+    runs = {"first": lambda: 2.0, "broken": fail, "fast": lambda: 1.0, "same": lambda: 0.99}
+    choice = _selection.fastest(runs, lambda run, _: run())
+    assert choice.name == "fast"
+    assert str(choice) == "first 2.0000 ms, broken failed, fast 1.0000 ms, same 0.9900 ms"
+    with pytest.raises(RuntimeError, match="not supported"):
+        _selection.fastest({**runs, "first": fail}, lambda run, _: run())
+
+
+def test_choices_are_remembered_stored_and_not_made_in_deterministic_mode(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "choices.jsonl"
+    runs = {"first": lambda: 2.0, "fast": lambda: 1.0}
+    monkeypatch.setattr(_selection, "_gpu_ms", lambda run, _: run())
+    try:
+        _selection.set_kernel_choice("measured", file=file)
+        assert _selection.choose(("a",), lambda: runs) == "fast"
+        assert _selection.known(("a",)) is not None
+        torch.use_deterministic_algorithms(True)
+        assert _selection.choose(("a",), lambda: runs) == "first"
+        torch.use_deterministic_algorithms(False)
+        _selection.set_kernel_choice("measured", file=file)
+        assert _selection.choose(("a",), lambda: {"first": None, "fast": None}) == "fast"
+        _selection.set_kernel_choice("default", file=file)
+        assert _selection.choose(("a",), lambda: runs) == "first"
+        file.write_text("nonsense\n")
+        with pytest.raises(ValueError, match="line 1, is no kernel choice"):
+            _selection.set_kernel_choice("measured", file=file)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        _selection.set_kernel_choice("measured")

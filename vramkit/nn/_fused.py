@@ -1,0 +1,117 @@
+"""A convolution with its ReLU as one node of autograd, served by the fastest kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vramkit.nn._candidates import (
+    ATEN,
+    FORWARD,
+    GRAD_INPUT,
+    GRAD_WEIGHT,
+    Backward,
+    Geometry,
+    aten_gradients,
+    forward_names,
+    grad_input_names,
+    grad_weight_names,
+)
+from vramkit.nn._operators import format_of
+from vramkit.nn._selection import Key, Run, choose
+
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
+
+
+def fused_conv_relu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry, *, gradient: bool
+) -> Tensor:
+    """Return ``relu(conv(x, weight, bias))`` of tensors of one dtype."""
+    name = choose(forward_key(x, weight, bias, at), partial(_forward_runs, x, weight, bias, at))
+    if not gradient:
+        return FORWARD[name](x, weight, bias, at)
+    output: Tensor = ConvReLUNode.apply(x, weight, bias, at, name)  # type: ignore[no-untyped-call]
+    return output
+
+
+def forward_key(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Key:
+    """Return all that the times of the forward pass depend on."""
+    return ("forward", bias is None, *_describe(x, weight), *at)
+
+
+def _describe(x: Tensor, weight: Tensor) -> Key:
+    flags = torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_allow_tf32()
+    shapes = (x.shape, x.stride(), weight.shape, weight.stride())
+    return (x.dtype, *shapes, x.get_device(), x.data_ptr() % 16, *flags)
+
+
+def _forward_runs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry
+) -> Mapping[str, Run]:
+    names = forward_names(x, weight, at)
+    return {name: partial(FORWARD[name], x, weight, bias, at) for name in names}
+
+
+class ConvReLUNode(torch.autograd.Function):
+    """Keeps input, weight and output; the output is what the next operation often keeps too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry, name: str
+    ) -> Tensor:
+        """Compute the output with the named kernels."""
+        output = FORWARD[name](x, weight, bias, at)
+        ctx.save_for_backward(x, weight, output)
+        ctx.at = at
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> _Gradients:
+        """Compute the gradients, in a way that has gradients itself where they are wanted."""
+        x, weight, output = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            dense = torch.ops.aten.threshold_backward.default(grad, output.detach(), 0)
+            others = [dim for dim in range(grad.ndim) if dim != 1]
+            bias_grad = dense.sum(others) if wanted[2] else None
+            found = aten_gradients(dense, x, weight, ctx.at, wanted[:2])
+            return *found, bias_grad, None, None
+        form = format_of(output)
+        assert form is not None
+        dense, bias_grad = torch.ops.vramkit.relu_backward.default(
+            grad.contiguous(memory_format=form), output, wanted[2]
+        )
+        found = _gradients(dense, x, weight, ctx.at, wanted[:2])
+        return *found, bias_grad if wanted[2] else None, None, None
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, at: Geometry, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    if weight.ndim != 4 or weight.shape[1] != 1:
+        return aten_gradients(grad, x, weight, at, wanted)
+    arguments = (grad, x, weight, at)
+    described = (*_describe(x, weight), grad.stride(), grad.data_ptr() % 16, *at)
+    names = []
+    for kind, table, names_of, want in (
+        ("input", GRAD_INPUT, grad_input_names, wanted[0]),
+        ("weight", GRAD_WEIGHT, grad_weight_names, wanted[1]),
+    ):
+        runs = partial(_backward_runs, table, names_of, arguments)
+        names.append(choose((kind, *described), runs) if want else ATEN)
+    if names == [ATEN, ATEN]:
+        return aten_gradients(*arguments, wanted)
+    return (
+        GRAD_INPUT[names[0]](*arguments) if wanted[0] else None,
+        GRAD_WEIGHT[names[1]](*arguments) if wanted[1] else None,
+    )
+
+
+def _backward_runs(
+    table: Mapping[str, Backward], names_of: Any, arguments: Any
+) -> Mapping[str, Run]:
+    return {name: partial(table[name], *arguments) for name in names_of(*arguments)}
