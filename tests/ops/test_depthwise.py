@@ -14,7 +14,7 @@ import vramkit.nn._own  # noqa: F401 - loads the operators
 
 OPS = torch.ops.vramkit
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-VARIANTS, WEIGHT_VARIANTS = 3, 2
+VARIANTS = 2
 CASES = 150
 
 
@@ -55,7 +55,7 @@ def _random_case(draw: random.Random, device: str, dtype: torch.dtype) -> Case:
     padding = (draw.randint(0, kernel + 1), draw.randint(0, kernel // 2 + 1))
     smallest = [max(1, kernel - 2 * p) for p in padding]
     height, width = (n + draw.randint(0, 18) for n in smallest)
-    channels = 4 * draw.choice((1, 2, 3, 5, 8, 12, 33, 36, 40))
+    channels = 8 * draw.choice((1, 2, 3, 4, 5, 8, 17, 20))
     x = torch.randn(draw.randint(1, 3), channels, height, width, device=device).to(dtype)
     weight = torch.randn(channels, 1, kernel, kernel, device=device).to(dtype)
     bias = torch.randn(channels, device=device).to(dtype) if draw.random() < 0.7 else None
@@ -93,9 +93,9 @@ def test_random_convolutions_and_gradients_equal_float64(device: str, dtype: tor
         assert found.is_contiguous(memory_format=torch.channels_last)
         _compare(found, wanted[0], case.text)
         kernel = case.weight.shape[2]
-        found = OPS.depthwise_grad_weight(grad, case.x, kernel, *given, number % WEIGHT_VARIANTS)
+        found = OPS.depthwise_grad_weight(grad, case.x, kernel, *given, number % VARIANTS)
         _compare(found, wanted[1], case.text)
-        again = OPS.depthwise_grad_weight(grad, case.x, kernel, *given, number % WEIGHT_VARIANTS)
+        again = OPS.depthwise_grad_weight(grad, case.x, kernel, *given, number % VARIANTS)
         assert torch.equal(found, again)
 
 
@@ -112,14 +112,14 @@ def test_all_variants_give_the_same(device: str, kernel: int, stride: int) -> No
         for other in found[1:]:
             torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
     weights = [
-        OPS.depthwise_grad_weight(grad, x, kernel, *given, v) for v in range(WEIGHT_VARIANTS)
+        OPS.depthwise_grad_weight(grad, x, kernel, *given, v) for v in range(VARIANTS)
     ]
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-4)
 
 
 def test_relu_keeps_nan(device: str) -> None:
-    x = torch.ones(1, 4, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-    weight = torch.ones(4, 1, 3, 3, device=device)
+    x = torch.ones(1, 8, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(8, 1, 3, 3, device=device)
     weight[1] = float("nan")
     weight[2] = -1
     output = OPS.depthwise_conv_relu(x, weight, None, 1, 0, 0, True, 0).flatten()
@@ -128,8 +128,8 @@ def test_relu_keeps_nan(device: str) -> None:
 
 
 def test_an_empty_batch(device: str) -> None:
-    x = torch.ones(0, 4, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-    weight = torch.ones(4, 1, 3, 3, device=device)
+    x = torch.ones(0, 8, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(8, 1, 3, 3, device=device)
     output = OPS.depthwise_conv_relu(x, weight, None, 1, 1, 1, True, 0)
     assert output.shape == x.shape
     assert OPS.depthwise_grad_input(output, weight, 3, 3, 1, 1, 1, 0).shape == x.shape
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
                 True,
                 0,
             ),
-            "in fours, got 6",
+            "in eights, got 6",
         ),
         (
             lambda: conv(
@@ -181,8 +181,8 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
 
 
 def test_opcheck(device: str) -> None:
-    x = torch.randn(1, 4, 5, 6, device=device).contiguous(memory_format=torch.channels_last)
-    weight, bias = torch.randn(4, 1, 3, 3, device=device), torch.randn(4, device=device)
+    x = torch.randn(1, 8, 5, 6, device=device).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(8, 1, 3, 3, device=device), torch.randn(8, device=device)
     output = OPS.depthwise_conv_relu(x, weight, bias, 2, 1, 1, True, 0)
     for operator, arguments in [
         (OPS.depthwise_conv_relu, (x, weight, bias, 2, 1, 1, True, 0)),

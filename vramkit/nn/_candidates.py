@@ -16,7 +16,6 @@ from torch import Tensor
 from vramkit.nn._operators import format_of
 from vramkit.nn._own import (
     DEPTHWISE_VARIANTS,
-    DEPTHWISE_WEIGHT_VARIANTS,
     STEM_VARIANTS,
     fits_depthwise,
     fits_stem,
@@ -123,7 +122,6 @@ PASS = "torch+pass"
 ATEN = "torch"
 CUDNN = "cudnn"
 _DEPTHWISE = tuple(f"depthwise{variant}" for variant in range(DEPTHWISE_VARIANTS))
-_DEPTHWISE_WEIGHT = tuple(f"depthwise{v}" for v in range(DEPTHWISE_WEIGHT_VARIANTS))
 _STEM = tuple(f"stem{variant}" for variant in range(STEM_VARIANTS))
 
 FORWARD: dict[str, Forward] = {
@@ -138,7 +136,7 @@ GRAD_INPUT: dict[str, Backward] = {
 }
 GRAD_WEIGHT: dict[str, Backward] = {
     ATEN: _aten_weight,
-    **{name: partial(_depthwise_weight, variant=v) for v, name in enumerate(_DEPTHWISE_WEIGHT)},
+    **{name: partial(_depthwise_weight, variant=v) for v, name in enumerate(_DEPTHWISE)},
 }
 
 
@@ -157,7 +155,7 @@ def grad_input_names(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> t
 
 def grad_weight_names(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> tuple[str, ...]:
     """Return what can compute the gradient of the weight."""
-    return (ATEN, *(_DEPTHWISE_WEIGHT if _fits_gradients(grad, x, weight, at) else ()))
+    return (ATEN, *(_DEPTHWISE if _fits_gradients(grad, x, weight, at) else ()))
 
 
 def _fits_gradients(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> bool:

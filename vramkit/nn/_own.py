@@ -7,9 +7,8 @@ from torch import Tensor
 
 import vramkit._ops  # noqa: F401 - loads the libraries that define the native operators
 
-# Tiles of pixels and channels that a thread computes; which is fastest depends on the shape.
-DEPTHWISE_VARIANTS = 3
-DEPTHWISE_WEIGHT_VARIANTS = 2
+# Blocks of 16 or of 32 channels; which is faster depends on the shape.
+DEPTHWISE_VARIANTS = 2
 # Rows of a tile that a warp of the stem takes.
 STEM_VARIANTS = 2
 _STEM_OUTPUTS = 96
@@ -29,7 +28,7 @@ def fits_depthwise(
         x.ndim == 4
         and tuple(weight.shape[:2]) == (groups, 1)
         and groups == x.shape[1]
-        and groups % 4 == 0
+        and groups % 8 == 0
         and weight.shape[2] == weight.shape[3]
         and weight.shape[2] in (3, 5, 7)
         and stride in ((1, 1), (2, 2))

@@ -10,8 +10,8 @@
 namespace vramkit::ops {
 namespace {
 
-// Few, so that every slot walks over several tiles.
-constexpr int64_t kMostBlocks = 16;
+// Blocks for each slab of the weight gradient: few, so that each has several windows.
+constexpr int kMostBlocks = 4;
 
 /// Runs blocks, each as its threads would: phase by phase.
 class CpuRunner {
@@ -20,68 +20,92 @@ class CpuRunner {
 
   template <class Map, class Tile, class Type>
   void convolve(const TilePass<Type>& pass) const {
-    const TilePlan plan = plan_tiles<Map, Tile>(pass.slide, kMostBlocks);
-    constexpr int kTaps = Map::kSize * Map::kSize;
-    for_each_block(plan, [&](int block, int slab) {
-      std::vector<float> weights(static_cast<std::size_t>(kTaps * weight_step<Tile>(plan)));
-      for (int i = 0; i < plan.threads(); ++i) {
-        stage_weights<Type, Map, Tile>(pass, plan, slab, i, weights.data());
-      }
-      for (int i = 0; i < plan.threads(); ++i) {
-        convolve_thread<Type, Map, Tile>(pass, plan, block, slab, i % plan.lanes, i / plan.lanes,
-                                         weights.data());
-      }
+    const BlockPlan plan = plan_convolution<Type, Map, Tile>(pass.slide);
+    const std::size_t bytes = convolution_bytes<Type, Map, Tile>(plan);
+    in_parallel(int64_t{plan.windows} * plan.slabs, [&](int block) {
+      Shared shared(bytes / sizeof(Piece) + 1);
+      for_threads(Tile::kLanes, plan.across, plan.down, [&](const Thread& thread) {
+        stage_thread<Type, Map, Tile>(pass, plan, block, thread, shared.data());
+      });
+      for_threads(Tile::kLanes, plan.across, plan.down, [&](const Thread& thread) {
+        convolve_thread<Type, Map, Tile>(pass, plan, block, thread, shared.data());
+      });
     });
   }
 
   template <class Map, class Tile, class Type>
   void add_weights(WeightPass<Type> pass, const Tensor& result) const {
-    const TilePlan plan = plan_tiles<Map, Tile>(pass.slide, kMostBlocks);
+    const BlockPlan plan = plan_weights<Type, Map, Tile>(pass.slide);
+    const int blocks = std::min(kMostBlocks, plan.windows);
     constexpr int64_t kTaps = Map::kSize * Map::kSize;
     const int64_t channels = partial_channels<Tile>(plan);
-    std::vector<float> partials(static_cast<std::size_t>(plan.blocks * kTaps * channels));
+    std::vector<float> partials(static_cast<std::size_t>(blocks * kTaps * channels));
     pass.partials = partials.data();
-    for_each_block(plan,
-                   [&](int block, int slab) { add_block<Map, Tile>(pass, plan, block, slab); });
+    in_parallel(int64_t{blocks} * plan.slabs, [&](int i) {
+      add_block<Map, Tile>(pass, plan, i / plan.slabs, blocks, i % plan.slabs);
+    });
     auto* const weights = mutable_bits_in<Type>(result);
     for (int64_t i = 0; i < pass.slide.channels * kTaps; ++i) {
       const int64_t position = i % kTaps * channels + i / kTaps;
       float sum = 0;
       for (int thread = 0; thread < kPartialThreads; ++thread) {
-        sum += add_blocks(partials.data(), kTaps * channels, plan.blocks, position, thread);
+        sum += add_blocks(partials.data(), kTaps * channels, blocks, position, thread);
       }
       weights[i] = from_float<Type>(sum);
     }
   }
 
  private:
+  struct alignas(16) Piece {
+    std::byte bytes[16];
+  };
+  using Shared = std::vector<Piece>;
+
   template <class Map, class Tile, class Type>
-  void add_block(const WeightPass<Type>& pass, const TilePlan& plan, int block, int slab) const {
-    std::vector<WeightSums<Map, Tile>> sums(static_cast<std::size_t>(plan.threads()));
-    for (int i = 0; i < plan.threads(); ++i) {
-      add_weight_thread<Type, Map, Tile>(pass, plan, block, slab, i % plan.lanes, i / plan.lanes,
-                                         sums[static_cast<std::size_t>(i)]);
+  void add_block(const WeightPass<Type>& pass, const BlockPlan& plan, int block, int blocks,
+                 int slab) const {
+    constexpr int kGroups = kWeightGroups<Map, Tile>;
+    Shared shared(weights_bytes<Type, Map, Tile>(plan) / sizeof(Piece) + 1);
+    auto* const staged = reinterpret_cast<typename Type::Bits*>(shared.data());
+    auto* const shared_sums = reinterpret_cast<float*>(shared.data());
+    std::vector<WeightSums<Map>> sums(kWeightThreads<Map, Tile>);
+    const auto index = [](const Thread& thread) {
+      return (thread.y * Map::kSize + thread.x) * Tile::kLanes + thread.lane;
+    };
+    const auto phase = [&](const auto& f) {
+      for_threads(Tile::kLanes, Map::kSize, kGroups, [&](const Thread& thread) {
+        f(thread, sums[static_cast<std::size_t>(index(thread))]);
+      });
+    };
+    for (int window = block; window < plan.windows; window += blocks) {
+      phase([&](const Thread& thread, auto&) {
+        stage_both<Type, Map, Tile>(pass, plan, window, slab, thread, staged);
+      });
+      phase([&](const Thread& thread, auto& own) {
+        add_window<Type, Map, Tile>(plan, thread, staged, own);
+      });
     }
-    std::vector<float> shared(static_cast<std::size_t>(plan.slots * shared_row<Map, Tile>(plan)));
-    for (int row = 0; row < Map::kSize; ++row) {
-      for (int i = 0; i < plan.threads(); ++i) {
-        share_row<Map, Tile>(sums[static_cast<std::size_t>(i)], row, plan, i % plan.lanes,
-                             i / plan.lanes, shared.data());
-      }
-      for (int i = 0; i < plan.threads(); ++i) {
-        add_slots<Map, Tile>(shared.data(), row, plan, block, slab, i, pass.partials);
+    phase(
+        [&](const Thread& thread, auto& own) { share_sums<Map, Tile>(own, thread, shared_sums); });
+    phase([&](const Thread& thread, auto&) {
+      add_groups<Map, Tile>(shared_sums, plan, block, slab, index(thread), pass.partials);
+    });
+  }
+
+  template <class F>
+  static void for_threads(int lanes, int across, int down, const F& f) {
+    for (int y = 0; y < down; ++y) {
+      for (int x = 0; x < across; ++x) {
+        for (int lane = 0; lane < lanes; ++lane) f(Thread{lane, x, y});
       }
     }
   }
 
   template <class F>
-  void for_each_block(const TilePlan& plan, const F& f) const {
-    torch::stable::parallel_for(
-        0, int64_t{plan.blocks} * plan.slabs, 1, [&](int64_t first, int64_t last) {
-          for (int64_t i = first; i < last; ++i) {
-            f(static_cast<int>(i / plan.slabs), static_cast<int>(i % plan.slabs));
-          }
-        });
+  static void in_parallel(int64_t count, const F& f) {
+    torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) f(static_cast<int>(i));
+    });
   }
 };
 

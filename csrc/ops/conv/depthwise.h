@@ -1,7 +1,7 @@
 // Depthwise convolution, channels-last: its shapes, how its work is divided, and what is refused.
 //
-// A thread owns a vector of channels and computes tiles of pixels with them. The threads of a block
-// share a slab of channels, whose weights they keep, and each slot of a block walks over tiles.
+// A block copies a window of the input, some channels wide, into shared memory, with zeros around
+// the image. Each of its threads then computes a tile of pixels of two channels from there.
 #pragma once
 
 #include <torch/headeronly/core/MemoryFormat.h>
@@ -16,15 +16,21 @@ namespace vramkit::ops {
 
 // Threads of a block, at most.
 inline constexpr int kDepthwiseThreads = 256;
-// Channels of a slab, at most: their weights of 7 x 7 taps fit into 26 KiB.
-inline constexpr int kSlabChannels = 128;
+// Tiles of a block in a row of pixels, at most.
+inline constexpr int kMostAcross = 4;
+// Shared memory of a block, at most, so that several blocks run on a multiprocessor at once.
+inline constexpr int kMostStagedBytes = 40 << 10;
 
 /// kSize x kSize weights, applied to every kStride-th pixel: output -> input.
 template <int kSize_, int kStride>
 struct Forward {
   static constexpr int kSize = kSize_;
+  /// Divides the widths of most images, and is odd: neighbouring tiles lie in different banks.
+  static constexpr int kTileWidth = 7;
   /// How many input pixels a run of outputs reads.
   VRAMKIT_ON_BOTH static constexpr int span(int outputs) { return (outputs - 1) * kStride + kSize; }
+  /// How many input pixels lie between those of outputs that are so far apart.
+  VRAMKIT_ON_BOTH static constexpr int advance(int outputs) { return outputs * kStride; }
   /// The weight between an output and an input, both counted from the tile's first; none where it
   /// is not in [0, kSize).
   VRAMKIT_ON_BOTH static constexpr int tap(int output, int input) {
@@ -34,10 +40,8 @@ struct Forward {
   VRAMKIT_ON_BOTH static constexpr int source(int output, int tap) {
     return output * kStride + tap;
   }
-  /// The first pixel of a tile, and the first one that it reads.
-  VRAMKIT_ON_BOTH static constexpr int first(int tile, int tile_size, int) {
-    return tile * tile_size;
-  }
+  /// The first pixel of the first tile, and the first one that a tile reads.
+  VRAMKIT_ON_BOTH static constexpr int first(int) { return 0; }
   VRAMKIT_ON_BOTH static constexpr int first_source(int first, int padding) {
     return first * kStride - padding;
   }
@@ -49,7 +53,9 @@ template <int kSize_>
 struct Transposed {
   static constexpr int kSize = kSize_;
   static constexpr int kHalf = (kSize - 1) / 2;
+  static constexpr int kTileWidth = 14;
   VRAMKIT_ON_BOTH static constexpr int span(int inputs) { return (inputs - 1) / 2 + kHalf + 1; }
+  VRAMKIT_ON_BOTH static constexpr int advance(int inputs) { return inputs / 2; }
   VRAMKIT_ON_BOTH static constexpr int tap(int input, int output) {
     return input - 2 * (output - kHalf);
   }
@@ -57,20 +63,19 @@ struct Transposed {
   VRAMKIT_ON_BOTH static constexpr int source(int input, int tap) {
     return (input - tap) % 2 == 0 ? kHalf + (input - tap) / 2 : -1;
   }
-  VRAMKIT_ON_BOTH static constexpr int first(int tile, int tile_size, int padding) {
-    return tile * tile_size - padding % 2;
-  }
+  VRAMKIT_ON_BOTH static constexpr int first(int padding) { return -(padding % 2); }
   VRAMKIT_ON_BOTH static constexpr int first_source(int first, int padding) {
     return (first + padding) / 2 - kHalf;
   }
 };
 
-/// Pixels and channels that a thread computes at once.
-template <int kHeight_, int kWidth_, int kVector_>
+/// Channels of a block, and the pixels that a thread computes of two of them.
+template <int kChannels_, int kWidth_, int kHeight_>
 struct Tile {
-  static constexpr int kHeight = kHeight_;
+  static constexpr int kChannels = kChannels_;
+  static constexpr int kLanes = kChannels / 2;
   static constexpr int kWidth = kWidth_;
-  static constexpr int kVector = kVector_;
+  static constexpr int kHeight = kHeight_;
 };
 
 /// From one channels-last tensor to another; row r of the result begins to read at a row that
@@ -86,39 +91,66 @@ struct Slide {
   int pad_left;
 };
 
-/// How the work is divided: block (x, y) takes every blocks-th run of tiles of slab y.
-struct TilePlan {
-  int lanes;    // vectors of channels in a slab
-  int slots;    // tiles that a block computes at once
+/// How the work is divided. The threads of a block have an index among the pairs of channels, one
+/// among `across` and one among `down`.
+struct BlockPlan {
+  int across;   // tiles of a block in a row of pixels
+  int down;     // tiles in a column
+  int columns;  // blocks in a row of an image
+  int rows;     // blocks in a column
   int slabs;    // groups of channels
-  int rows;     // tiles in a column of an image
-  int columns;  // tiles in a row of an image
-  int tiles;    // of all images
-  int blocks;   // for each slab
-
-  int threads() const { return lanes * slots; }
+  int windows;  // of all images: what the blocks of a slab compute
 };
 
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+VRAMKIT_ON_BOTH constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-/// Divides the tiles of `slide.to`, or of the gradient for that matter, among `most_blocks`.
+/// Of the numbers up to `most`, the one that divides `count` into the fewest parts, as equal as can
+/// be.
+constexpr int even_part(int count, int most) {
+  return ceil_div(count, ceil_div(count, std::max(1, most)));
+}
+
+/// Pixels of the window that a block copies, in a row and in a column.
 template <class Map, class Tile>
-TilePlan plan_tiles(const Slide& slide, int64_t most_blocks) {
-  const int vectors = slide.channels / Tile::kVector;
-  TilePlan plan{};
-  plan.slabs = ceil_div(vectors, kSlabChannels / Tile::kVector);
-  plan.lanes = ceil_div(vectors, plan.slabs);
-  plan.slots = std::max(1, kDepthwiseThreads / plan.lanes);
-  // A tile may begin before the image.
-  plan.rows = ceil_div(slide.to_height - Map::first(0, 0, slide.pad_top), Tile::kHeight);
-  plan.columns = ceil_div(slide.to_width - Map::first(0, 0, slide.pad_left), Tile::kWidth);
-  const int64_t tiles = int64_t{slide.batch} * plan.rows * plan.columns;
-  STD_TORCH_CHECK(tiles < std::numeric_limits<int>::max() / 2,
+VRAMKIT_ON_BOTH constexpr int window_width(const BlockPlan& plan) {
+  return Map::span(plan.across * Tile::kWidth);
+}
+template <class Map, class Tile>
+VRAMKIT_ON_BOTH constexpr int window_height(const BlockPlan& plan) {
+  return Map::span(plan.down * Tile::kHeight);
+}
+
+template <class Map, class Tile>
+VRAMKIT_ON_BOTH constexpr int window_elements(const BlockPlan& plan) {
+  return window_width<Map, Tile>(plan) * window_height<Map, Tile>(plan) * Tile::kChannels;
+}
+
+/// Elements of the window of the result that a block computes.
+template <class Tile>
+VRAMKIT_ON_BOTH constexpr int tile_elements(const BlockPlan& plan) {
+  return plan.across * Tile::kWidth * plan.down * Tile::kHeight * Tile::kChannels;
+}
+
+/// Divides the pixels of `slide.to` among blocks of at most `most_tiles` tiles, for which
+/// `bytes_of(plan)` is the shared memory of one.
+template <class Map, class Tile, class Bytes>
+BlockPlan plan_blocks(const Slide& slide, int most_tiles, const Bytes& bytes_of) {
+  BlockPlan plan{};
+  // Tiles may begin before the image.
+  const int width = ceil_div(slide.to_width - Map::first(slide.pad_left), Tile::kWidth);
+  const int height = ceil_div(slide.to_height - Map::first(slide.pad_top), Tile::kHeight);
+  plan.across = even_part(width, std::min(kMostAcross, most_tiles));
+  int most = most_tiles / plan.across;
+  do {
+    plan.down = even_part(height, most--);
+  } while (plan.down > 1 && bytes_of(plan) > kMostStagedBytes);
+  plan.columns = ceil_div(width, plan.across);
+  plan.rows = ceil_div(height, plan.down);
+  plan.slabs = ceil_div(slide.channels, Tile::kChannels);
+  const int64_t windows = int64_t{slide.batch} * plan.rows * plan.columns;
+  STD_TORCH_CHECK(windows * plan.slabs <= std::numeric_limits<int>::max(),
                   "vramkit: the depthwise convolution has too many pixels");
-  plan.tiles = static_cast<int>(tiles);
-  plan.slots = std::clamp(plan.slots, 1, std::max(1, plan.tiles));
-  plan.blocks = static_cast<int>(std::clamp<int64_t>(
-      ceil_div(plan.tiles, plan.slots), 1, std::max<int64_t>(1, most_blocks / plan.slabs)));
+  plan.windows = static_cast<int>(windows);
   return plan;
 }
 
@@ -169,7 +201,7 @@ inline Depthwise depthwise_of(int64_t batch, int64_t channels, int64_t height, i
                   "vramkit: the depthwise kernels have 3, 5 or 7 taps a side, got ", kernel);
   STD_TORCH_CHECK(stride == 1 || stride == 2, "vramkit: the depthwise stride is 1 or 2, got ",
                   stride);
-  STD_TORCH_CHECK(channels % 4 == 0, "vramkit: depthwise channels come in fours, got ", channels);
+  STD_TORCH_CHECK(channels % 8 == 0, "vramkit: depthwise channels come in eights, got ", channels);
   const int64_t out_height = (height + 2 * pad_top - kernel) / stride + 1;
   const int64_t out_width = (width + 2 * pad_left - kernel) / stride + 1;
   STD_TORCH_CHECK(pad_top >= 0 && pad_left >= 0 && height + 2 * pad_top >= kernel &&
@@ -219,28 +251,14 @@ void for_backward(const Depthwise& conv, F&& f) {
   for_stride.template operator()<7>();
 }
 
-/// Calls `f` with the tile of a variant; which is fastest depends on the shape and the device.
-template <class F>
+/// Calls `f` with the tile of a variant; which is faster depends on the shape and the device.
+template <class Map, class F>
 void for_tile(int64_t variant, F&& f) {
   switch (variant) {
     case 0:
-      return f(Tile<4, 4, 2>{});
+      return f(Tile<16, Map::kTileWidth, 2>{});
     case 1:
-      return f(Tile<2, 4, 4>{});
-    case 2:
-      return f(Tile<4, 8, 2>{});
-    default:
-      STD_TORCH_CHECK(false, "vramkit: there is no depthwise variant ", variant);
-  }
-}
-
-template <class F>
-void for_weight_tile(int64_t variant, F&& f) {
-  switch (variant) {
-    case 0:
-      return f(Tile<2, 4, 2>{});
-    case 1:
-      return f(Tile<4, 4, 2>{});
+      return f(Tile<32, Map::kTileWidth, 2>{});
     default:
       STD_TORCH_CHECK(false, "vramkit: there is no depthwise variant ", variant);
   }

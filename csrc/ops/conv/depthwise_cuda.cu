@@ -6,40 +6,47 @@
 namespace vramkit::ops {
 namespace {
 
-// More blocks than run at once even out what they take; fewer load weights less often.
-constexpr int64_t kTileBlocksPerMultiprocessor = 32;
+// Blocks for the weight gradient: so many run at once at least.
 constexpr int64_t kWeightBlocksPerMultiprocessor = 4;
 
-template <class Type, class Map, class Tile>
-__global__ void __launch_bounds__(kDepthwiseThreads)
-    convolve_kernel(TilePass<Type> pass, TilePlan plan) {
-  extern __shared__ float staged[];
-  const int lane = static_cast<int>(threadIdx.x);
-  const int slot = static_cast<int>(threadIdx.y);
-  const int slab = static_cast<int>(blockIdx.y);
-  stage_weights<Type, Map, Tile>(pass, plan, slab, slot * plan.lanes + lane, staged);
-  __syncthreads();
-  convolve_thread<Type, Map, Tile>(pass, plan, static_cast<int>(blockIdx.x), slab, lane, slot,
-                                   staged);
+__device__ Thread this_thread() {
+  return {static_cast<int>(threadIdx.x), static_cast<int>(threadIdx.y),
+          static_cast<int>(threadIdx.z)};
 }
 
 template <class Type, class Map, class Tile>
 __global__ void __launch_bounds__(kDepthwiseThreads)
-    add_weights_kernel(WeightPass<Type> pass, TilePlan plan) {
-  extern __shared__ float shared[];
-  const int lane = static_cast<int>(threadIdx.x);
-  const int slot = static_cast<int>(threadIdx.y);
+    convolve_kernel(TilePass<Type> pass, BlockPlan plan) {
+  extern __shared__ uint4 shared[];
   const int block = static_cast<int>(blockIdx.x);
+  stage_thread<Type, Map, Tile>(pass, plan, block, this_thread(), shared);
+  await_copies();
+  __syncthreads();
+  convolve_thread<Type, Map, Tile>(pass, plan, block, this_thread(), shared);
+}
+
+template <class Type, class Map, class Tile>
+__global__ void __launch_bounds__(kWeightThreads<Map, Tile>)
+    add_weights_kernel(WeightPass<Type> pass, BlockPlan plan) {
+  extern __shared__ uint4 shared[];
+  auto* const staged = reinterpret_cast<typename Type::Bits*>(shared);
+  auto* const shared_sums = reinterpret_cast<float*>(shared);
+  const Thread thread = this_thread();
   const int slab = static_cast<int>(blockIdx.y);
-  WeightSums<Map, Tile> sums{};
-  add_weight_thread<Type, Map, Tile>(pass, plan, block, slab, lane, slot, sums);
-  VRAMKIT_UNROLL
-  for (int row = 0; row < Map::kSize; ++row) {
-    share_row<Map, Tile>(sums, row, plan, lane, slot, shared);
+  WeightSums<Map> sums{};
+  for (int window = static_cast<int>(blockIdx.x); window < plan.windows;
+       window += static_cast<int>(gridDim.x)) {
+    stage_both<Type, Map, Tile>(pass, plan, window, slab, thread, staged);
+    await_copies();
     __syncthreads();
-    add_slots<Map, Tile>(shared, row, plan, block, slab, slot * plan.lanes + lane, pass.partials);
+    add_window<Type, Map, Tile>(plan, thread, staged, sums);
     __syncthreads();
   }
+  share_sums<Map, Tile>(sums, thread, shared_sums);
+  __syncthreads();
+  const int index = (thread.y * Map::kSize + thread.x) * Tile::kLanes + thread.lane;
+  add_groups<Map, Tile>(shared_sums, plan, static_cast<int>(blockIdx.x), slab, index,
+                        pass.partials);
 }
 
 /// Adds up the blocks for 32 neighbouring channels of a tap, and writes weight (channel, tap).
@@ -62,50 +69,56 @@ __global__ void add_partials_kernel(const float* partials, int blocks, int taps,
   result[int64_t{channel} * taps + tap] = from_float<Type>(total);
 }
 
-dim3 grid_of(const TilePlan& plan) {
-  return {static_cast<unsigned int>(plan.blocks), static_cast<unsigned int>(plan.slabs)};
-}
-
-dim3 block_of(const TilePlan& plan) {
-  return {static_cast<unsigned int>(plan.lanes), static_cast<unsigned int>(plan.slots)};
-}
-
 class CudaRunner {
  public:
   explicit CudaRunner(const Tensor& like) : like_(like), launch_(like) {}
 
   template <class Map, class Tile, class Type>
   void convolve(const TilePass<Type>& pass) const {
-    const TilePlan plan =
-        plan_tiles<Map, Tile>(pass.slide, launch_.multiprocessors() * kTileBlocksPerMultiprocessor);
-    const std::size_t bytes =
-        sizeof(float) * Map::kSize * Map::kSize * static_cast<std::size_t>(weight_step<Tile>(plan));
-    convolve_kernel<Type, Map, Tile>
-        <<<grid_of(plan), block_of(plan), bytes, launch_.stream()>>>(pass, plan);
+    const BlockPlan plan = plan_convolution<Type, Map, Tile>(pass.slide);
+    const dim3 block(Tile::kLanes, static_cast<unsigned int>(plan.across),
+                     static_cast<unsigned int>(plan.down));
+    const std::size_t bytes = convolution_bytes<Type, Map, Tile>(plan);
+    const auto kernel = convolve_kernel<Type, Map, Tile>;
+    allow_shared(kernel, bytes);
+    kernel<<<static_cast<unsigned int>(plan.windows) * static_cast<unsigned int>(plan.slabs), block,
+             bytes, launch_.stream()>>>(pass, plan);
     check_cuda(cudaGetLastError(), "the depthwise convolution");
   }
 
   template <class Map, class Tile, class Type>
   void add_weights(WeightPass<Type> pass, const Tensor& result) const {
-    const TilePlan plan = plan_tiles<Map, Tile>(
-        pass.slide, launch_.multiprocessors() * kWeightBlocksPerMultiprocessor);
+    const BlockPlan plan = plan_weights<Type, Map, Tile>(pass.slide);
+    const int blocks = static_cast<int>(std::clamp<int64_t>(
+        launch_.multiprocessors() * kWeightBlocksPerMultiprocessor / plan.slabs, 1, plan.windows));
     constexpr int kTaps = Map::kSize * Map::kSize;
     const int channels = partial_channels<Tile>(plan);
-    const Tensor partials = torch::stable::new_empty(
-        like_, {int64_t{plan.blocks} * kTaps * channels}, ScalarType::Float);
+    const Tensor partials =
+        torch::stable::new_empty(like_, {int64_t{blocks} * kTaps * channels}, ScalarType::Float);
     pass.partials = static_cast<float*>(partials.mutable_data_ptr());
-    const std::size_t bytes =
-        sizeof(float) * static_cast<std::size_t>(plan.slots * shared_row<Map, Tile>(plan));
-    add_weights_kernel<Type, Map, Tile>
-        <<<grid_of(plan), block_of(plan), bytes, launch_.stream()>>>(pass, plan);
-    const dim3 grid(static_cast<unsigned int>(ceil_div(pass.slide.channels, 32)), kTaps);
-    add_partials_kernel<Type><<<grid, dim3(32, kPartialThreads), 0, launch_.stream()>>>(
-        pass.partials, plan.blocks, kTaps, channels, pass.slide.channels,
-        mutable_bits_in<Type>(result));
+    const dim3 block(Tile::kLanes, Map::kSize, kWeightGroups<Map, Tile>);
+    const std::size_t bytes = weights_bytes<Type, Map, Tile>(plan);
+    const auto kernel = add_weights_kernel<Type, Map, Tile>;
+    allow_shared(kernel, bytes);
+    const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(plan.slabs));
+    kernel<<<grid, block, bytes, launch_.stream()>>>(pass, plan);
+    const dim3 sum_grid(static_cast<unsigned int>(ceil_div(pass.slide.channels, 32)), kTaps);
+    add_partials_kernel<Type><<<sum_grid, dim3(32, kPartialThreads), 0, launch_.stream()>>>(
+        pass.partials, blocks, kTaps, channels, pass.slide.channels, mutable_bits_in<Type>(result));
     check_cuda(cudaGetLastError(), "the weight gradient of the depthwise convolution");
   }
 
  private:
+  /// More than 48 KiB must be asked for.
+  template <class Kernel>
+  static void allow_shared(Kernel* kernel, std::size_t bytes) {
+    constexpr std::size_t kWithoutAsking = 48 << 10;
+    if (bytes <= kWithoutAsking) return;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes)),
+               "cudaFuncSetAttribute");
+  }
+
   Tensor like_;
   Launch launch_;
 };

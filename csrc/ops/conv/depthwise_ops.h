@@ -38,7 +38,8 @@ Tensor depthwise_conv_relu(Tensor x, Tensor weight, std::optional<Tensor> bias, 
                               false,
                               relu};
     for_forward(conv, [&]<class Map>(Map) {
-      for_tile(variant, [&]<class Tile>(Tile) { Runner(x).template convolve<Map, Tile>(pass); });
+      for_tile<Map>(variant,
+                    [&]<class Tile>(Tile) { Runner(x).template convolve<Map, Tile>(pass); });
     });
   });
   return result;
@@ -64,7 +65,8 @@ Tensor depthwise_grad_input(Tensor grad, Tensor weight, int64_t height, int64_t 
                               stride == 1,
                               false};
     for_backward(conv, [&]<class Map>(Map) {
-      for_tile(variant, [&]<class Tile>(Tile) { Runner(grad).template convolve<Map, Tile>(pass); });
+      for_tile<Map>(variant,
+                    [&]<class Tile>(Tile) { Runner(grad).template convolve<Map, Tile>(pass); });
     });
   });
   return result;
@@ -85,7 +87,7 @@ Tensor depthwise_grad_weight(Tensor grad, Tensor x, int64_t kernel, int64_t stri
   for_float_type_of(x, [&]<class Type>(Type) {
     const WeightPass<Type> pass{bits_in<Type>(x), bits_in<Type>(grad), nullptr, conv.forward()};
     for_forward(conv, [&]<class Map>(Map) {
-      for_weight_tile(variant, [&]<class Tile>(Tile) {
+      for_tile<Map>(variant, [&]<class Tile>(Tile) {
         Runner(x).template add_weights<Map, Tile>(pass, result);
       });
     });

@@ -1,7 +1,8 @@
-// What one thread does for the weight gradient of a depthwise convolution, for CPU and CUDA alike.
+// What the threads of a block do for the weight gradient of a depthwise convolution, for CPU and
+// CUDA alike.
 //
-// A thread adds up all taps of a vector of channels over its tiles, a block adds up its threads,
-// and a second pass adds up the blocks: always in the same order.
+// A thread adds up a row of taps of two channels over its share of a block's windows, the block
+// adds up its threads, and a second pass adds up the blocks: always in the same order.
 #pragma once
 
 #include "ops/conv/depthwise_tile.h"
@@ -19,106 +20,126 @@ struct WeightPass {
   Slide slide;      // from the input to the gradient
 };
 
+/// Threads that share the rows of a window: each with all rows of taps.
 template <class Map, class Tile>
-struct WeightSums {
-  float at[Map::kSize][Map::kSize][Tile::kVector];
-};
+inline constexpr int kWeightGroups = std::max(1, kDepthwiseThreads / (Tile::kLanes * Map::kSize));
+
+template <class Map, class Tile>
+inline constexpr int kWeightThreads = Tile::kLanes* Map::kSize* kWeightGroups<Map, Tile>;
+
+template <class Map, class Tile>
+inline constexpr int kSharedSums =
+    kWeightGroups<Map, Tile>* Map::kSize* Map::kSize* Tile::kChannels;
 
 template <class Tile>
-VRAMKIT_ON_BOTH constexpr int partial_channels(const TilePlan& plan) {
-  return plan.slabs * plan.lanes * Tile::kVector;
+VRAMKIT_ON_BOTH constexpr int partial_channels(const BlockPlan& plan) {
+  return plan.slabs * Tile::kChannels;
 }
 
-/// Adds what one pixel of the input contributes, given the gradient of a tile.
-template <class Map, class Tile, class Value, class Grads>
-VRAMKIT_ON_BOTH inline void add_pixel(const Value& value, int row, int column, const Grads& grads,
-                                      WeightSums<Map, Tile>& sums) {
-  VRAMKIT_UNROLL
-  for (int y = 0; y < Tile::kHeight; ++y) {
-    const int tap_y = Map::tap(y, row);
-    if (tap_y < 0 || tap_y >= Map::kSize) continue;
-    VRAMKIT_UNROLL
-    for (int x = 0; x < Tile::kWidth; ++x) {
-      const int tap_x = Map::tap(x, column);
-      if (tap_x < 0 || tap_x >= Map::kSize) continue;
+/// Blocks have the windows of input and gradient in shared memory, and later their sums.
+template <class Type, class Map, class Tile>
+BlockPlan plan_weights(const Slide& slide) {
+  constexpr int kMostTiles = 64;
+  return plan_blocks<Map, Tile>(slide, kMostTiles, [](const BlockPlan& plan) {
+    return (window_elements<Map, Tile>(plan) + tile_elements<Tile>(plan)) *
+           static_cast<int>(sizeof(typename Type::Bits));
+  });
+}
+
+template <class Type, class Map, class Tile>
+std::size_t weights_bytes(const BlockPlan& plan) {
+  const int windows = window_elements<Map, Tile>(plan) + tile_elements<Tile>(plan);
+  return std::max(static_cast<std::size_t>(windows) * sizeof(typename Type::Bits),
+                  static_cast<std::size_t>(kSharedSums<Map, Tile>) * sizeof(float));
+}
+
+/// Thread (lane, tap row, group) copies its share of the windows of input and gradient.
+template <class Type, class Map, class Tile>
+VRAMKIT_ON_BOTH inline void stage_both(const WeightPass<Type>& pass, const BlockPlan& plan,
+                                       int window, int slab, const Thread& thread,
+                                       typename Type::Bits* staged) {
+  constexpr int kTeam = Tile::kLanes * Map::kSize;
+  constexpr int kGroups = kWeightGroups<Map, Tile>;
+  const Slide& slide = pass.slide;
+  const BlockOrigin at = origin_of<Map, Tile>(slide, plan, window);
+  const int index = thread.x * Tile::kLanes + thread.lane;
+  const auto input = window_of<Map, Tile>(pass.input, slide, plan, at, slab);
+  stage_window<Tile::kChannels>(input, thread.y, kGroups, index, kTeam, staged);
+  const int64_t size = int64_t{slide.to_height} * slide.to_width * slide.channels;
+  const Window<typename Type::Bits> grad{pass.grad + at.image * size,
+                                         slide.to_height,
+                                         slide.to_width,
+                                         slide.channels,
+                                         slab * Tile::kChannels,
+                                         at.y,
+                                         at.x,
+                                         plan.down * Tile::kHeight,
+                                         plan.across * Tile::kWidth};
+  stage_window<Tile::kChannels>(grad, thread.y, kGroups, index, kTeam,
+                                staged + input.height * input.width * Tile::kChannels);
+}
+
+/// A row of taps.
+template <class Map>
+struct WeightSums {
+  float at[Map::kSize][2];
+};
+
+/// Adds what a window contributes to the row of taps thread.x, in the rows of the group thread.y.
+template <class Type, class Map, class Tile>
+VRAMKIT_ON_BOTH inline void add_window(const BlockPlan& plan, const Thread& thread,
+                                       const typename Type::Bits* staged, WeightSums<Map>& sums) {
+  const int pitch = window_width<Map, Tile>(plan) * Tile::kChannels;
+  const int grad_pitch = plan.across * Tile::kWidth * Tile::kChannels;
+  const auto* const input = staged + thread.x * pitch + 2 * thread.lane;
+  const auto* const grad = staged + window_height<Map, Tile>(plan) * pitch + 2 * thread.lane;
+  for (int y = thread.y; y < plan.down * Tile::kHeight; y += kWeightGroups<Map, Tile>) {
+    for (int tile = 0; tile < plan.across; ++tile) {
+      const auto* const from =
+          input + Map::advance(y) * pitch + Map::advance(tile * Tile::kWidth) * Tile::kChannels;
+      const auto* const to = grad + y * grad_pitch + tile * Tile::kWidth * Tile::kChannels;
+      Vector<float, 2> values[Map::span(Tile::kWidth)];
       VRAMKIT_UNROLL
-      for (int i = 0; i < Tile::kVector; ++i) {
-        sums.at[tap_y][tap_x][i] += value.at[i] * grads[y][x].at[i];
+      for (int column = 0; column < Map::span(Tile::kWidth); ++column) {
+        values[column] = load_floats<Type, 2>(from + column * Tile::kChannels);
+      }
+      VRAMKIT_UNROLL
+      for (int x = 0; x < Tile::kWidth; ++x) {
+        const auto pair = load_floats<Type, 2>(to + x * Tile::kChannels);
+        VRAMKIT_UNROLL
+        for (int tap = 0; tap < Map::kSize; ++tap) {
+          const auto& value = values[Map::source(x, tap)];
+          sums.at[tap][0] += value.at[0] * pair.at[0];
+          sums.at[tap][1] += value.at[1] * pair.at[1];
+        }
       }
     }
   }
 }
 
-template <class Type, class Map, class Tile>
-VRAMKIT_ON_BOTH inline void add_weight_tile(const WeightPass<Type>& pass, const TilePlan& plan,
-                                            int tile, int channel, WeightSums<Map, Tile>& sums) {
-  const Slide& slide = pass.slide;
-  const TileOrigin at = origin_of<Map, Tile>(slide, plan, tile);
-  const Image<Type, Tile::kVector> input(pass.input, at.image, slide.from_height, slide.from_width,
-                                         slide.channels, channel);
-  const Image<Type, Tile::kVector> grad(pass.grad, at.image, slide.to_height, slide.to_width,
-                                        slide.channels, channel);
-  Vector<float, Tile::kVector> grads[Tile::kHeight][Tile::kWidth];
-  VRAMKIT_UNROLL
-  for (int y = 0; y < Tile::kHeight; ++y) {
-    VRAMKIT_UNROLL
-    for (int x = 0; x < Tile::kWidth; ++x) grads[y][x] = grad.at(at.y + y, at.x + x);
-  }
-  VRAMKIT_UNROLL
-  for (int row = 0; row < Map::span(Tile::kHeight); ++row) {
-    VRAMKIT_UNROLL
-    for (int column = 0; column < Map::span(Tile::kWidth); ++column) {
-      const auto value = input.at(at.from_y + row, at.from_x + column);
-      add_pixel<Map, Tile>(value, row, column, grads, sums);
-    }
-  }
-}
-
-/// The sums of the thread at (lane, slot) of block (block, slab).
-template <class Type, class Map, class Tile>
-VRAMKIT_ON_BOTH inline void add_weight_thread(const WeightPass<Type>& pass, const TilePlan& plan,
-                                              int block, int slab, int lane, int slot,
-                                              WeightSums<Map, Tile>& sums) {
-  const int channel = (slab * plan.lanes + lane) * Tile::kVector;
-  if (channel >= pass.slide.channels) return;
-  for (int tile = block * plan.slots + slot; tile < plan.tiles; tile += plan.blocks * plan.slots) {
-    add_weight_tile<Type, Map, Tile>(pass, plan, tile, channel, sums);
-  }
-}
-
-/// Floats that the threads of a block share while they add up a row of taps.
+/// Puts a thread's sums where the block shares them: [group][tap][channel].
 template <class Map, class Tile>
-VRAMKIT_ON_BOTH constexpr int shared_row(const TilePlan& plan) {
-  return Map::kSize * plan.lanes * Tile::kVector;
-}
-
-/// Puts a thread's sums of a row of taps where the block shares them: [slot][tap][channel].
-template <class Map, class Tile>
-VRAMKIT_ON_BOTH inline void share_row(const WeightSums<Map, Tile>& sums, int row,
-                                      const TilePlan& plan, int lane, int slot, float* shared) {
-  float* const own = shared + slot * shared_row<Map, Tile>(plan) + lane * Tile::kVector;
+VRAMKIT_ON_BOTH inline void share_sums(const WeightSums<Map>& sums, const Thread& thread,
+                                       float* shared) {
+  float* const own = shared + (thread.y * Map::kSize + thread.x) * Map::kSize * Tile::kChannels;
   VRAMKIT_UNROLL
   for (int tap = 0; tap < Map::kSize; ++tap) {
-    VRAMKIT_UNROLL
-    for (int i = 0; i < Tile::kVector; ++i) {
-      own[tap * plan.lanes * Tile::kVector + i] = sums.at[row][tap][i];
-    }
+    own[tap * Tile::kChannels + 2 * thread.lane] = sums.at[tap][0];
+    own[tap * Tile::kChannels + 2 * thread.lane + 1] = sums.at[tap][1];
   }
 }
 
-/// Thread `index` adds up its share of a row of taps over the slots of its block.
+/// Thread `index` adds up its share of a block's sums.
 template <class Map, class Tile>
-VRAMKIT_ON_BOTH inline void add_slots(const float* shared, int row, const TilePlan& plan, int block,
-                                      int slab, int index, float* partials) {
-  const int width = plan.lanes * Tile::kVector;
-  const int channels = partial_channels<Tile>(plan);
-  for (int i = index; i < Map::kSize * width; i += plan.lanes * plan.slots) {
+VRAMKIT_ON_BOTH inline void add_groups(const float* shared, const BlockPlan& plan, int block,
+                                       int slab, int index, float* partials) {
+  constexpr int kSums = Map::kSize * Map::kSize * Tile::kChannels;
+  for (int i = index; i < kSums; i += kWeightThreads<Map, Tile>) {
     float sum = 0;
-    for (int slot = 0; slot < plan.slots; ++slot) {
-      sum += shared[slot * shared_row<Map, Tile>(plan) + i];
-    }
-    const int64_t tap = int64_t{block} * (Map::kSize * Map::kSize) + row * Map::kSize + i / width;
-    partials[tap * channels + slab * width + i % width] = sum;
+    for (int group = 0; group < kWeightGroups<Map, Tile>; ++group) sum += shared[group * kSums + i];
+    const int64_t tap = int64_t{block} * (Map::kSize * Map::kSize) + i / Tile::kChannels;
+    partials[tap * partial_channels<Tile>(plan) + slab * Tile::kChannels + i % Tile::kChannels] =
+        sum;
   }
 }
 
