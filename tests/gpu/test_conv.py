@@ -9,15 +9,18 @@ from helpers.seeds import stress_seed
 from torch import nn
 from torch.nn.functional import conv2d
 
-from vramkit.nn import ConvReLU2d, explain, fuse_conv_relu
+from vramkit.nn import ConvReLU2d, explain, fuse_conv_relu, set_kernel_choice
 from vramkit.nn.functional import conv_relu
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(autouse=True)
-def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    set_kernel_choice("default")
+    yield
+    set_kernel_choice("measured")
 
 
 @pytest.mark.parametrize("save", ["output", "mask"])

@@ -106,7 +106,8 @@ def test_a_graph_uses_what_is_known_and_measures_nothing(measured) -> None:
     x.normal_()
     graph.replay()
     wanted = conv2d(x, *parameters, padding=1, groups=32).relu()
-    torch.testing.assert_close(output, wanted)
+    # Sums of nine products, rounded once.
+    torch.testing.assert_close(output, wanted, rtol=2e-2, atol=1e-2)
     exact = torch.autograd.grad(wanted, parameters, grad)
     torch.testing.assert_close(found, exact, rtol=2e-2, atol=0.3)
 
