@@ -21,21 +21,14 @@ class CpuRunner {
   template <class Map, class Tile, class Type>
   void convolve(const TilePass<Type>& pass) const {
     const BlockPlan plan = plan_convolution<Type, Map, Tile>(pass.slide);
-    const int team = Tile::kLanes * plan.across;
-    const auto phase = [&](const auto& f) { for_threads(Tile::kLanes, plan.across, plan.down, f); };
-    in_parallel(int64_t{plan.windows} * plan.slabs, [&](int i) {
-      const int window = i / plan.slabs;
-      const int slab = i % plan.slabs;
-      Shared shared(convolution_bytes<Type, Map, Tile>(plan) / sizeof(Piece) + 1);
-      auto* const staged = buffer_at<Type, Map, Tile>(plan, shared.data(), window);
-      float* const weights = staged_weights<Type, Map, Tile>(plan, shared.data());
-      phase([&](const Thread& thread) {
-        const int index = thread.y * team + thread.x * Tile::kLanes + thread.lane;
-        stage_weights<Type, Map, Tile>(pass, slab, index, team * plan.down, weights);
-        stage_thread<Type, Map, Tile>(pass, plan, window, slab, thread, staged);
+    const std::size_t bytes = convolution_bytes<Type, Map, Tile>(plan);
+    in_parallel(int64_t{plan.windows} * plan.slabs, [&](int block) {
+      Shared shared(bytes / sizeof(Piece) + 1);
+      for_threads(Tile::kLanes, plan.across, plan.down, [&](const Thread& thread) {
+        stage_thread<Type, Map, Tile>(pass, plan, block, thread, shared.data());
       });
-      phase([&](const Thread& thread) {
-        convolve_tile<Type, Map, Tile>(pass, plan, window, slab, thread, staged, weights);
+      for_threads(Tile::kLanes, plan.across, plan.down, [&](const Thread& thread) {
+        convolve_thread<Type, Map, Tile>(pass, plan, block, thread, shared.data());
       });
     });
   }
@@ -77,10 +70,10 @@ class CpuRunner {
     auto* const shared_sums = reinterpret_cast<float*>(shared.data());
     std::vector<WeightSums<Map>> sums(kWeightThreads<Map, Tile>);
     const auto index = [](const Thread& thread) {
-      return (thread.y * kTapThreads<Map> + thread.x) * Tile::kLanes + thread.lane;
+      return (thread.y * Map::kSize + thread.x) * Tile::kLanes + thread.lane;
     };
     const auto phase = [&](const auto& f) {
-      for_threads(Tile::kLanes, kTapThreads<Map>, kGroups, [&](const Thread& thread) {
+      for_threads(Tile::kLanes, Map::kSize, kGroups, [&](const Thread& thread) {
         f(thread, sums[static_cast<std::size_t>(index(thread))]);
       });
     };

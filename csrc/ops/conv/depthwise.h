@@ -18,10 +18,8 @@ namespace vramkit::ops {
 inline constexpr int kDepthwiseThreads = 256;
 // Tiles of a block in a row of pixels, at most.
 inline constexpr int kMostAcross = 4;
-// Windows in shared memory: one is copied while the threads work on the other.
-inline constexpr int kBuffers = 2;
-// Shared memory of a block's windows, at most, so that several blocks run on a multiprocessor.
-inline constexpr int kMostStagedBytes = 48 << 10;
+// Shared memory of a block, at most, so that several blocks run on a multiprocessor at once.
+inline constexpr int kMostStagedBytes = 40 << 10;
 
 /// kSize x kSize weights, applied to every kStride-th pixel: output -> input.
 template <int kSize_, int kStride>
@@ -145,7 +143,7 @@ BlockPlan plan_blocks(const Slide& slide, int most_tiles, const Bytes& bytes_of)
   int most = most_tiles / plan.across;
   do {
     plan.down = even_part(height, most--);
-  } while (plan.down > 1 && kBuffers * bytes_of(plan) > kMostStagedBytes);
+  } while (plan.down > 1 && bytes_of(plan) > kMostStagedBytes);
   plan.columns = ceil_div(width, plan.across);
   plan.rows = ceil_div(height, plan.down);
   plan.slabs = ceil_div(slide.channels, Tile::kChannels);

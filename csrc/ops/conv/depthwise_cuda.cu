@@ -6,52 +6,23 @@
 namespace vramkit::ops {
 namespace {
 
-// So many blocks run on a multiprocessor at once.
-constexpr int64_t kBlocksAtOnce = 4;
+// Blocks for the weight gradient: so many run at once at least.
+constexpr int64_t kWeightBlocksPerMultiprocessor = 4;
 
 __device__ Thread this_thread() {
   return {static_cast<int>(threadIdx.x), static_cast<int>(threadIdx.y),
           static_cast<int>(threadIdx.z)};
 }
 
-/// Calls `stage(window, number)` and then `use(window, number)` for the windows of this block: a
-/// window is copied while the one before it is in use.
-template <class Stage, class Use>
-__device__ void pipeline(int windows, const Stage& stage, const Use& use) {
-  const int step = static_cast<int>(gridDim.x);
-  int window = static_cast<int>(blockIdx.x);
-  stage(window, 0);
-  end_copies();
-  for (int number = 0; window < windows; window += step, ++number) {
-    stage(window + step, number + 1);
-    end_copies();
-    await_copies();
-    __syncthreads();
-    use(window, number);
-    __syncthreads();
-  }
-}
-
 template <class Type, class Map, class Tile>
 __global__ void __launch_bounds__(kDepthwiseThreads)
     convolve_kernel(TilePass<Type> pass, BlockPlan plan) {
   extern __shared__ uint4 shared[];
-  const Thread thread = this_thread();
-  const int slab = static_cast<int>(blockIdx.y);
-  float* const weights = staged_weights<Type, Map, Tile>(plan, shared);
-  const int team = Tile::kLanes * plan.across;
-  const int index = thread.y * team + thread.x * Tile::kLanes + thread.lane;
-  stage_weights<Type, Map, Tile>(pass, slab, index, team * plan.down, weights);
-  pipeline(
-      plan.windows,
-      [&](int window, int number) {
-        stage_thread<Type, Map, Tile>(pass, plan, window, slab, thread,
-                                      buffer_at<Type, Map, Tile>(plan, shared, number));
-      },
-      [&](int window, int number) {
-        convolve_tile<Type, Map, Tile>(pass, plan, window, slab, thread,
-                                       buffer_at<Type, Map, Tile>(plan, shared, number), weights);
-      });
+  const int block = static_cast<int>(blockIdx.x);
+  stage_thread<Type, Map, Tile>(pass, plan, block, this_thread(), shared);
+  await_copies();
+  __syncthreads();
+  convolve_thread<Type, Map, Tile>(pass, plan, block, this_thread(), shared);
 }
 
 template <class Type, class Map, class Tile>
@@ -62,20 +33,18 @@ __global__ void __launch_bounds__(kWeightThreads<Map, Tile>)
   auto* const shared_sums = reinterpret_cast<float*>(shared);
   const Thread thread = this_thread();
   const int slab = static_cast<int>(blockIdx.y);
-  const int elements = both_elements<Map, Tile>(plan);
   WeightSums<Map> sums{};
-  pipeline(
-      plan.windows,
-      [&](int window, int number) {
-        stage_both<Type, Map, Tile>(pass, plan, window, slab, thread,
-                                    staged + number % kBuffers * elements);
-      },
-      [&](int, int number) {
-        add_window<Type, Map, Tile>(plan, thread, staged + number % kBuffers * elements, sums);
-      });
+  for (int window = static_cast<int>(blockIdx.x); window < plan.windows;
+       window += static_cast<int>(gridDim.x)) {
+    stage_both<Type, Map, Tile>(pass, plan, window, slab, thread, staged);
+    await_copies();
+    __syncthreads();
+    add_window<Type, Map, Tile>(plan, thread, staged, sums);
+    __syncthreads();
+  }
   share_sums<Map, Tile>(sums, thread, shared_sums);
   __syncthreads();
-  const int index = (thread.y * kTapThreads<Map> + thread.x) * Tile::kLanes + thread.lane;
+  const int index = (thread.y * Map::kSize + thread.x) * Tile::kLanes + thread.lane;
   add_groups<Map, Tile>(shared_sums, plan, static_cast<int>(blockIdx.x), slab, index,
                         pass.partials);
 }
@@ -112,24 +81,26 @@ class CudaRunner {
     const std::size_t bytes = convolution_bytes<Type, Map, Tile>(plan);
     const auto kernel = convolve_kernel<Type, Map, Tile>;
     allow_shared(kernel, bytes);
-    kernel<<<grid_of(plan), block, bytes, launch_.stream()>>>(pass, plan);
+    kernel<<<static_cast<unsigned int>(plan.windows) * static_cast<unsigned int>(plan.slabs), block,
+             bytes, launch_.stream()>>>(pass, plan);
     check_cuda(cudaGetLastError(), "the depthwise convolution");
   }
 
   template <class Map, class Tile, class Type>
   void add_weights(WeightPass<Type> pass, const Tensor& result) const {
     const BlockPlan plan = plan_weights<Type, Map, Tile>(pass.slide);
-    const dim3 grid = grid_of(plan);
-    const int blocks = static_cast<int>(grid.x);
+    const int blocks = static_cast<int>(std::clamp<int64_t>(
+        launch_.multiprocessors() * kWeightBlocksPerMultiprocessor / plan.slabs, 1, plan.windows));
     constexpr int kTaps = Map::kSize * Map::kSize;
     const int channels = partial_channels<Tile>(plan);
     const Tensor partials =
         torch::stable::new_empty(like_, {int64_t{blocks} * kTaps * channels}, ScalarType::Float);
     pass.partials = static_cast<float*>(partials.mutable_data_ptr());
-    const dim3 block(Tile::kLanes, kTapThreads<Map>, kWeightGroups<Map, Tile>);
+    const dim3 block(Tile::kLanes, Map::kSize, kWeightGroups<Map, Tile>);
     const std::size_t bytes = weights_bytes<Type, Map, Tile>(plan);
     const auto kernel = add_weights_kernel<Type, Map, Tile>;
     allow_shared(kernel, bytes);
+    const dim3 grid(static_cast<unsigned int>(blocks), static_cast<unsigned int>(plan.slabs));
     kernel<<<grid, block, bytes, launch_.stream()>>>(pass, plan);
     const dim3 sum_grid(static_cast<unsigned int>(ceil_div(pass.slide.channels, 32)), kTaps);
     add_partials_kernel<Type><<<sum_grid, dim3(32, kPartialThreads), 0, launch_.stream()>>>(
@@ -138,13 +109,6 @@ class CudaRunner {
   }
 
  private:
-  /// Blocks for each slab, and slabs.
-  dim3 grid_of(const BlockPlan& plan) const {
-    const int64_t blocks = launch_.multiprocessors() * kBlocksAtOnce / plan.slabs;
-    return {static_cast<unsigned int>(std::clamp<int64_t>(blocks, 1, plan.windows)),
-            static_cast<unsigned int>(plan.slabs)};
-  }
-
   /// More than 48 KiB must be asked for.
   template <class Kernel>
   static void allow_shared(Kernel* kernel, std::size_t bytes) {

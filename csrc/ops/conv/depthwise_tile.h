@@ -41,27 +41,18 @@ BlockPlan plan_convolution(const Slide& slide) {
   });
 }
 
-/// Shared memory of a block: the windows, then the weights.
+/// Shared memory of a block: the window, then the weights.
 template <class Type, class Map, class Tile>
 std::size_t convolution_bytes(const BlockPlan& plan) {
-  return static_cast<std::size_t>(kBuffers * window_elements<Map, Tile>(plan)) *
-             sizeof(typename Type::Bits) +
+  return static_cast<std::size_t>(window_elements<Map, Tile>(plan)) * sizeof(typename Type::Bits) +
          kStagedWeights<Map, Tile> * sizeof(float);
-}
-
-/// One of the windows in shared memory.
-template <class Type, class Map, class Tile>
-VRAMKIT_ON_BOTH inline typename Type::Bits* buffer_at(const BlockPlan& plan, void* shared,
-                                                      int number) {
-  return static_cast<typename Type::Bits*>(shared) +
-         number % kBuffers * window_elements<Map, Tile>(plan);
 }
 
 template <class Type, class Map, class Tile>
 VRAMKIT_ON_BOTH inline float* staged_weights(const BlockPlan& plan, void* shared) {
   // A pixel of a window takes at least 16 bytes.
   return reinterpret_cast<float*>(static_cast<typename Type::Bits*>(shared) +
-                                  kBuffers * window_elements<Map, Tile>(plan));
+                                  window_elements<Map, Tile>(plan));
 }
 
 /// Thread `index` of `threads` copies its share of a slab's weights, so that those of a tap are
@@ -93,17 +84,9 @@ VRAMKIT_ON_BOTH inline void copy_or_clear(void* to, const void* from, bool copy)
 #endif
 }
 
-/// Ends a group of a thread's copies.
-VRAMKIT_ON_BOTH inline void end_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-/// Waits for all but the last group.
 VRAMKIT_ON_BOTH inline void await_copies() {
 #if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_group 1;" ::: "memory");
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 
@@ -239,7 +222,7 @@ VRAMKIT_ON_BOTH inline void store_tile(const TilePass<Type>& pass, int image, in
 /// Computes the tile of a thread from what its block has staged.
 template <class Type, class Map, class Tile>
 VRAMKIT_ON_BOTH inline void convolve_tile(const TilePass<Type>& pass, const BlockPlan& plan,
-                                          int window, int slab, const Thread& thread,
+                                          const BlockOrigin& at, int slab, const Thread& thread,
                                           const typename Type::Bits* staged, const float* weights) {
   const int channel = slab * Tile::kChannels + 2 * thread.lane;
   if (channel >= pass.slide.channels) return;
@@ -266,21 +249,33 @@ VRAMKIT_ON_BOTH inline void convolve_tile(const TilePass<Type>& pass, const Bloc
     }
     add_row<Map, Tile>(values, row, weights + 2 * thread.lane, sums);
   }
-  const auto at = origin_of<Map, Tile>(pass.slide, plan, window);
   store_tile<Type, Tile>(pass, at.image, at.y + thread.y * Tile::kHeight,
                          at.x + thread.x * Tile::kWidth, channel, sums);
 }
 
-/// A thread's share of the copy of a window, if there is one of this number.
+/// The first phase of a block: what the others read.
 template <class Type, class Map, class Tile>
 VRAMKIT_ON_BOTH inline void stage_thread(const TilePass<Type>& pass, const BlockPlan& plan,
-                                         int window, int slab, const Thread& thread,
-                                         typename Type::Bits* staged) {
-  if (window >= plan.windows) return;
-  const auto at = origin_of<Map, Tile>(pass.slide, plan, window);
+                                         int block, const Thread& thread, void* shared) {
+  const int slab = block % plan.slabs;
+  const auto at = origin_of<Map, Tile>(pass.slide, plan, block / plan.slabs);
+  const int team = Tile::kLanes * plan.across;
+  const int index = thread.x * Tile::kLanes + thread.lane;
   stage_window<Tile::kChannels>(window_of<Map, Tile>(pass.from, pass.slide, plan, at, slab),
-                                thread.y, plan.down, thread.x * Tile::kLanes + thread.lane,
-                                Tile::kLanes * plan.across, staged);
+                                thread.y, plan.down, index, team,
+                                static_cast<typename Type::Bits*>(shared));
+  stage_weights<Type, Map, Tile>(pass, slab, thread.y * team + index, team * plan.down,
+                                 staged_weights<Type, Map, Tile>(plan, shared));
+}
+
+/// The second phase.
+template <class Type, class Map, class Tile>
+VRAMKIT_ON_BOTH inline void convolve_thread(const TilePass<Type>& pass, const BlockPlan& plan,
+                                            int block, const Thread& thread, void* shared) {
+  const auto at = origin_of<Map, Tile>(pass.slide, plan, block / plan.slabs);
+  convolve_tile<Type, Map, Tile>(pass, plan, at, block % plan.slabs, thread,
+                                 static_cast<const typename Type::Bits*>(shared),
+                                 staged_weights<Type, Map, Tile>(plan, shared));
 }
 
 }  // namespace vramkit::ops

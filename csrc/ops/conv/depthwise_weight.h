@@ -1,7 +1,7 @@
 // What the threads of a block do for the weight gradient of a depthwise convolution, for CPU and
 // CUDA alike.
 //
-// A thread adds up rows of taps of two channels over its share of a block's windows, the block
+// A thread adds up a row of taps of two channels over its share of a block's windows, the block
 // adds up its threads, and a second pass adds up the blocks: always in the same order.
 #pragma once
 
@@ -20,19 +20,12 @@ struct WeightPass {
   Slide slide;      // from the input to the gradient
 };
 
-/// Rows of taps that a thread adds up, and how many threads have them all.
-template <class Map>
-inline constexpr int kTapRows = Map::kSize == 7 ? 1 : Map::kSize;
-template <class Map>
-inline constexpr int kTapThreads = Map::kSize / kTapRows<Map>;
-
 /// Threads that share the rows of a window: each with all rows of taps.
 template <class Map, class Tile>
-inline constexpr int kWeightGroups = std::max(1, kDepthwiseThreads /
-                                                     (Tile::kLanes * kTapThreads<Map>));
+inline constexpr int kWeightGroups = std::max(1, kDepthwiseThreads / (Tile::kLanes * Map::kSize));
 
 template <class Map, class Tile>
-inline constexpr int kWeightThreads = Tile::kLanes* kTapThreads<Map>* kWeightGroups<Map, Tile>;
+inline constexpr int kWeightThreads = Tile::kLanes* Map::kSize* kWeightGroups<Map, Tile>;
 
 template <class Map, class Tile>
 inline constexpr int kSharedSums =
@@ -43,36 +36,29 @@ VRAMKIT_ON_BOTH constexpr int partial_channels(const BlockPlan& plan) {
   return plan.slabs * Tile::kChannels;
 }
 
-/// Elements of the windows of input and gradient.
-template <class Map, class Tile>
-VRAMKIT_ON_BOTH constexpr int both_elements(const BlockPlan& plan) {
-  return window_elements<Map, Tile>(plan) + tile_elements<Tile>(plan);
-}
-
 /// Blocks have the windows of input and gradient in shared memory, and later their sums.
 template <class Type, class Map, class Tile>
 BlockPlan plan_weights(const Slide& slide) {
   constexpr int kMostTiles = 64;
   return plan_blocks<Map, Tile>(slide, kMostTiles, [](const BlockPlan& plan) {
-    return both_elements<Map, Tile>(plan) * static_cast<int>(sizeof(typename Type::Bits));
+    return (window_elements<Map, Tile>(plan) + tile_elements<Tile>(plan)) *
+           static_cast<int>(sizeof(typename Type::Bits));
   });
 }
 
 template <class Type, class Map, class Tile>
 std::size_t weights_bytes(const BlockPlan& plan) {
-  return std::max(static_cast<std::size_t>(kBuffers * both_elements<Map, Tile>(plan)) *
-                      sizeof(typename Type::Bits),
+  const int windows = window_elements<Map, Tile>(plan) + tile_elements<Tile>(plan);
+  return std::max(static_cast<std::size_t>(windows) * sizeof(typename Type::Bits),
                   static_cast<std::size_t>(kSharedSums<Map, Tile>) * sizeof(float));
 }
 
-/// Thread (lane, taps, group) copies its share of the windows of input and gradient, if there are
-/// some of this number.
+/// Thread (lane, tap row, group) copies its share of the windows of input and gradient.
 template <class Type, class Map, class Tile>
 VRAMKIT_ON_BOTH inline void stage_both(const WeightPass<Type>& pass, const BlockPlan& plan,
                                        int window, int slab, const Thread& thread,
                                        typename Type::Bits* staged) {
-  if (window >= plan.windows) return;
-  constexpr int kTeam = Tile::kLanes * kTapThreads<Map>;
+  constexpr int kTeam = Tile::kLanes * Map::kSize;
   constexpr int kGroups = kWeightGroups<Map, Tile>;
   const Slide& slide = pass.slide;
   const BlockOrigin at = origin_of<Map, Tile>(slide, plan, window);
@@ -93,50 +79,39 @@ VRAMKIT_ON_BOTH inline void stage_both(const WeightPass<Type>& pass, const Block
                                 staged + input.height * input.width * Tile::kChannels);
 }
 
-/// Some rows of taps.
+/// A row of taps.
 template <class Map>
 struct WeightSums {
-  float at[kTapRows<Map>][Map::kSize][2];
+  float at[Map::kSize][2];
 };
 
-/// Adds what a row of the gradient's tile contributes to a row of taps, given the input below it.
-template <class Type, class Map, class Tile, class Grads>
-VRAMKIT_ON_BOTH inline void add_tap_row(const typename Type::Bits* input, const Grads& grads,
-                                        float (&sums)[Map::kSize][2]) {
-  VRAMKIT_UNROLL
-  for (int column = 0; column < Map::span(Tile::kWidth); ++column) {
-    const auto value = load_floats<Type, 2>(input + column * Tile::kChannels);
-    VRAMKIT_UNROLL
-    for (int x = 0; x < Tile::kWidth; ++x) {
-      const int tap = Map::tap(x, column);
-      if (tap < 0 || tap >= Map::kSize) continue;
-      sums[tap][0] += value.at[0] * grads[x].at[0];
-      sums[tap][1] += value.at[1] * grads[x].at[1];
-    }
-  }
-}
-
-/// Adds what a window contributes to the taps of thread.x, in the rows of the group thread.y.
+/// Adds what a window contributes to the row of taps thread.x, in the rows of the group thread.y.
 template <class Type, class Map, class Tile>
 VRAMKIT_ON_BOTH inline void add_window(const BlockPlan& plan, const Thread& thread,
                                        const typename Type::Bits* staged, WeightSums<Map>& sums) {
   const int pitch = window_width<Map, Tile>(plan) * Tile::kChannels;
   const int grad_pitch = plan.across * Tile::kWidth * Tile::kChannels;
-  const auto* const input = staged + thread.x * kTapRows<Map> * pitch + 2 * thread.lane;
+  const auto* const input = staged + thread.x * pitch + 2 * thread.lane;
   const auto* const grad = staged + window_height<Map, Tile>(plan) * pitch + 2 * thread.lane;
   for (int y = thread.y; y < plan.down * Tile::kHeight; y += kWeightGroups<Map, Tile>) {
     for (int tile = 0; tile < plan.across; ++tile) {
       const auto* const from =
           input + Map::advance(y) * pitch + Map::advance(tile * Tile::kWidth) * Tile::kChannels;
       const auto* const to = grad + y * grad_pitch + tile * Tile::kWidth * Tile::kChannels;
-      Vector<float, 2> grads[Tile::kWidth];
+      Vector<float, 2> values[Map::span(Tile::kWidth)];
       VRAMKIT_UNROLL
-      for (int x = 0; x < Tile::kWidth; ++x) {
-        grads[x] = load_floats<Type, 2>(to + x * Tile::kChannels);
+      for (int column = 0; column < Map::span(Tile::kWidth); ++column) {
+        values[column] = load_floats<Type, 2>(from + column * Tile::kChannels);
       }
       VRAMKIT_UNROLL
-      for (int row = 0; row < kTapRows<Map>; ++row) {
-        add_tap_row<Type, Map, Tile>(from + row * pitch, grads, sums.at[row]);
+      for (int x = 0; x < Tile::kWidth; ++x) {
+        const auto pair = load_floats<Type, 2>(to + x * Tile::kChannels);
+        VRAMKIT_UNROLL
+        for (int tap = 0; tap < Map::kSize; ++tap) {
+          const auto& value = values[Map::source(x, tap)];
+          sums.at[tap][0] += value.at[0] * pair.at[0];
+          sums.at[tap][1] += value.at[1] * pair.at[1];
+        }
       }
     }
   }
@@ -146,16 +121,11 @@ VRAMKIT_ON_BOTH inline void add_window(const BlockPlan& plan, const Thread& thre
 template <class Map, class Tile>
 VRAMKIT_ON_BOTH inline void share_sums(const WeightSums<Map>& sums, const Thread& thread,
                                        float* shared) {
-  float* const own =
-      shared + (thread.y * Map::kSize + thread.x * kTapRows<Map>)*Map::kSize * Tile::kChannels;
+  float* const own = shared + (thread.y * Map::kSize + thread.x) * Map::kSize * Tile::kChannels;
   VRAMKIT_UNROLL
-  for (int row = 0; row < kTapRows<Map>; ++row) {
-    VRAMKIT_UNROLL
-    for (int tap = 0; tap < Map::kSize; ++tap) {
-      float* const pair = own + (row * Map::kSize + tap) * Tile::kChannels + 2 * thread.lane;
-      pair[0] = sums.at[row][tap][0];
-      pair[1] = sums.at[row][tap][1];
-    }
+  for (int tap = 0; tap < Map::kSize; ++tap) {
+    own[tap * Tile::kChannels + 2 * thread.lane] = sums.at[tap][0];
+    own[tap * Tile::kChannels + 2 * thread.lane + 1] = sums.at[tap][1];
   }
 }
 
