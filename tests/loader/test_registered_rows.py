@@ -106,8 +106,7 @@ def _sources() -> dict[str, Any]:
     whole = (array.ctypes.data, array.nbytes)
     every = (tensor.data_ptr(), tensor.nbytes)
     pages = (of_map.ctypes.data, of_map.nbytes)
-    overlapping = np.empty(2 * ROWS * ROW, np.uint8)
-    overlapping.shape = (2 * ROWS, ROW)
+    overlapping = np.empty((2 * ROWS, ROW), np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         overlapping.strides = (ROW // 2, 1)
