@@ -110,9 +110,9 @@ def _report(
     own = found["vramkit"]
     metric = "forward+backward" if backward else "forward"
     settings = {"floor_ms": floor, "failed": ",".join(failed), "dtype": "bfloat16"}
-    for peer in found:
+    for peer, summary in found.items():
         if peer != "vramkit":
-            recorder.add(Row(BENCH, shape.name, metric, "ms", own, settings, peer, found[peer]))
+            recorder.add(Row(BENCH, shape.name, metric, "ms", own, settings, peer, summary))
     if not backward:
         bound = Summary(floor, floor, floor, 1)
         recorder.add(Row(BENCH, shape.name, metric, "ms", own, settings, "floor", bound))

@@ -77,7 +77,8 @@ def bench_network(recorder: Recorder, name: str, *, compiled: bool, rounds: int)
     try:
         plain = make().to("cuda", memory_format=torch.channels_last)
     except ImportError as err:
-        return say(f"skipped: {name} ({err})")
+        say(f"skipped: {name} ({err})")
+        return
     inplace = copy.deepcopy(plain)
     for module in inplace.modules():
         if isinstance(module, nn.ReLU):
@@ -94,11 +95,11 @@ def bench_network(recorder: Recorder, name: str, *, compiled: bool, rounds: int)
         found: dict[str, Summary] = {
             n: summarize([t[index] for t in taken]) for n, taken in turns.items()
         }
-        for peer in found:
+        own = found["vramkit"]
+        settings = {"batch": batch, "size": size}
+        for peer, summary in found.items():
             if peer != "vramkit":
-                own = found["vramkit"]
-                settings = {"batch": batch, "size": size}
-                recorder.add(Row("conv", name, metric, unit, own, settings, peer, found[peer]))
+                recorder.add(Row("conv", name, metric, unit, own, settings, peer, summary))
 
 
 def _step(model: nn.Module, x: torch.Tensor) -> tuple[float, float]:

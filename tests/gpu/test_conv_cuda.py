@@ -1,4 +1,4 @@
-"""Chosen kernels on the GPU: exact for random shapes, in graphs, in deterministic mode, in memory."""
+"""Chosen kernels on the GPU: exact for random shapes, in graphs, in deterministic mode."""
 
 import random
 

@@ -111,9 +111,7 @@ def test_all_variants_give_the_same(device: str, kernel: int, stride: int) -> No
     for found in (outputs, inputs):
         for other in found[1:]:
             torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
-    weights = [
-        OPS.depthwise_grad_weight(grad, x, kernel, *given, v) for v in range(VARIANTS)
-    ]
+    weights = [OPS.depthwise_grad_weight(grad, x, kernel, *given, v) for v in range(VARIANTS)]
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-4)
 
 
