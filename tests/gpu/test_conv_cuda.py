@@ -9,6 +9,7 @@ from torch.nn.functional import conv2d
 
 from vramkit.nn import ConvReLU2d, _fused, explain, set_kernel_choice
 from vramkit.nn._candidates import FORWARD, Geometry, forward_names
+from vramkit.nn._selection import Choice
 from vramkit.nn.functional import conv_relu
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,7 +51,7 @@ def test_every_candidate_equals_float64(dtype, monkeypatch: pytest.MonkeyPatch) 
     seed = stress_seed()
     torch.manual_seed(seed % 2**63)
     draw = random.Random(seed)
-    monkeypatch.setattr(_fused, "choose", lambda _, runs: draw.choice(list(runs())))
+    monkeypatch.setattr(_fused, "choose", lambda _, runs: Choice(draw.choice(list(runs())), {}))
     for _ in range(150):
         x, weight, bias, at = _case(draw, dtype)
         tensors = [t.requires_grad_() for t in (x, weight, bias) if t is not None]

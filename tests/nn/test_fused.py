@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import conv2d
 
 from vramkit.nn import _fused, _selection
 from vramkit.nn._candidates import FORWARD, Geometry, forward_names
-from vramkit.nn._fused import ConvReLUNode
+from vramkit.nn._fused import ConvReLUNode, fused_conv_relu, waits_for_host
+from vramkit.nn._selection import Choice, Key
 
 
 def _tensors(kernel: int, bias: bool, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -33,7 +36,10 @@ def test_depthwise_outputs_and_gradients_are_torchs(
     names = forward_names(tensors[0], tensors[1], at)
     assert names == ("torch+pass", "depthwise0", "depthwise1", "depthwise2")
     for name in names:
-        pick = lambda _, runs, last=name: "torch" if last == "torch+pass" else list(runs())[-1]  # noqa: E731
+
+        def pick(_: Key, runs: Any, last: str = name) -> Choice:
+            return Choice("torch" if last == "torch+pass" else list(runs())[-1], {})
+
         monkeypatch.setattr(_fused, "choose", pick)
         output = ConvReLUNode.apply(*tensors, *([] if bias else [None]), at, name)
         torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
@@ -78,22 +84,60 @@ def test_choices_are_remembered_stored_and_not_made_in_deterministic_mode(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "choices.jsonl"
-    runs = {"first": lambda: 2.0, "fast": lambda: 1.0}
+    runs, key = {"first": lambda: 2.0, "fast": lambda: 1.0}, Key(("a",), (1,))
     monkeypatch.setattr(_selection, "_gpu_ms", lambda run, _: run())
     try:
         _selection.set_kernel_choice("measured", file=file)
-        assert _selection.choose(("a",), lambda: runs) == "fast"
-        assert _selection.known(("a",)) is not None
+        assert _selection.choose(key, lambda: runs).name == "fast"
+        assert _selection.known(key) is not None
         torch.use_deterministic_algorithms(True)
-        assert _selection.choose(("a",), lambda: runs) == "first"
+        assert _selection.choose(key, lambda: runs).name == "first"
         torch.use_deterministic_algorithms(False)
         _selection.set_kernel_choice("measured", file=file)
-        assert _selection.choose(("a",), lambda: {"first": None, "fast": None}) == "fast"
+        assert _selection.choose(key, lambda: {"first": None, "fast": None}).name == "fast"
         _selection.set_kernel_choice("default", file=file)
-        assert _selection.choose(("a",), lambda: runs) == "first"
+        assert _selection.choose(key, lambda: runs).name == "first"
         file.write_text("nonsense\n")
         with pytest.raises(ValueError, match="line 1, is no kernel choice"):
             _selection.set_kernel_choice("measured", file=file)
     finally:
         torch.use_deterministic_algorithms(False)
         _selection.set_kernel_choice("measured")
+
+
+def test_ever_new_sizes_are_served_as_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def measure(run: Any, count: int) -> float:
+        taken.append(count)
+        return run()
+
+    monkeypatch.setattr(_selection, "_gpu_ms", measure)
+    _selection.set_kernel_choice("measured")
+    try:
+        for size in range(1, 9):
+            runs = {"first": lambda: 2.0, "fast": lambda s=size: 1.0 if s > 4 else 3.0}
+            _selection.choose(Key(("a",), (size, 10)), lambda runs=runs: runs)
+        taken.clear()
+        for size, name in ((3, "first"), (100, "fast")):
+            key = Key(("a",), (size, 11))
+            assert _selection.choose(key, lambda: {"first": None, "fast": None}).name == name
+        assert taken == []
+        # What serves the nearest size does not serve this one.
+        runs = {"first": lambda: 2.0, "other": lambda: 1.0}
+        assert _selection.choose(Key(("a",), (101, 11)), lambda: runs).name == "other"
+    finally:
+        _selection.set_kernel_choice("measured")
+
+
+def test_small_steps_have_torchs_own_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = _tensors(3, True, torch.float32)
+    at = Geometry((1, 1), (1, 1), (1, 1), 8)
+    for ms, node in ((0.01, "ReluBackward0"), (1.0, "ConvReLUNodeBackward")):
+        choice = Choice("depthwise0", {"torch+pass": ms, "depthwise0": ms / 2})
+        monkeypatch.setattr(_fused, "choose", lambda *_, choice=choice: choice)
+        output = fused_conv_relu(*tensors, at, gradient=True)
+        assert output.grad_fn.name() == node
+        wanted = conv2d(*tensors, padding=1, groups=8).relu()
+        torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
+    assert not waits_for_host(Choice("torch+pass", {}))

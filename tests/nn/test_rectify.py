@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vramkit.nn import _paths
+from vramkit.nn import _paths, _selection
 from vramkit.nn._paths import Path
 from vramkit.nn._rectify import bias_relu, relu_keeping_mask
 from vramkit.nn.functional import conv_relu
@@ -76,25 +76,29 @@ class _OnGpu:
 
 
 @pytest.mark.parametrize(
-    ("bias", "kernels", "save", "path"),
+    ("bias", "kernels", "save", "choice", "path"),
     [
-        (torch.ones(2), True, "output", Path.BIAS),
-        (torch.ones(2), True, "mask", Path.MASK_BIAS),
-        (torch.ones(2), False, "output", Path.UNSUPPORTED),
-        (torch.ones(2), False, "mask", Path.UNSUPPORTED),
-        (torch.ones(3), True, "output", Path.UNSUPPORTED),
-        (torch.ones(2).half(), True, "output", Path.UNSUPPORTED),
-        (None, True, "output", Path.NO_BIAS),
-        (None, True, "mask", Path.MASK),
+        (torch.ones(2), True, "output", "measured", Path.CHOSEN),
+        (torch.ones(2), True, "output", "default", Path.BIAS),
+        (torch.ones(2), True, "mask", "measured", Path.MASK_BIAS),
+        (torch.ones(2), False, "output", "measured", Path.UNSUPPORTED),
+        (torch.ones(2), False, "mask", "measured", Path.UNSUPPORTED),
+        (torch.ones(3), True, "output", "measured", Path.UNSUPPORTED),
+        (torch.ones(2).half(), True, "output", "measured", Path.UNSUPPORTED),
+        (None, True, "output", "measured", Path.CHOSEN),
+        (None, True, "output", "default", Path.NO_BIAS),
+        (None, True, "mask", "measured", Path.MASK),
     ],
 )
 def test_paths_on_a_gpu(
     bias: Tensor | None,
     kernels: bool,
     save: _paths.Save,
+    choice: _selection.Mode,
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(_selection._State, "mode", choice)
     monkeypatch.setattr(_paths, "_is_plain", lambda _: True)
     monkeypatch.setattr(_paths, "has_kernels", lambda _: kernels)
     x, weight = _OnGpu(torch.ones(1, 1, 4, 4)), torch.ones(2, 1, 3, 3, requires_grad=True)

@@ -38,7 +38,8 @@ Forward = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
+    """Return PyTorch's convolution."""
     output: Tensor = _ATEN.convolution.default(
         *(x, weight, bias, at.stride, at.padding, at.dilation, False, (0,) * len(at.stride)),
         at.groups,
@@ -47,7 +48,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> T
 
 
 def _pass(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
-    output = _convolve(x, weight, None, at)
+    output = convolve(x, weight, None, at)
     if bias is None:
         return output.relu_()
     if format_of(output) is None:

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from vramkit.errors import ArgumentTypeError
 from vramkit.nn._candidates import describe
-from vramkit.nn._fused import forward_key
+from vramkit.nn._fused import forward_key, waits_for_host
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Path, choose_path, needs_gradient
 from vramkit.nn._selection import known
@@ -33,6 +33,7 @@ _BACKWARD = {
     ),
 }
 _TORCH = "PyTorch's convolution, then an in-place ReLU"
+_TORCH_BACKWARD = "PyTorch's gradients of ReLU and convolution"
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,13 @@ def explain(module: torch.nn.Module, input: Tensor) -> Explanation:  # noqa: A00
         *(module.groups, module.save),
     )
     forward, tried = _FORWARD.get(path, _TORCH), ""
+    backward = _BACKWARD.get(path, _TORCH_BACKWARD)
     if path is Path.CHOSEN:
-        forward, tried = _explain_choice(module, input, padding)
+        forward, backward, tried = _explain_choice(module, input, padding)
     if not needs_gradient(input, module.weight, module.bias):
         return Explanation(forward, None, None, path.value, tried)
     masked = path in (Path.MASK, Path.MASK_BIAS, Path.COMPILED_MASK)
     saved = "one bit an element" if masked else "the output, which the next operation may share"
-    backward = _BACKWARD.get(path, "PyTorch's gradients of ReLU and convolution")
     return Explanation(forward, backward, saved, path.value, tried)
 
 
@@ -106,11 +107,14 @@ def _explain_choice(
     module: ConvReLUModule,
     input: Tensor,  # noqa: A002
     padding: str | int | tuple[int, ...],
-) -> tuple[str, str]:
-    """Return what was chosen for a call's forward pass, and what was tried."""
+) -> tuple[str, str, str]:
+    """Return what was chosen for a call, forward and backward, and what was tried."""
     x, weight, bias = as_computed(input, module.weight, module.bias)
     at = geometry_of(weight, module.stride, padding, module.dilation, module.groups)
     choice = known(forward_key(x, weight, bias, at))
+    backward = _BACKWARD[Path.CHOSEN]
     if choice is None:
-        return "the fastest kernels, which the first call will measure", ""
-    return describe(choice.name, bias is not None), str(choice)
+        return "the fastest kernels, which the first call will measure", backward, ""
+    if needs_gradient(input, module.weight, module.bias) and waits_for_host(choice):
+        return f"{_TORCH}: so small a step waits for the host", _TORCH_BACKWARD, str(choice)
+    return describe(choice.name, bias is not None), backward, str(choice)

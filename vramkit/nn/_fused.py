@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,15 +14,21 @@ from vramkit.nn._candidates import (
     FORWARD,
     GRAD_INPUT,
     GRAD_WEIGHT,
+    PASS,
     Backward,
     Geometry,
     aten_gradients,
+    convolve,
     forward_names,
     grad_input_names,
     grad_weight_names,
 )
 from vramkit.nn._operators import format_of
-from vramkit.nn._selection import Key, Run, choose
+from vramkit.nn._selection import Choice, Key, Run, choose, is_capturing
+
+# PyTorch's convolution and a pass over its output take the GPU less than this, and both gradients
+# about three times as much: less than the host takes for a step with PyTorch's own nodes.
+_SMALL_MS = 0.04
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
@@ -31,22 +37,42 @@ def fused_conv_relu(
     x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry, *, gradient: bool
 ) -> Tensor:
     """Return ``relu(conv(x, weight, bias))`` of tensors of one dtype."""
-    name = choose(forward_key(x, weight, bias, at), partial(_forward_runs, x, weight, bias, at))
+    choice = choose(forward_key(x, weight, bias, at), partial(_forward_runs, x, weight, bias, at))
     if not gradient:
-        return FORWARD[name](x, weight, bias, at)
-    output: Tensor = ConvReLUNode.apply(x, weight, bias, at, name)  # type: ignore[no-untyped-call]
+        return FORWARD[choice.name](x, weight, bias, at)
+    if waits_for_host(choice):
+        return torch.relu_(convolve(x, weight, bias, at))
+    output: Tensor = ConvReLUNode.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, at, choice.name
+    )
     return output
+
+
+def waits_for_host(choice: Choice) -> bool:
+    """Tell whether a training step gains more from PyTorch's own nodes than from faster kernels.
+
+    Those are in C++; this one costs the host more than such a small call takes the GPU. A CUDA
+    graph does not wait for the host.
+    """
+    ms = choice.times_ms.get(PASS)
+    return ms is not None and ms < _SMALL_MS and not is_capturing()
 
 
 def forward_key(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Key:
     """Return all that the times of the forward pass depend on."""
-    return ("forward", bias is None, *_describe(x, weight), *at)
+    return Key(("forward", bias is None, *_describe(x, weight, at)), tuple(x.shape))
 
 
-def _describe(x: Tensor, weight: Tensor) -> Key:
+def _describe(x: Tensor, weight: Tensor, at: Geometry) -> tuple[Hashable, ...]:
     flags = torch._C._get_cudnn_benchmark(), torch._C._get_cudnn_allow_tf32()
-    shapes = (x.shape, x.stride(), weight.shape, weight.stride())
-    return (x.dtype, *shapes, x.get_device(), x.data_ptr() % 16, *flags)
+    weights = (weight.shape, weight.stride())
+    where = (x.get_device(), x.data_ptr() % 16)
+    return (x.dtype, _order(x), *weights, *where, *flags, *at)
+
+
+def _order(tensor: Tensor) -> Hashable:
+    """Return the memory format of a tensor, or the strides if it has none."""
+    return format_of(tensor) or tensor.stride()
 
 
 def _forward_runs(
@@ -95,14 +121,15 @@ def _gradients(
     if weight.ndim != 4 or weight.shape[1] != 1:
         return aten_gradients(grad, x, weight, at, wanted)
     arguments = (grad, x, weight, at)
-    described = (*_describe(x, weight), grad.stride(), grad.data_ptr() % 16, *at)
+    described = (*_describe(x, weight, at), _order(grad), grad.data_ptr() % 16)
     names = []
     for kind, table, names_of, want in (
         ("input", GRAD_INPUT, grad_input_names, wanted[0]),
         ("weight", GRAD_WEIGHT, grad_weight_names, wanted[1]),
     ):
         runs = partial(_backward_runs, table, names_of, arguments)
-        names.append(choose((kind, *described), runs) if want else ATEN)
+        key = Key((kind, *described), tuple(x.shape))
+        names.append(choose(key, runs).name if want else ATEN)
     if names == [ATEN, ATEN]:
         return aten_gradients(*arguments, wanted)
     return (

@@ -1,13 +1,16 @@
 """Which of several kernels serves a call: the fastest, measured at the call's first use.
 
-What was found is remembered for the process, and in a file if one is given. Nothing is measured
-while a CUDA graph is captured; the first candidate then serves the call, as it does whenever
-deterministic algorithms are asked for, because a measured choice may differ from run to run.
+What was found is remembered for the process, and in a file if one is given. After some sizes of a
+call's input, others are served as the nearest of them, so that inputs of ever new sizes do not pay
+for measurements. Nothing is measured while a CUDA graph is captured; the first candidate then
+serves the call, as it does whenever deterministic algorithms are asked for, because a measured
+choice may differ from run to run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import threading
@@ -15,16 +18,17 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from vramkit.errors import InvalidArgumentError
 
 Mode = Literal["measured", "default"]
-Key = tuple[Hashable, ...]
 Run = Callable[[], object]
 
+# Sizes of one call's input that are measured.
+_MOST_SIZES = 8
 # Another candidate must be faster by this much, so that noise does not choose.
 _GAIN = 0.98
 _ROUNDS = 3
@@ -32,6 +36,13 @@ _ROUND_MS = 1.0
 _FEWEST, _MOST = 3, 20
 # Long enough for the host to queue a round, so that the GPU's time is measured and not the host's.
 _SLEEP_CYCLES = 1_000_000
+
+
+class Key(NamedTuple):
+    """All that the times of a call's candidates depend on."""
+
+    call: tuple[Hashable, ...]
+    size: tuple[int, ...]  # of the input
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class _State:
     mode: Mode = "measured"
     file: Path | None = None
     known: dict[Key, Choice] = {}  # noqa: RUF012 - one for the process
+    measured: dict[tuple[Hashable, ...], list[Key]] = {}  # noqa: RUF012
     stored: dict[str, Choice] = {}  # noqa: RUF012
     lock = threading.Lock()
 
@@ -82,7 +94,7 @@ def set_kernel_choice(mode: Mode, *, file: str | os.PathLike[str] | None = None)
     stored = {} if path is None else _read(path)
     with _State.lock:
         _State.mode, _State.file = mode, path
-        _State.known, _State.stored = {}, stored
+        _State.known, _State.measured, _State.stored = {}, {}, stored
 
 
 def measures() -> bool:
@@ -94,34 +106,51 @@ def measures() -> bool:
     )
 
 
+def is_capturing() -> bool:
+    """Tell whether the current stream's work is being captured in a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def known(key: Key) -> Choice | None:
     """Return what was chosen for a key; nothing is measured."""
     choice = _State.known.get(key)
     return choice or _State.stored.get(_text(key)) if _State.stored else choice
 
 
-def choose(key: Key, candidates: Callable[[], Mapping[str, Run]]) -> str:
-    """Return the name of the candidate that serves a call.
+def choose(key: Key, candidates: Callable[[], Mapping[str, Run]]) -> Choice:
+    """Return which candidate serves a call, and what is known of the times.
 
     Args:
-        key: All that the candidates' times depend on.
+        key: Under which the choice is remembered.
         candidates: Makes them where nothing is known yet; the first one serves any call.
     """
     choice = _State.known.get(key)
     if choice is not None and measures():
-        return choice.name
+        return choice
     runs = candidates()
-    first = next(iter(runs))
+    first = Choice(next(iter(runs)), {})
     if len(runs) == 1 or not measures():
         return first
+    choice = _known_for(key, runs)
     if choice is None:
-        choice = known(key)
-        if choice is None or choice.name not in runs:
-            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-                return first
-            choice = _measured(key, runs)
-        _State.known[key] = choice
-    return choice.name
+        if is_capturing():
+            return first
+        return _measured(key, runs)
+    _State.known[key] = choice
+    return choice
+
+
+def _known_for(key: Key, runs: Mapping[str, Run]) -> Choice | None:
+    """Return the choice of a file for a call, or that of the nearest of many sizes."""
+    choice = known(key)
+    if choice is not None and choice.name in runs:
+        return choice
+    sizes = _State.measured.get(key.call, [])
+    if len(sizes) < _MOST_SIZES:
+        return None
+    nearest = min(sizes, key=lambda other: abs(math.prod(other.size) - math.prod(key.size)))
+    choice = _State.known[nearest]
+    return choice if choice.name in runs else None
 
 
 def _measured(key: Key, runs: Mapping[str, Run]) -> Choice:
@@ -131,6 +160,7 @@ def _measured(key: Key, runs: Mapping[str, Run]) -> Choice:
             return choice
         choice = fastest(runs, _gpu_ms)
         _State.known[key] = choice
+        _State.measured.setdefault(key.call, []).append(key)
         if _State.file is not None:
             _append(_State.file, key, choice)
         return choice
@@ -186,7 +216,7 @@ def _gpu_ms(run: Run, count: int) -> float:
 def _text(key: Key) -> str:
     """Name a key for later processes: with the device's name and the versions."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return repr((name, torch.__version__, torch.backends.cudnn.version(), key))
+    return repr((name, torch.__version__, torch.backends.cudnn.version(), tuple(key)))
 
 
 def _append(file: Path, key: Key, choice: Choice) -> None:
