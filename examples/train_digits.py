@@ -27,10 +27,8 @@ def train(after_step=lambda: None):
     """Train from scratch; return the loss of each step and the accuracy on unseen images."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
+        vramkit.nn.ConvReLU2d(1, 32, 3, padding=1),
+        vramkit.nn.ConvReLU2d(32, 64, 3, padding=1),
         nn.MaxPool2d(4),
         nn.Flatten(),
         nn.Linear(64 * 2 * 2, 10),

@@ -7,8 +7,8 @@ from torch import Tensor
 
 import vramkit._ops  # noqa: F401 - loads the libraries that define the native operators
 
-# Blocks of 16 or 32 channels, threads of 2 or 4 rows; which is fastest depends on the shape.
-DEPTHWISE_VARIANTS = 3
+# Blocks of 16 or of 32 channels; which is faster depends on the shape.
+DEPTHWISE_VARIANTS = 2
 # Rows of a tile that a warp of the stem takes.
 STEM_VARIANTS = 2
 _STEM_OUTPUTS = 96

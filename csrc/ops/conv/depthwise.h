@@ -259,8 +259,6 @@ void for_tile(int64_t variant, F&& f) {
       return f(Tile<16, Map::kTileWidth, 2>{});
     case 1:
       return f(Tile<32, Map::kTileWidth, 2>{});
-    case 2:
-      return f(Tile<32, Map::kTileWidth, 4>{});
     default:
       STD_TORCH_CHECK(false, "vramkit: there is no depthwise variant ", variant);
   }

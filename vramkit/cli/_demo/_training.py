@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from vramkit.loader import DataLoader
+from vramkit.nn import ConvReLU2d
 
 BATCH = 128
 _MAX_LEARNING_RATE = 0.01
@@ -52,13 +53,10 @@ def load_digits() -> Digits:
 def make_model() -> nn.Sequential:
     """Three Conv+ReLU layers and a linear one."""
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
+        ConvReLU2d(1, 32, 3, padding=1),
+        ConvReLU2d(32, 64, 3, padding=1),
         nn.MaxPool2d(2),
-        nn.Conv2d(64, 64, 3, padding=1),
-        nn.ReLU(),
+        ConvReLU2d(64, 64, 3, padding=1),
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(64 * 2 * 2, 10),
