@@ -23,8 +23,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "calculator": "serve a local page that estimates the memory of large models",
     "demo": "train a small classifier inside a pool and draw its memory",
-    "estimate": "estimate the GPU memory of a step without a GPU",
-    "estimate-config": "estimate the memory of a large model from its configuration",
+    "estimate": "estimate the GPU memory of a step or of a large model, without a GPU",
     "run": "run an unmodified script or module inside a pool",
     "simulate": "replay a recorded allocation trace through the pool",
 }

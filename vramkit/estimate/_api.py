@@ -70,8 +70,8 @@ class Request:
         return evaluate(traced, self)
 
 
-class Training(TypedDict, total=False):
-    """How a model is trained, for :func:`estimate`.
+class ModelOptions(TypedDict, total=False):
+    """What a step of a model does, for :func:`estimate`.
 
     Attributes:
         optimizer: A name (``"adam"``, ``"adamw"``, ``"adamw-fused"``, ``"adamw-8bit"``, ``"sgd"``,
@@ -97,7 +97,7 @@ def estimate(
     guess: Guess = "refuse",
     alloc_conf: str = "",
     progress: Progress | None = None,
-    **training: Unpack[Training],
+    **options: Unpack[ModelOptions],
 ) -> Estimate:
     """Estimate the GPU memory of a training or inference step; nothing runs on a device.
 
@@ -111,7 +111,7 @@ def estimate(
         guess: ``"refuse"``, or ``"allow"`` to count and name results that depend on data.
         alloc_conf: What PYTORCH_ALLOC_CONF will hold.
         progress: Called after each step with the steps done and their total.
-        training: ``optimizer``, ``loss``, ``autocast`` and ``train``, see :class:`Training`.
+        options: ``optimizer``, ``loss``, ``autocast`` and ``train``, see :class:`ModelOptions`.
 
     Raises:
         ArgumentTypeError, InvalidArgumentError: An argument cannot be used.
@@ -123,23 +123,23 @@ def estimate(
     >>> found.parameters, found.fits("24GiB"), found.peak.by_kind["optimizer state"]
     (1050624, True, 8404992)
     """
-    recipe = _recipe(model, sample_input, training) if step is None else None
+    recipe = _recipe(model, sample_input, options) if step is None else None
     if step is not None:
-        _check_step(step, (model, sample_input, *training.values()))
+        _check_step(step, (model, sample_input, *options.values()))
     gpu, settings = find_target(target), parse_settings(alloc_conf)
     return Request(step, recipe, gpu, steps, guess, settings, progress).run()
 
 
-def _recipe(model: Any, sample: Any, training: Training) -> Recipe:
-    optimizer, loss = training.get("optimizer"), training.get("loss")
-    train = training.get("train")
+def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
+    optimizer, loss = options.get("optimizer"), options.get("loss")
+    train = options.get("train")
     return Recipe(
         model=_checked_model(model),
         sample=sample,
         optimizer=optimizer_factory(optimizer) if optimizer is not None else None,
         loss=loss,
         trains=(optimizer is not None or loss is not None) if train is None else train,
-        autocast=training.get("autocast"),
+        autocast=options.get("autocast"),
     )
 
 

@@ -1,6 +1,6 @@
 """Memory of large language models from their configuration, in closed form."""
 
-from vramkit.estimate.config._advice import Advice, advise
+from vramkit.estimate.config._advice import Change, advise
 from vramkit.estimate.config._architecture import Architecture
 from vramkit.estimate.config._catalogue import CatalogueEntry, catalogue
 from vramkit.estimate.config._parallel import Parallel
@@ -12,10 +12,10 @@ from vramkit.estimate.config._training import TrainingEstimate, estimate_trainin
 from vramkit.estimate.config._training_options import Training
 
 __all__ = [
-    "Advice",
     "Amount",
     "Architecture",
     "CatalogueEntry",
+    "Change",
     "Parallel",
     "ParameterCount",
     "Serving",

@@ -35,7 +35,7 @@ def exact(name: str, size_bytes: int, detail: str = "") -> Amount:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RankEstimate:
     """Memory of the rank that needs most.
 
     Attributes:

@@ -17,7 +17,7 @@ from vramkit.estimate.config._architecture import (
 from vramkit.estimate.config._cache import CacheOptions, cached_tokens, sequence_bytes, token_bytes
 from vramkit.estimate.config._overhead import communicators, cublas, outside_allocator
 from vramkit.estimate.config._parallel import Cut, Parallel
-from vramkit.estimate.config._results import Amount, Estimate, exact
+from vramkit.estimate.config._results import Amount, RankEstimate, exact
 from vramkit.estimate.config._schemes import DTYPE_BYTES, base_dtype
 from vramkit.estimate.config._serving_activations import activation_bytes
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
@@ -89,7 +89,7 @@ class Serving:
 
 
 @dataclass(frozen=True)
-class ServingEstimate(Estimate):
+class ServingEstimate(RankEstimate):
     """Memory of the rank that needs most, while a model is served.
 
     Attributes:

@@ -22,7 +22,7 @@ from vramkit.estimate.config._model_states import (
 )
 from vramkit.estimate.config._overhead import communicators, cublas, outside_allocator
 from vramkit.estimate.config._policies import FLOAT8_INPUT, policy_of
-from vramkit.estimate.config._results import Amount, Estimate, exact
+from vramkit.estimate.config._results import Amount, RankEstimate, exact
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
 from vramkit.estimate.config._training_activations import Keeping, layer_bytes
 from vramkit.estimate.config._training_notes import assumptions_of
@@ -33,7 +33,7 @@ _BUSY_LAYERS = 2
 
 
 @dataclass(frozen=True)
-class TrainingEstimate(Estimate):
+class TrainingEstimate(RankEstimate):
     """Memory of the rank that needs most, while a model is trained.
 
     Attributes:
