@@ -70,7 +70,12 @@ def test_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "nothing to estimate: give FILE:FUNCTION"),
         (["--mode", "train"], "give --config FILE or --config NAME"),
         (["train.py:make", "--zero", "0"], "--zero cannot be used with a step (train.py:make)"),
-        (["--config", "phi-4", "--steps", "2"], "--steps can only be used with a step"),
+        (["--config", "phi-4", "--steps", "2"], "--steps can only be used with a step or with"),
+        (["--trace", "--mode", "train"], "--trace needs --config"),
+        (
+            ["--config", "phi-4", "--trace", "--tensor", "8"],
+            "a trace is of one GPU, got a layout of 8",
+        ),
         (["--config", "lama-3.1-8b"], "did you mean"),
         (["--config", "phi-4", "--zero", "1"], "--zero cannot be used with --mode serve"),
         (["--config", "phi-4", "--packed"], "--packed cannot be used with --mode serve"),

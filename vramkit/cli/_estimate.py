@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--advice", action="store_true", help="say what would make it fit the budget"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_traced(parser.add_argument_group("a step of your own"))
+    _add_traced(parser.add_argument_group("what is traced"))
     _command.add_arguments(parser)
 
 
@@ -88,11 +88,39 @@ def run(arguments: argparse.Namespace) -> Status:
         raise InvalidArgumentError(
             "nothing to estimate: give FILE:FUNCTION, such as train.py:make_step, or --config FILE"
         )
+    if arguments.trace:
+        return _of_model(arguments)
     names = [name for name in (*_TRACED, *_FILES) if getattr(arguments, name) is not None]
     if names:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-        raise InvalidArgumentError(f"{flags} can only be used with a step, not with --config")
+        raise InvalidArgumentError(f"{flags} can only be used with a step or with --trace")
     return Status(_command.run(arguments, write))
+
+
+def _of_model(arguments: argparse.Namespace) -> Status:
+    """Trace a model that transformers builds, and print what the closed form says of it."""
+    from vramkit.estimate._estimate import budget_bytes
+    from vramkit.estimate.config import _command, trace_model
+    from vramkit.estimate.config._traced import closed_form_bytes
+
+    if arguments.advice or arguments.parameters or arguments.config is None:
+        raise InvalidArgumentError(
+            "--trace needs --config, and goes with neither --advice nor --parameters; leave it out "
+            "for these"
+        )
+    options = _command.read_options(arguments.mode or "serve", vars(arguments))
+    budget = budget_bytes(arguments.budget or arguments.target)
+    with ProgressLine(noun="step") as progress:
+        given = {name: getattr(arguments, name) for name in _TRACED}
+        tracing = {name: value for name, value in given.items() if value is not None}
+        found = trace_model(
+            arguments.config, options, target=arguments.target, progress=progress, **tracing
+        )
+    _write_files(arguments, found)
+    fits = found.fits(budget)
+    closed = closed_form_bytes(arguments.config, options, target=arguments.target)
+    _report(found, fits, None, closed, as_json=arguments.json)
+    return Status.OK if fits else Status.DOES_NOT_FIT
 
 
 def _of_step(arguments: argparse.Namespace) -> Status:
@@ -126,18 +154,27 @@ def _traced(arguments: argparse.Namespace, budget: int | None) -> Status:
             progress=progress,
             **options,
         )
+    _write_files(arguments, found)
+    fits = None if budget is None else found.fits(budget)
+    advice = found.advice(budget) if arguments.advice and budget is not None else None
+    _report(found, fits, advice, None, as_json=arguments.json)
+    return Status.DOES_NOT_FIT if fits is False else Status.OK
+
+
+def _write_files(arguments: argparse.Namespace, found: "Estimate") -> None:
     if arguments.timeline is not None:
         found.timeline(arguments.timeline)
     if arguments.events is not None:
         found.save_events(arguments.events)
-    fits = None if budget is None else found.fits(budget)
-    advice = found.advice(budget) if arguments.advice and budget is not None else None
-    _report(found, fits, advice, as_json=arguments.json)
-    return Status.DOES_NOT_FIT if fits is False else Status.OK
 
 
 def _report(
-    found: "Estimate", fits: bool | None, advice: "Advice | None", *, as_json: bool
+    found: "Estimate",
+    fits: bool | None,
+    advice: "Advice | None",
+    closed: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
         report: dict[str, Any] = found.as_dict()
@@ -145,10 +182,16 @@ def _report(
             report["fits"] = fits
         if advice is not None:
             report["advice"] = advice.as_dict()
+        if closed is not None:
+            report["closed_form_bytes"] = closed
         write_json(report)
         return
     write(str(found))
+    if closed is not None:
+        percent = 100 * (closed / found.peak_requested_bytes - 1)
+        write(f"\nThe closed form gives {closed:,} requested bytes, {percent:+.2f} %.")
     if fits is not None:
-        write(f"\nThe step {'fits' if fits else 'does not fit'} the budget.")
+        what = "step" if closed is None else "model"
+        write(f"\nThe {what} {'fits' if fits else 'does not fit'} the budget.")
     if advice is not None:
         write(f"\n{advice}")

@@ -8,6 +8,7 @@ from vramkit.estimate.config._parameters import ParameterCount, count_parameters
 from vramkit.estimate.config._reading import read_model
 from vramkit.estimate.config._results import Amount
 from vramkit.estimate.config._serving import Serving, ServingEstimate, estimate_serving
+from vramkit.estimate.config._traced import trace_model
 from vramkit.estimate.config._training import TrainingEstimate, estimate_training
 from vramkit.estimate.config._training_options import Training
 
@@ -28,4 +29,5 @@ __all__ = [
     "estimate_serving",
     "estimate_training",
     "read_model",
+    "trace_model",
 ]

@@ -53,7 +53,7 @@ _RANKS = {
 _SWITCHES = {
     "no_cuda_graphs": ("cuda_graphs", False, "serve: no CUDA graphs"),
     "keep_windows": ("windows", False, "serve: layers with a window keep all tokens"),
-    "eager": ("fused", False, "train: norms and activation functions are not fused kernels"),
+    "eager": ("fused", False, "the modules of transformers compute, without fused kernels"),
     "free_gradients": (
         "keep_gradients",
         False,
@@ -79,6 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--list", action="store_true", help="list the models of the catalogue")
     group.add_argument("--mode", choices=("serve", "train"), help="default: serve")
+    group.add_argument(
+        "--trace", action="store_true", help="trace the model that transformers builds, on one GPU"
+    )
     group.add_argument("--parameters", action="store_true", help="print the parameters too")
     for mode, options in (("serve", _SERVE), ("train", _TRAIN)):
         for name, (kind, meaning) in options.items():
@@ -91,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def given_options(arguments: argparse.Namespace) -> list[str]:
     """Return the options of :func:`add_arguments` that were given, as they are written."""
-    own = ("config", "list", "mode", "parameters", *_SERVE, *_TRAIN, *_RANKS, *_SWITCHES)
+    own = ("config", "list", "mode", "trace", "parameters", *_SERVE, *_TRAIN, *_RANKS, *_SWITCHES)
     values = ((name, getattr(arguments, name)) for name in own)
     return [_flag(name) for name, value in values if value is not None and value is not False]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vramkit.estimate._targets import Target
+from vramkit.estimate.config._architecture import Weight
 from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._results import Amount
 
@@ -33,7 +34,23 @@ def communicators(parallel: Parallel) -> list[Amount]:
     return [Amount("communicators", size, 64 * _MIB, high, "assumed, from reports of NCCL's users")]
 
 
-def cublas(target: Target) -> Amount:
-    """Workspaces of cuBLAS and cuBLASLt for one stream."""
-    size = target.cublas_bytes + target.cublas_lt_bytes
+def has_bias(weight: Weight) -> bool:
+    """Tell whether a tensor is a bias, which cuBLASLt adds to a product."""
+    return weight.name.endswith("bias") and not weight.buffer
+
+
+def training_workspaces(target: Target, *, biased: bool) -> Amount:
+    """Workspaces of the threads of forward and backward, which have a handle of cuBLAS each.
+
+    Args:
+        target: The GPU.
+        biased: Whether the forward uses cuBLASLt.
+    """
+    size = 2 * target.cublas_bytes + (target.cublas_lt_bytes if biased else 0)
+    return Amount("cuBLAS workspaces", size, size, 2 * size, "one stream, two threads")
+
+
+def serving_workspaces(target: Target, *, biased: bool) -> Amount:
+    """Workspaces of cuBLAS, and of cuBLASLt where it is used, for one stream."""
+    size = target.cublas_bytes + (target.cublas_lt_bytes if biased else 0)
     return Amount("cuBLAS workspaces", size, size, 2 * size, "one stream")
