@@ -64,6 +64,7 @@ def test_every_exception_is_explained() -> None:
     [
         ("simulate", ("simulate",)),
         ("estimate", ("estimate", "calculator")),
+        ("calibrate", ("estimate",)),
         ("demo", ("quickstart",)),
         ("run", ("run",)),
     ],

@@ -22,6 +22,7 @@ __all__ = ["main"]
 # that raises is not vramkit's.
 _COMMANDS = {
     "calculator": "serve a local page that estimates the memory of large models",
+    "calibrate": "measure a GPU for estimates, and write a file that --target reads",
     "demo": "train a small classifier inside a pool and draw its memory",
     "estimate": "estimate the GPU memory of a step or of a large model, without a GPU",
     "run": "run an unmodified script or module inside a pool",

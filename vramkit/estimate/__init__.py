@@ -9,11 +9,13 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vramkit.estimate._targets import Target, find_target, targets
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target, targets
 
 if TYPE_CHECKING:
     from vramkit.estimate._advice import Advice, Proposal
     from vramkit.estimate._api import ModelOptions, estimate
+    from vramkit.estimate._calibrate import calibrate
     from vramkit.estimate._estimate import Estimate
     from vramkit.estimate._peak import Peak, Share
 
@@ -25,6 +27,7 @@ __all__ = [
     "Proposal",
     "Share",
     "Target",
+    "calibrate",
     "estimate",
     "find_target",
     "targets",
@@ -37,6 +40,7 @@ _HOMES = {
     "Peak": "_peak",
     "Proposal": "_advice",
     "Share": "_peak",
+    "calibrate": "_calibrate",
     "estimate": "_api",
 }
 

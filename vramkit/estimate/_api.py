@@ -26,12 +26,19 @@ from vramkit.estimate._optimizers import Factory, optimizer_factory
 from vramkit.estimate._peak import find_peak
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
-from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target
 from vramkit.estimate._trace import Guess, Progress, trace
 from vramkit.units import format_mib
 
 MakeStep = Callable[..., Callable[[], Any]]
 _PAGE_BYTES = 2 << 20
+# Operators by the library that they use, of libraries that most steps do not.
+_LIBRARIES: dict[str, tuple[str, ...]] = {
+    "cuSOLVER": ("aten::linalg_eigh", "aten::_linalg", "aten::linalg_c", "aten::cholesky"),
+    "cuFFT": ("aten::_fft",),
+    "cuSPARSE": ("aten::_sparse", "aten::_to_sparse"),
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def evaluate(traced: Trace, request: Request) -> Estimate:
         "pool": pool_bytes(events),
     }
     used = expandable if settings.expandable_segments else native
-    target = request.target
+    target = with_libraries(request.target, traced)
     low, high, reasons = _interval(traced, used.reserved_bytes, target)
     return Estimate(
         target=target,
@@ -181,6 +188,22 @@ def evaluate(traced: Trace, request: Request) -> Estimate:
         trace=traced,
         settings=settings,
         request=request,
+    )
+
+
+def with_libraries(target: Target, traced: Trace) -> Target:
+    """Add the first uses of libraries of which the trace calls operators, where measured."""
+    used = (
+        size
+        for library, size in target.library_bytes.items()
+        if any(name.startswith(_LIBRARIES.get(library, ())) for name in traced.operators)
+    )
+    extra = sum(used)
+    return replace(
+        target,
+        outside_bytes=target.outside_bytes + extra,
+        outside_low_bytes=target.outside_low_bytes + extra,
+        outside_high_bytes=target.outside_high_bytes + extra,
     )
 
 
@@ -206,7 +229,7 @@ def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, t
         names = ", ".join(sorted(traced.assumed_bytes))
         reasons.append(
             f"Workspaces of {names} follow a formula, up to {format_mib(largest)} at once: cuDNN's "
-            "choice for these shapes has not been measured."
+            "choice for these shapes has not been measured (vramkit calibrate does on your GPU)."
         )
     if traced.unknown:
         reasons.append(

@@ -11,7 +11,7 @@ import torch
 
 from vramkit.estimate import _engine
 from vramkit.estimate._ops import _attention
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
 

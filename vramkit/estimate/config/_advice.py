@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 from vramkit.estimate.config._architecture import Architecture
 from vramkit.estimate.config._results import RankEstimate, budget_bytes
 from vramkit.estimate.config._serving import Serving, estimate_serving

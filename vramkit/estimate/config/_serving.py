@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target
 from vramkit.estimate.config._architecture import (
     Architecture,
     Attention,
@@ -258,7 +259,7 @@ class _Plan:
         if options.cuda_graphs and options.fused:
             graphs = Amount("CUDA graphs", 3 * _GIB // 4, _GIB // 10, 5 * _GIB // 2, "assumed")
             found.append(graphs)
-        found += communicators(parallel)
+        found += communicators(parallel, self._target)
         biased = options.fused or any(map(has_bias, model_weights(self._model)))
         workspaces = serving_workspaces(self._target, biased=biased)
         return (*found, workspaces, outside_allocator(self._target))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from vramkit.estimate._estimate import Estimate
-    from vramkit.estimate._targets import Target
+    from vramkit.estimate._target import Target
 
 # Types whose architecture transformers has under another name.
 _OTHER_TYPES = {"kimi_k2": "deepseek_v3"}

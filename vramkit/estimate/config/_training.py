@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target
 from vramkit.estimate.config._architecture import Architecture, Layer, Mixture, Weight
 from vramkit.estimate.config._keeping import Keeping
 from vramkit.estimate.config._layer_weights import (
@@ -176,7 +177,7 @@ class _Plan:
         found += self._copies(weights, states)
         found += self._gathered(stage)
         found += self._activations(stage)
-        found += communicators(self._options.parallel)
+        found += communicators(self._options.parallel, self._target)
         workspaces = training_workspaces(self._target, biased=any(map(has_bias, weights)))
         return (*found, workspaces, outside_allocator(self._target))
 
