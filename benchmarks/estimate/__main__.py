@@ -4,6 +4,9 @@ Reads the measured peaks from ``truth-h100.jsonl`` in ``--truth`` (by default ``
 beside the checkout) and prints a Markdown table; with ``--record`` the predicted and the measured
 bytes are appended to the results, too. Needs timm and transformers 5.17.0: the measured one, since
 another version's models may run other operators.
+
+``--own`` needs a GPU instead: it runs the models of ``own.py`` on it and compares these, after the
+workspaces of their convolutions were measured (``vramkit calibrate``).
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from benchmarks._shared.harness import Recorder, Row, summarize
 
@@ -72,13 +77,52 @@ def _record(
         recorder.add(row)
 
 
+def compare_own(names: list[str], *, record: bool) -> int:
+    """Compare the models of ``own.py`` on this machine's GPU; returns 75 where there is none."""
+    import torch
+
+    from benchmarks.estimate import own_run
+
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to compare with")
+        return 75
+    recorder = Recorder(record=True, allow_dirty=False) if record else None
+    percent = (*(f"{key} %" for key in own_run.COLUMNS), "allocated %, not calibrated")
+    print(f"| model | {' | '.join(percent)} |\n|---" + "|---:" * len(percent) + "|")
+    with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
+        found = own_run.compare(Path(folder), names)
+    for each in found:
+        errors = [own_run.error(each, key) for key in own_run.COLUMNS]
+        errors.append(own_run.error(each, "allocated", "predicted"))
+        print(f"| {each['model']} | {' | '.join(f'{value:+.3f}' for value in errors)} |")
+        if recorder is not None:
+            record_own(recorder, each)
+    return 0
+
+
+def record_own(recorder: Recorder, found: dict[str, Any]) -> None:
+    """Add the rows of one model: calibrated and not, beside what was measured."""
+    from benchmarks.estimate import own_run
+
+    for kind in ("calibrated", "predicted"):
+        for key in own_run.COLUMNS:
+            own, measured = (summarize([float(found[part][key])]) for part in (kind, "measured"))
+            name = f"own {found['model']}"
+            settings = {"calibrated": kind == "calibrated"}
+            row = Row("estimate", name, f"{key}_bytes", "B", own, settings, "measured", measured)
+            recorder.add(row)
+
+
 def main() -> int:
     """Print the table; returns 75 where there is nothing to compare with."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--record", action="store_true", help="append the rows to results/")
     parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
+    parser.add_argument("--own", action="store_true", help="run the models of own.py on a GPU")
     arguments = parser.parse_args()
+    if arguments.own:
+        return compare_own(arguments.models, record=arguments.record)
     if not (arguments.truth / "truth-h100.jsonl").is_file():
         print(f"no truth-h100.jsonl in {arguments.truth}: nothing to compare with")
         return 75
