@@ -5,8 +5,9 @@ beside the checkout) and prints a Markdown table; with ``--record`` the predicte
 bytes are appended to the results, too. Needs timm and transformers 5.17.0: the measured one, since
 another version's models may run other operators.
 
-``--own`` needs a GPU instead: it runs the models of ``own.py`` on it and compares these, after the
-workspaces of their convolutions were measured (``vramkit calibrate``).
+``--peers`` prints what other estimators say of the same steps. ``--own`` needs a GPU instead: it
+runs the models of ``own.py`` on it and compares these, after the workspaces of their convolutions
+were measured (``vramkit calibrate``).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def measure(
     from vramkit.estimate import estimate
 
     begin = time.perf_counter()
-    found = estimate(step=MODELS[name])
+    found = estimate(step=MODELS[name].make_step)
     seconds = time.perf_counter() - begin
     assert found.parameters == truth["parameters"], f"{name} is another model here"
     predicted = {
@@ -75,6 +76,34 @@ def _record(
         own, measured = (summarize([float(sizes[key])]) for sizes in (predicted, truth))
         row = Row("estimate", name, f"{key}_bytes", "B", own, {}, "measured on an H100", measured)
         recorder.add(row)
+
+
+def compare_peers(
+    names: list[str], truth: dict[str, dict[str, int]], recorder: Recorder | None
+) -> int:
+    """Print the errors of the allocated bytes of each estimator that is installed."""
+    from benchmarks.estimate.models import MODELS
+    from benchmarks.estimate.peers import ask, installed
+
+    peers = installed()
+    print(
+        f"| model | {' | '.join(f'{name} %' for name in peers)} |\n|---"
+        + "|---:" * len(peers)
+        + "|"
+    )
+    for name in names or MODELS:
+        measured = truth[name]["allocated"]
+        cells = []
+        for peer, asked in peers.items():
+            said = ask(asked, MODELS[name])
+            exact = isinstance(said, int)
+            cells.append(f"{100 * (said / measured - 1):+.1f}" if exact else str(said or ""))
+            if recorder is not None and exact:
+                theirs, own = summarize([float(said)]), summarize([float(measured)])
+                case = f"{name}, measured on an H100"
+                recorder.add(Row("estimate", case, "allocated_bytes", "B", own, {}, peer, theirs))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return 0
 
 
 def compare_own(names: list[str], *, record: bool) -> int:
@@ -119,6 +148,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--record", action="store_true", help="append the rows to results/")
     parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
+    parser.add_argument("--peers", action="store_true", help="ask other estimators instead")
     parser.add_argument("--own", action="store_true", help="run the models of own.py on a GPU")
     arguments = parser.parse_args()
     if arguments.own:
@@ -133,6 +163,8 @@ def main() -> int:
     import_torchvision()
     truth = read_truth(arguments.truth)
     recorder = Recorder(record=True, allow_dirty=False) if arguments.record else None
+    if arguments.peers:
+        return compare_peers(arguments.models, truth, recorder)
     columns = ("model", "allocated: predicted / measured", "reserved: predicted / measured")
     percent = (*(f"{key} %" for key in _COLUMNS), "formula", "s")
     print(f"| {' | '.join((*columns, *percent))} |")
