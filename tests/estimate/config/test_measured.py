@@ -1,8 +1,8 @@
 """Trainings of transformers' modules, measured on an H100 with torch 2.11: peak of allocated bytes.
 
 Each ran three steps of ``loss.backward(); optimizer.step(); zero_grad(set_to_none=True)`` with
-AdamW, Llama and DeepSeek with ``use_cache=False`` and GPT-2 without: transformers then keeps a cache
-of keys and values while it trains.
+AdamW, Llama and DeepSeek with ``use_cache=False`` and GPT-2 without: transformers then keeps a
+cache of keys and values while it trains.
 """
 
 from __future__ import annotations
