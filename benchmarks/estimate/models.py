@@ -101,9 +101,10 @@ class Workload:
         """Build everything on ``"cuda"`` and return what runs one step.
 
         Args:
-            made: The model, where it was built before.
+            made: The model on ``"cuda"``, where it was built before.
         """
-        model = (self.model() if made is None else made).to("cuda").train()
+        model = self.model().to("cuda") if made is None else made
+        model.train()
         inputs, labels = self._data()
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)
