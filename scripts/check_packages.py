@@ -62,7 +62,7 @@ def check_wheel(folder: Path, libraries: set[str]) -> Path:
     names = set(zipfile.ZipFile(wheel).namelist())
     found = {Path(name).name.split("_torch")[0] for name in names if name.endswith(".so")}
     assert found == libraries, f"{wheel.name} holds {sorted(found)}, not {sorted(libraries)}"
-    data = "vramkit/estimate/_data/convolutions-h100.json"
+    data = "vramkit/estimate/_data/h100.json"
     assert {"vramkit/py.typed", data, "vramkit/_csrc/bind/torch/adapter_cpu.cpp"} <= names
     return wheel
 

@@ -36,6 +36,7 @@ def test_all_lists_every_exception() -> None:
         (errors.ScopeError, RuntimeError),
         (errors.TraceError, ValueError),
         (errors.UntraceableError, RuntimeError),
+        (errors.CalibrationError, RuntimeError),
     ],
 )
 def test_builtin_bases_and_texts(exception: type[Exception], builtin: type[Exception]) -> None:

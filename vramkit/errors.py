@@ -10,6 +10,7 @@ True
 
 __all__ = [
     "ArgumentTypeError",
+    "CalibrationError",
     "CapacityError",
     "DoubleFreeError",
     "ForeignPointerError",
@@ -59,6 +60,10 @@ class UnsupportedDeviceError(VramkitError, NotImplementedError):
 
 class UntraceableError(VramkitError, RuntimeError):
     """A step whose memory cannot be known without running it."""
+
+
+class CalibrationError(VramkitError, RuntimeError):
+    """A measurement of a GPU ended without a result."""
 
 
 class LoaderClosedError(VramkitError, RuntimeError):

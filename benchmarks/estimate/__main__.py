@@ -4,6 +4,10 @@ Reads the measured peaks from ``truth-h100.jsonl`` in ``--truth`` (by default ``
 beside the checkout) and prints a Markdown table; with ``--record`` the predicted and the measured
 bytes are appended to the results, too. Needs timm and transformers 5.17.0: the measured one, since
 another version's models may run other operators.
+
+``--peers`` prints what other estimators say of the same steps. ``--own`` needs a GPU instead: it
+runs the models of ``own.py`` on it and compares these, after the workspaces of their convolutions
+were measured (``vramkit calibrate``).
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from benchmarks._shared.harness import Recorder, Row, summarize
 
@@ -44,7 +50,7 @@ def measure(
     from vramkit.estimate import estimate
 
     begin = time.perf_counter()
-    found = estimate(step=MODELS[name])
+    found = estimate(step=MODELS[name].make_step)
     seconds = time.perf_counter() - begin
     assert found.parameters == truth["parameters"], f"{name} is another model here"
     predicted = {
@@ -72,13 +78,81 @@ def _record(
         recorder.add(row)
 
 
+def compare_peers(
+    names: list[str], truth: dict[str, dict[str, int]], recorder: Recorder | None
+) -> int:
+    """Print the errors of the allocated bytes of each estimator that is installed."""
+    from benchmarks.estimate.models import MODELS
+    from benchmarks.estimate.peers import ask, installed
+
+    peers = installed()
+    print(
+        f"| model | {' | '.join(f'{name} %' for name in peers)} |\n|---"
+        + "|---:" * len(peers)
+        + "|"
+    )
+    for name in names or MODELS:
+        measured = truth[name]["allocated"]
+        cells = []
+        for peer, asked in peers.items():
+            said = ask(asked, MODELS[name])
+            exact = isinstance(said, int)
+            cells.append(f"{100 * (said / measured - 1):+.1f}" if exact else str(said or ""))
+            if recorder is not None and exact:
+                theirs, own = summarize([float(said)]), summarize([float(measured)])
+                case = f"{name}, measured on an H100"
+                recorder.add(Row("estimate", case, "allocated_bytes", "B", own, {}, peer, theirs))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return 0
+
+
+def compare_own(names: list[str], *, record: bool) -> int:
+    """Compare the models of ``own.py`` on this machine's GPU; returns 75 where there is none."""
+    import torch
+
+    from benchmarks.estimate import own_run
+
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to compare with")
+        return 75
+    recorder = Recorder(record=True, allow_dirty=False) if record else None
+    percent = (*(f"{key} %" for key in own_run.COLUMNS), "allocated %, not calibrated")
+    print(f"| model | {' | '.join(percent)} |\n|---" + "|---:" * len(percent) + "|")
+    with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
+        found = own_run.compare(Path(folder), names)
+    for each in found:
+        errors = [own_run.error(each, key) for key in own_run.COLUMNS]
+        errors.append(own_run.error(each, "allocated", "predicted"))
+        print(f"| {each['model']} | {' | '.join(f'{value:+.3f}' for value in errors)} |")
+        if recorder is not None:
+            record_own(recorder, each)
+    return 0
+
+
+def record_own(recorder: Recorder, found: dict[str, Any]) -> None:
+    """Add the rows of one model: calibrated and not, beside what was measured."""
+    from benchmarks.estimate import own_run
+
+    for kind in ("calibrated", "predicted"):
+        for key in own_run.COLUMNS:
+            own, measured = (summarize([float(found[part][key])]) for part in (kind, "measured"))
+            name = f"own {found['model']}"
+            settings = {"calibrated": kind == "calibrated"}
+            row = Row("estimate", name, f"{key}_bytes", "B", own, settings, "measured", measured)
+            recorder.add(row)
+
+
 def main() -> int:
     """Print the table; returns 75 where there is nothing to compare with."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--record", action="store_true", help="append the rows to results/")
     parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
+    parser.add_argument("--peers", action="store_true", help="ask other estimators instead")
+    parser.add_argument("--own", action="store_true", help="run the models of own.py on a GPU")
     arguments = parser.parse_args()
+    if arguments.own:
+        return compare_own(arguments.models, record=arguments.record)
     if not (arguments.truth / "truth-h100.jsonl").is_file():
         print(f"no truth-h100.jsonl in {arguments.truth}: nothing to compare with")
         return 75
@@ -89,6 +163,8 @@ def main() -> int:
     import_torchvision()
     truth = read_truth(arguments.truth)
     recorder = Recorder(record=True, allow_dirty=False) if arguments.record else None
+    if arguments.peers:
+        return compare_peers(arguments.models, truth, recorder)
     columns = ("model", "allocated: predicted / measured", "reserved: predicted / measured")
     percent = (*(f"{key} %" for key in _COLUMNS), "formula", "s")
     print(f"| {' | '.join((*columns, *percent))} |")

@@ -63,7 +63,9 @@ def main() -> None:
     import_torchvision()
     events = load_trace(arguments.trace)
     recorded = events.size_bytes[events.op == 0].tolist()
-    found = differences(estimate(step=MODELS[arguments.model]).trace, recorded, arguments.limit)
+    found = differences(
+        estimate(step=MODELS[arguments.model].make_step).trace, recorded, arguments.limit
+    )
     print("\n".join(found) if found else "no allocation differs")
 
 

@@ -12,8 +12,9 @@ import re
 import sys
 from pathlib import Path
 
-TABLE = Path("vramkit/estimate/_data/convolutions-h100.json")
-_SOURCE = "recorded on an H100 80GB HBM3 with torch 2.11.0+cu130 and cuDNN 9.19"
+from vramkit.estimate._calibrate_worker import dropped_at_once
+
+TABLE = Path("vramkit/estimate/_data/h100.json")
 _CASE = re.compile(
     r"conv x\[(?P<x>[\d, ]+)\] w\[(?P<w>[\d, ]+)\] s\[(?P<s>[\d, ]+)\] p\[(?P<p>[\d, ]+)\] "
     r"g(?P<g>\d+) (?P<dtype>\w+) (?P<layout>cl|nchw)(?P<bias> bias)? (?P<what>fwd|bwd)"
@@ -30,9 +31,9 @@ def workspaces(lines: list[str]) -> dict[str, list[int]]:
             continue
         entry = table.setdefault(_signature(match), [0, 0, 0])
         if match["what"] == "fwd":
-            entry[0] = _after_results(record["seq"], 1)[0]
+            entry[0] = dropped_at_once(record["seq"], 1)[0]
         else:
-            entry[1:] = _after_results(record["seq"], 2)
+            entry[1:] = dropped_at_once(record["seq"], 2)
             # The bias's gradient, which comes next, may be dropped at once too.
             if match["bias"] and entry[2] == _bias_bytes(match):
                 entry[2] = 0
@@ -50,26 +51,12 @@ def _bias_bytes(match: re.Match[str]) -> int:
     return int(match["w"].split(",")[0]) * (4 if match["dtype"] == "float32" else 2)
 
 
-def _after_results(seq: list[int], count: int) -> list[int]:
-    """The blocks that are dropped at once after each of the first results."""
-    found, place = [], 0
-    for _ in range(count):
-        place += 1  # the result
-        drops = place + 1 < len(seq) and seq[place] > 0 and seq[place + 1] == -seq[place]
-        found.append(seq[place] if drops else 0)
-        place += 2 if drops else 0
-    return found
-
-
 def main(path: str) -> None:
     """Write the table."""
     table = workspaces(Path(path).read_text(encoding="utf-8").splitlines())
-    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table))
-    TABLE.write_text(
-        f'{{"source": {json.dumps(_SOURCE)}, "columns": ["forward", "input", "weight"],\n'
-        f' "workspaces": {{\n{rows}\n }}}}\n',
-        encoding="utf-8",
-    )
+    rows = ",\n".join(f"   {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table))
+    before = TABLE.read_text(encoding="utf-8").partition('"workspaces": {\n   ')
+    TABLE.write_text(f'{before[0]}"workspaces": {{\n{rows}\n  }}\n }}\n}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The training steps that were measured on an H100: thirteen models of timm and transformers.
 
-Each function builds model, optimizer and data on ``"cuda"`` and returns what runs one step.
+``make_step`` of each builds model, optimizer and data on ``"cuda"`` and returns what runs one step.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 Step = Callable[[], None]
-MakeStep = Callable[[], Step]
 
 _LLAMA = {
     "hidden_size": 1536,
@@ -63,86 +63,124 @@ def import_torchvision() -> None:
         __import__("torchvision")
 
 
-def _vision(
-    name: str, batch: int, size: int = 224, *, amp: bool = True, sgd: bool = False, cl: bool = False
-) -> MakeStep:
-    def make_step() -> Step:
-        import timm
+@dataclass(frozen=True)
+class Workload:
+    """A training step, described so that other estimators can be told of it.
 
-        model = timm.create_model(name).to("cuda")
-        images = torch.randn(batch, 3, size, size, device="cuda")
-        labels = torch.randint(0, 1000, (batch,), device="cuda")
-        if cl:
+    Attributes:
+        build: Makes the model, on the device that is the default.
+        shape: The shape of its input: images, or tokens.
+        precision: ``"fp32"``, ``"bf16"`` (weights too) or ``"autocast"``.
+        optimizer: ``"adamw"`` or ``"sgd"`` with momentum.
+        channels_last: Whether model and images are channels-last.
+        checkpoint: Whether layers are checkpointed.
+    """
+
+    build: Callable[[], Any]
+    shape: tuple[int, ...]
+    precision: str
+    optimizer: str = "adamw"
+    channels_last: bool = False
+    checkpoint: bool = False
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the input is images."""
+        return len(self.shape) == 4
+
+    def model(self) -> Any:
+        """Build the model in its precision, on the default device."""
+        model = self.build()
+        if self.precision == "bf16":
+            model = model.to(torch.bfloat16)
+        if self.checkpoint:
+            model.gradient_checkpointing_enable()
+        return model
+
+    def make_step(self, made: Any = None) -> Step:
+        """Build everything on ``"cuda"`` and return what runs one step.
+
+        Args:
+            made: The model on ``"cuda"``, where it was built before.
+        """
+        model = self.model().to("cuda") if made is None else made
+        model.train()
+        inputs, labels = self._data()
+        if self.channels_last:
             model = model.to(memory_format=torch.channels_last)
         optimizer: Any = (
             torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-            if sgd
+            if self.optimizer == "sgd"
             else torch.optim.AdamW(model.parameters(), 1e-4)
         )
-        if cl:
-            images = images.contiguous(memory_format=torch.channels_last)
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
 
         def step() -> None:
-            with torch.autocast("cuda", torch.bfloat16, enabled=amp):
-                loss = functional.cross_entropy(model(images), labels)
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.precision == "autocast"):
+                if self.reads_images:
+                    loss = functional.cross_entropy(model(inputs), labels)
+                else:
+                    loss = model(input_ids=inputs, labels=labels).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         return step
 
-    return make_step
+    def _data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.reads_images:
+            images = torch.randn(self.shape, device="cuda")
+            return images, torch.randint(0, 1000, self.shape[:1], device="cuda")
+        tokens = torch.randint(0, 30000, self.shape, device="cuda")
+        return tokens, tokens
+
+
+def _vision(
+    name: str, batch: int, size: int = 224, *, amp: bool = True, sgd: bool = False, cl: bool = False
+) -> Workload:
+    def build() -> Any:
+        import timm
+
+        return timm.create_model(name)
+
+    shape = (batch, 3, size, size)
+    precision = "autocast" if amp else "fp32"
+    return Workload(build, shape, precision, "sgd" if sgd else "adamw", channels_last=cl)
 
 
 def _text(
     kind: str,
     batch: int,
     length: int,
-    dtype: torch.dtype | None = None,
+    precision: str,
     *,
-    amp: bool = False,
     checkpoint: bool = False,
     **options: Any,
-) -> MakeStep:
-    def make_step() -> Step:
+) -> Workload:
+    def build() -> Any:
         import transformers
 
         config_name, model_name = _CLASSES[kind]
         config = getattr(transformers, config_name)(**options)
         config.decoder_start_token_id = 0 if kind == "t5" else None
-        model = getattr(transformers, model_name)(config)
-        if dtype is not None:
-            model = model.to(dtype)
-        model = model.to("cuda").train()
-        if checkpoint:
-            model.gradient_checkpointing_enable()
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-        tokens = torch.randint(0, 30000, (batch, length), device="cuda")
+        return getattr(transformers, model_name)(config)
 
-        def step() -> None:
-            with torch.autocast("cuda", torch.bfloat16, enabled=amp):
-                loss = model(input_ids=tokens, labels=tokens).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return step
-
-    return make_step
+    return Workload(build, (batch, length), precision, checkpoint=checkpoint)
 
 
-MODELS: dict[str, MakeStep] = {
+MODELS: dict[str, Workload] = {
     "resnet50_b64_cl": _vision("resnet50", 64, cl=True, sgd=True),
     "resnet50_fp32": _vision("resnet50", 32, amp=False),
     "convnext_t": _vision("convnext_tiny", 64),
     "vit_b": _vision("vit_base_patch16_224", 64),
     "effnet": _vision("efficientnet_b3", 32, 300, cl=True),
     "vgg16": _vision("vgg16", 32, sgd=True),
-    "gpt2_fp32": _text("gpt2", 8, 1024),
-    "gpt2_amp": _text("gpt2", 8, 1024, amp=True),
-    "bert_amp": _text("bert", 32, 256, amp=True),
-    "llama_bf16": _text("llama", 4, 1024, torch.bfloat16, **_LLAMA),
-    "llama_ckpt": _text("llama", 8, 2048, torch.bfloat16, checkpoint=True, **_LLAMA),
-    "dsv3_tiny": _text("dsv3", 4, 1024, torch.bfloat16, **_DEEPSEEK),
-    "t5": _text("t5", 8, 512, amp=True, **_T5),
+    "gpt2_fp32": _text("gpt2", 8, 1024, "fp32"),
+    "gpt2_amp": _text("gpt2", 8, 1024, "autocast"),
+    "bert_amp": _text("bert", 32, 256, "autocast"),
+    "llama_bf16": _text("llama", 4, 1024, "bf16", **_LLAMA),
+    "llama_ckpt": _text("llama", 8, 2048, "bf16", checkpoint=True, **_LLAMA),
+    "dsv3_tiny": _text("dsv3", 4, 1024, "bf16", **_DEEPSEEK),
+    "t5": _text("t5", 8, 512, "autocast", **_T5),
 }

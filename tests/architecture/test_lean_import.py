@@ -33,7 +33,13 @@ def started_by(code: str) -> set[str]:
     return set(filter(None, done.stdout.strip().split(",")))
 
 
-@pytest.mark.parametrize("name", ["vramkit", "vramkit.errors", "vramkit.units", "vramkit.cli"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vramkit", "vramkit.errors", "vramkit.units", "vramkit.cli", "vramkit.estimate"),
+        "vramkit.estimate.config",
+    ],
+)
 def test_importing_is_light(name: str) -> None:
     assert started_by(f"import {name}") == set()
 

@@ -33,6 +33,9 @@ def trained() -> Estimate:
 def test_the_module_is_the_function(trained: Estimate) -> None:
     assert isinstance(trained, Estimate)
     assert callable(vramkit.estimate)
+    assert set(vramkit.estimate.__all__) <= set(dir(vramkit.estimate))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = vramkit.estimate.nothing
 
 
 def test_the_figures_agree_with_each_other(trained: Estimate) -> None:

@@ -60,21 +60,22 @@ def test_every_exception_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "document"),
+    ("command", "documents"),
     [
-        ("simulate", "simulate"),
-        ("estimate", "estimate"),
-        ("demo", "quickstart"),
-        ("run", "run"),
-        ("estimate-config", "calculator"),
+        ("simulate", ("simulate",)),
+        ("estimate", ("estimate", "calculator")),
+        ("calibrate", ("estimate",)),
+        ("demo", ("quickstart",)),
+        ("run", ("run",)),
     ],
 )
 def test_every_option_is_named(
-    command: str, document: str, capsys: pytest.CaptureFixture[str]
+    command: str, documents: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, "--help"]) == 0
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
-    text = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
+    pages = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in documents]
+    text = "\n".join(pages)
     assert len(options) > 3
     assert [option for option in sorted(options) if f"`{option}" not in text] == []
 

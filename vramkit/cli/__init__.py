@@ -22,9 +22,9 @@ __all__ = ["main"]
 # that raises is not vramkit's.
 _COMMANDS = {
     "calculator": "serve a local page that estimates the memory of large models",
+    "calibrate": "measure a GPU for estimates, and write a file that --target reads",
     "demo": "train a small classifier inside a pool and draw its memory",
-    "estimate": "estimate the GPU memory of a step without a GPU",
-    "estimate-config": "estimate the memory of a large model from its configuration",
+    "estimate": "estimate the GPU memory of a step or of a large model, without a GPU",
     "run": "run an unmodified script or module inside a pool",
     "simulate": "replay a recorded allocation trace through the pool",
 }

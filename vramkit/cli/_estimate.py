@@ -1,16 +1,16 @@
-"""Estimates the GPU memory of a training or inference step, without a GPU."""
+"""Estimate GPU memory without a GPU: of a step of yours, or of a large model by its config.json.
+
+Exit status: 0 when it fits or no budget is given for a step, 1 when it does not fit, 2 for bad
+input or usage, 74 when the output cannot be written.
+"""
 
 import argparse
-import importlib
-import importlib.util
-import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vramkit.cli._arguments import integer
+from vramkit.cli._functions import load_function
 from vramkit.cli._output import note, write, write_json
 from vramkit.cli._progress import ProgressLine
 from vramkit.cli._status import CommandError, Status
@@ -19,13 +19,18 @@ from vramkit.errors import InvalidArgumentError, VramkitError
 if TYPE_CHECKING:
     from vramkit.estimate import Advice, Estimate
 
-_MODULE = "vramkit_estimated_program"
+# Of a traced step only; None where not given.
+_TRACED: dict[str, Any] = {"steps": 3, "guess": "refuse", "alloc_conf": ""}
+_FILES = ("timeline", "events")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``vramkit estimate``."""
+    from vramkit.estimate.config import _command
+
     parser.add_argument(
         "step",
+        nargs="?",
         metavar="FILE:FUNCTION",
         help="a function without arguments that builds model, optimizer and data on 'cuda' and "
         "returns a function that runs one step; in a file, or in a module (package.train:make)",
@@ -36,44 +41,96 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="SIZE",
-        help="bytes, '24GiB', or the name of a GPU: the exit status is 1 if the step does not fit",
+        help="bytes, '24GiB', or the name of a GPU: the exit status is 1 if the estimate does not "
+        "fit (default with --config: the GPU's memory)",
     )
     parser.add_argument(
-        "--advice", action="store_true", help="say what would make the step fit the budget"
+        "--advice", action="store_true", help="say what would make it fit the budget"
     )
-    parser.add_argument(
-        "--steps", type=integer(1), default=3, metavar="N", help="steps to trace (default: 3)"
-    )
-    parser.add_argument(
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_traced(parser.add_argument_group("what is traced"))
+    _command.add_arguments(parser)
+
+
+def _add_traced(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--steps", type=integer(1), metavar="N", help="steps to trace (default: 3)")
+    group.add_argument(
         "--guess",
         choices=("refuse", "allow"),
-        default="refuse",
         help="whether results that depend on data may be guessed (default: refuse)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--alloc-conf",
-        default="",
         metavar="CONF",
         help="what PYTORCH_ALLOC_CONF will hold, such as expandable_segments:True",
     )
-    parser.add_argument(
+    group.add_argument(
         "--timeline", type=Path, metavar="PATH", help="draw the memory into an .html or .png file"
     )
-    parser.add_argument(
+    group.add_argument(
         "--events", type=Path, metavar="PATH", help="write a trace that vramkit simulate replays"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> Status:
     """Run ``vramkit estimate``; returns its exit status."""
+    from vramkit.estimate.config import _command
+
+    of_config = _command.given_options(arguments)
+    if arguments.step is not None:
+        if of_config:
+            raise InvalidArgumentError(
+                f"{', '.join(of_config)} cannot be used with a step ({arguments.step}); leave the "
+                "step out to estimate a model from its configuration"
+            )
+        return _of_step(arguments)
+    if not of_config:
+        raise InvalidArgumentError(
+            "nothing to estimate: give FILE:FUNCTION, such as train.py:make_step, or --config FILE"
+        )
+    if arguments.trace:
+        return _of_model(arguments)
+    names = [name for name in (*_TRACED, *_FILES) if getattr(arguments, name) is not None]
+    if names:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise InvalidArgumentError(f"{flags} can only be used with a step or with --trace")
+    return Status(_command.run(arguments, write))
+
+
+def _of_model(arguments: argparse.Namespace) -> Status:
+    """Trace a model that transformers builds, and print what the closed form says of it."""
+    from vramkit.estimate._estimate import budget_bytes
+    from vramkit.estimate.config import _command, trace_model
+    from vramkit.estimate.config._traced import closed_form_bytes
+
+    if arguments.advice or arguments.parameters or arguments.config is None:
+        raise InvalidArgumentError(
+            "--trace needs --config, and goes with neither --advice nor --parameters; leave it out "
+            "for these"
+        )
+    options = _command.read_options(arguments.mode or "serve", vars(arguments))
+    budget = budget_bytes(arguments.budget or arguments.target)
+    with ProgressLine(noun="step") as progress:
+        given = {name: getattr(arguments, name) for name in _TRACED}
+        tracing = {name: value for name, value in given.items() if value is not None}
+        found = trace_model(
+            arguments.config, options, target=arguments.target, progress=progress, **tracing
+        )
+    _write_files(arguments, found)
+    fits = found.fits(budget)
+    closed = closed_form_bytes(arguments.config, options, target=arguments.target)
+    _report(found, fits, None, closed, as_json=arguments.json)
+    return Status.OK if fits else Status.DOES_NOT_FIT
+
+
+def _of_step(arguments: argparse.Namespace) -> Status:
     from vramkit.estimate._estimate import budget_bytes
 
     budget = None if arguments.budget is None else budget_bytes(arguments.budget)
     if arguments.advice and budget is None:
         raise InvalidArgumentError("--advice needs a --budget to advise for")
     try:
-        return _run(arguments, budget)
+        return _traced(arguments, budget)
     except VramkitError:
         raise
     except Exception as err:
@@ -85,30 +142,39 @@ def run(arguments: argparse.Namespace) -> Status:
         ) from err
 
 
-def _run(arguments: argparse.Namespace, budget: int | None) -> Status:
+def _traced(arguments: argparse.Namespace, budget: int | None) -> Status:
     from vramkit.estimate import estimate
 
+    given = {name: getattr(arguments, name) for name in _TRACED}
+    options = {name: _TRACED[name] if value is None else value for name, value in given.items()}
     with ProgressLine(noun="step") as progress:
         found = estimate(
             step=load_function(arguments.step),
             target=arguments.target,
-            steps=arguments.steps,
-            guess=arguments.guess,
-            alloc_conf=arguments.alloc_conf,
             progress=progress,
+            **options,
         )
+    _write_files(arguments, found)
+    fits = None if budget is None else found.fits(budget)
+    advice = found.advice(budget) if arguments.advice and budget is not None else None
+    _report(found, fits, advice, None, as_json=arguments.json)
+    return Status.DOES_NOT_FIT if fits is False else Status.OK
+
+
+def _write_files(arguments: argparse.Namespace, found: "Estimate") -> None:
     if arguments.timeline is not None:
         found.timeline(arguments.timeline)
     if arguments.events is not None:
         found.save_events(arguments.events)
-    fits = None if budget is None else found.fits(budget)
-    advice = found.advice(budget) if arguments.advice and budget is not None else None
-    _report(found, fits, advice, as_json=arguments.json)
-    return Status.DOES_NOT_FIT if fits is False else Status.OK
 
 
 def _report(
-    found: "Estimate", fits: bool | None, advice: "Advice | None", *, as_json: bool
+    found: "Estimate",
+    fits: bool | None,
+    advice: "Advice | None",
+    closed: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
         report: dict[str, Any] = found.as_dict()
@@ -116,53 +182,16 @@ def _report(
             report["fits"] = fits
         if advice is not None:
             report["advice"] = advice.as_dict()
+        if closed is not None:
+            report["closed_form_bytes"] = closed
         write_json(report)
         return
     write(str(found))
+    if closed is not None:
+        percent = 100 * (closed / found.peak_requested_bytes - 1)
+        write(f"\nThe closed form gives {closed:,} requested bytes, {percent:+.2f} %.")
     if fits is not None:
-        write(f"\nThe step {'fits' if fits else 'does not fit'} the budget.")
+        what = "step" if closed is None else "model"
+        write(f"\nThe {what} {'fits' if fits else 'does not fit'} the budget.")
     if advice is not None:
         write(f"\n{advice}")
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """Return the function that ``file.py:function`` or ``package.module:function`` names.
-
-    Raises:
-        InvalidArgumentError: There is no such file, module or function.
-    """
-    place, _, function = name.rpartition(":")
-    if not place or not function:
-        raise InvalidArgumentError(
-            f"{name!r} names no function; write FILE:FUNCTION, such as train.py:make_step"
-        )
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise InvalidArgumentError(f"{place} has no function {function!r}; check the name")
-    made: Callable[..., Any] = found
-    return made
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InvalidArgumentError(f"there is no file {str(path)!r} in {Path.cwd()}")
-    sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError) as err:
-        raise InvalidArgumentError(f"no module named {name!r}: {err}") from err
-    if found is None:
-        raise InvalidArgumentError(f"no module named {name!r}; it is looked for from {Path.cwd()}")
-    return importlib.import_module(name)

@@ -26,12 +26,19 @@ from vramkit.estimate._optimizers import Factory, optimizer_factory
 from vramkit.estimate._peak import find_peak
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
-from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target
 from vramkit.estimate._trace import Guess, Progress, trace
 from vramkit.units import format_mib
 
 MakeStep = Callable[..., Callable[[], Any]]
 _PAGE_BYTES = 2 << 20
+# Operators by the library that they use, of libraries that most steps do not.
+_LIBRARIES: dict[str, tuple[str, ...]] = {
+    "cuSOLVER": ("aten::linalg_eigh", "aten::_linalg", "aten::linalg_c", "aten::cholesky"),
+    "cuFFT": ("aten::_fft",),
+    "cuSPARSE": ("aten::_sparse", "aten::_to_sparse"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,8 @@ class Request:
         return evaluate(traced, self)
 
 
-class Training(TypedDict, total=False):
-    """How a model is trained, for :func:`estimate`.
+class ModelOptions(TypedDict, total=False):
+    """What a step of a model does, for :func:`estimate`.
 
     Attributes:
         optimizer: A name (``"adam"``, ``"adamw"``, ``"adamw-fused"``, ``"adamw-8bit"``, ``"sgd"``,
@@ -97,7 +104,7 @@ def estimate(
     guess: Guess = "refuse",
     alloc_conf: str = "",
     progress: Progress | None = None,
-    **training: Unpack[Training],
+    **options: Unpack[ModelOptions],
 ) -> Estimate:
     """Estimate the GPU memory of a training or inference step; nothing runs on a device.
 
@@ -111,7 +118,7 @@ def estimate(
         guess: ``"refuse"``, or ``"allow"`` to count and name results that depend on data.
         alloc_conf: What PYTORCH_ALLOC_CONF will hold.
         progress: Called after each step with the steps done and their total.
-        training: ``optimizer``, ``loss``, ``autocast`` and ``train``, see :class:`Training`.
+        options: ``optimizer``, ``loss``, ``autocast`` and ``train``, see :class:`ModelOptions`.
 
     Raises:
         ArgumentTypeError, InvalidArgumentError: An argument cannot be used.
@@ -123,23 +130,23 @@ def estimate(
     >>> found.parameters, found.fits("24GiB"), found.peak.by_kind["optimizer state"]
     (1050624, True, 8404992)
     """
-    recipe = _recipe(model, sample_input, training) if step is None else None
+    recipe = _recipe(model, sample_input, options) if step is None else None
     if step is not None:
-        _check_step(step, (model, sample_input, *training.values()))
+        _check_step(step, (model, sample_input, *options.values()))
     gpu, settings = find_target(target), parse_settings(alloc_conf)
     return Request(step, recipe, gpu, steps, guess, settings, progress).run()
 
 
-def _recipe(model: Any, sample: Any, training: Training) -> Recipe:
-    optimizer, loss = training.get("optimizer"), training.get("loss")
-    train = training.get("train")
+def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
+    optimizer, loss = options.get("optimizer"), options.get("loss")
+    train = options.get("train")
     return Recipe(
         model=_checked_model(model),
         sample=sample,
         optimizer=optimizer_factory(optimizer) if optimizer is not None else None,
         loss=loss,
         trains=(optimizer is not None or loss is not None) if train is None else train,
-        autocast=training.get("autocast"),
+        autocast=options.get("autocast"),
     )
 
 
@@ -162,7 +169,7 @@ def evaluate(traced: Trace, request: Request) -> Estimate:
         "pool": pool_bytes(events),
     }
     used = expandable if settings.expandable_segments else native
-    target = request.target
+    target = with_libraries(request.target, traced)
     low, high, reasons = _interval(traced, used.reserved_bytes, target)
     return Estimate(
         target=target,
@@ -181,6 +188,22 @@ def evaluate(traced: Trace, request: Request) -> Estimate:
         trace=traced,
         settings=settings,
         request=request,
+    )
+
+
+def with_libraries(target: Target, traced: Trace) -> Target:
+    """Add the first uses of libraries of which the trace calls operators, where measured."""
+    used = (
+        size
+        for library, size in target.library_bytes.items()
+        if any(name.startswith(_LIBRARIES.get(library, ())) for name in traced.operators)
+    )
+    extra = sum(used)
+    return replace(
+        target,
+        outside_bytes=target.outside_bytes + extra,
+        outside_low_bytes=target.outside_low_bytes + extra,
+        outside_high_bytes=target.outside_high_bytes + extra,
     )
 
 
@@ -206,7 +229,7 @@ def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, t
         names = ", ".join(sorted(traced.assumed_bytes))
         reasons.append(
             f"Workspaces of {names} follow a formula, up to {format_mib(largest)} at once: cuDNN's "
-            "choice for these shapes has not been measured."
+            "choice for these shapes has not been measured (vramkit calibrate does on your GPU)."
         )
     if traced.unknown:
         reasons.append(

@@ -16,7 +16,8 @@ from vramkit.estimate import _report, _timeline
 from vramkit.estimate._allocators import NativeAllocator, Settings, replay
 from vramkit.estimate._peak import Peak
 from vramkit.estimate._recorder import Trace
-from vramkit.estimate._targets import Target, find_target, targets
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target, targets
 from vramkit.units import parse_bytes
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import torch
 from vramkit import _build
 from vramkit.errors import NativeLibraryError, ScopeError, UntraceableError
 from vramkit.estimate._attribution import line_of_caller
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 
 # Bits of vramkit_fake_answers().
 _GUARD, _CUDA, _CUDNN = 1, 2, 4

@@ -102,6 +102,8 @@ class Trace:
         assumed_bytes: By operator: most bytes of a hidden allocation that a formula gives where
             nothing was measured.
         unknown: Operators whose allocations inside are not known; their results are counted.
+        unmeasured: Signatures of the calls for which a formula was used.
+        operators: Names of all operators that were called.
     """
 
     blocks: tuple[Block, ...]
@@ -112,6 +114,8 @@ class Trace:
     attention: dict[str, int]
     assumed_bytes: dict[str, int]
     unknown: tuple[str, ...]
+    unmeasured: tuple[str, ...] = ()
+    operators: frozenset[str] = frozenset()
 
     def events(self) -> Events:
         """Return the events as :mod:`vramkit.simulate` replays them."""

@@ -11,7 +11,7 @@ import torch
 
 from vramkit.estimate import _engine
 from vramkit.estimate._ops import _attention
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
 
@@ -84,7 +84,14 @@ def _is_pinned(*_: Any) -> bool:
     return False
 
 
+def _no_result(*_: Any) -> None:
+    """Fused updates of parameters in place, for which torch has no implementation on fakes."""
+
+
 REWRITES: dict[str, Rewrite] = {
+    "aten::_fused_sgd_": _no_result,
+    "aten::_fused_sgd_.tensor_lr": _no_result,
+    "aten::_fused_adagrad_": _no_result,
     "aten::add.Tensor": _add,
     "aten::index_put": _in_place(_aten.index_put_.default),
     "aten::scatter_add": _in_place(_aten.scatter_add_.default),

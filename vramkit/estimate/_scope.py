@@ -16,7 +16,7 @@ from torch.utils import _foreach_utils
 
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._rewrites import operators_of_cuda
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.estimate._calibration import read_calibration, target_of
+from vramkit.estimate._target import Target
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -13,46 +18,6 @@ _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 # compute capability 9 and 10 and was measured on an H100.
 _LARGE_WORKSPACE = 32 * _MIB
 _SMALL_WORKSPACE = 2 * 4096 * _KIB + 8 * 16 * _KIB
-
-
-@dataclass(frozen=True)
-class Target:
-    """A GPU, with the library versions beside it.
-
-    Attributes:
-        name: Short name, for ``target=``.
-        title: The name that the driver gives.
-        capability: Compute capability.
-        multi_processors: Number of streaming multiprocessors.
-        threads_per_multi_processor: Most resident threads of each.
-        l2_bytes: Size of the second-level cache.
-        total_bytes: Memory that ``torch.cuda.mem_get_info`` reports as total.
-        outside_bytes: Device memory that PyTorch's allocator does not see: what the driver keeps,
-            the context, and the code of the libraries.
-        outside_low_bytes: Least of it that is plausible.
-        outside_high_bytes: Most of it that is plausible.
-        cublas_bytes: Workspace that PyTorch allocates for each handle and stream of cuBLAS.
-        cublas_lt_bytes: The same for cuBLASLt.
-        cudnn_version: cuDNN's version, as ``torch.backends.cudnn.version()`` gives it.
-        measured: Whether operators and overhead were measured on such a GPU.
-        assumed: What is not measured, in a sentence; empty where all is.
-    """
-
-    name: str
-    title: str
-    capability: tuple[int, int]
-    multi_processors: int
-    threads_per_multi_processor: int
-    l2_bytes: int
-    total_bytes: int
-    outside_bytes: int
-    outside_low_bytes: int
-    outside_high_bytes: int
-    cublas_bytes: int
-    cublas_lt_bytes: int = _MIB
-    cudnn_version: int = 91900
-    measured: bool = False
-    assumed: str = ""
 
 
 _ASSUMED = (
@@ -85,24 +50,13 @@ def _assumed(
         outside_high_bytes=1_600 * _MIB,
         cublas_bytes=_LARGE_WORKSPACE if large else _SMALL_WORKSPACE,
         assumed=_ASSUMED,
+        convolutions=_H100.convolutions if capability[0] == 9 else {},
     )
 
 
-_H100 = Target(
-    name="h100",
-    title="NVIDIA H100 80GB HBM3",
-    capability=(9, 0),
-    multi_processors=132,
-    threads_per_multi_processor=2048,
-    l2_bytes=50 * _MIB,
-    total_bytes=85_017_755_648,
-    # Nine training runs: the device's used bytes less the reserved ones were 1,291 to 1,312 MB.
-    outside_bytes=1_307_377_664,
-    outside_low_bytes=1_290_600_448,
-    outside_high_bytes=1_311_571_968,
-    cublas_bytes=_LARGE_WORKSPACE,
-    measured=True,
-)
+# Measured, in the format of ``vramkit calibrate``.
+_H100_FILE = Path(__file__).parent / "_data" / "h100.json"
+_H100 = target_of(json.loads(_H100_FILE.read_text(encoding="utf-8")), str(_H100_FILE))
 
 _ALL = (
     _H100,
@@ -128,32 +82,47 @@ def targets() -> tuple[Target, ...]:
     return _ALL
 
 
-def find_target(target: str | Target) -> Target:
-    """Return the GPU of a name; case, spaces, dashes and a leading "NVIDIA" do not matter.
+def find_target(target: str | os.PathLike[str] | Target) -> Target:
+    """Return a GPU: of a name, or of a file that ``vramkit calibrate`` wrote.
+
+    In names case, spaces, dashes and a leading "NVIDIA" do not matter; files end in ``.json``.
 
     Raises:
-        ArgumentTypeError: ``target`` is neither a text nor a :class:`Target`.
-        InvalidArgumentError: No GPU has this name.
+        ArgumentTypeError: ``target`` is neither a text nor a path nor a :class:`Target`.
+        InvalidArgumentError: No GPU has this name, or the file cannot be used.
 
     >>> find_target("A100 80GB").multi_processors, find_target("h100").measured
     (108, True)
     """
     if isinstance(target, Target):
         return target
-    if not isinstance(target, str):
+    if not isinstance(target, str | os.PathLike):
         raise ArgumentTypeError(
-            f"target must be a name such as 'h100' or a Target, got {type(target).__name__}"
+            "target must be a name such as 'h100', a file of vramkit calibrate or a Target, got "
+            f"{type(target).__name__}"
         )
-    wanted = _plain(target)
+    text = os.fspath(target)
+    if text.endswith(".json") or not isinstance(target, str):
+        return _calibrated(Path(text))
+    wanted = _plain(text)
     wanted = _plain(_OTHER_NAMES.get(wanted, wanted))
     for known in _ALL:
         if wanted in (_plain(known.name), _plain(known.title)):
             return known
     names = ", ".join(known.name for known in _ALL)
     raise InvalidArgumentError(
-        f"no GPU named {target!r} is known; there are {names}. For another one pass a "
-        "vramkit.estimate.Target, for instance dataclasses.replace() of the nearest"
+        f"no GPU named {target!r} is known; there are {names}. For another one pass the file that "
+        "vramkit calibrate writes on it, or a vramkit.estimate.Target, for instance "
+        "dataclasses.replace() of the nearest"
     )
+
+
+def _calibrated(path: Path) -> Target:
+    """A calibrated GPU; what was measured on an H100 helps its generation with convolutions."""
+    found = read_calibration(path)
+    if found.capability[0] != _H100.capability[0]:
+        return found
+    return replace(found, convolutions={**_H100.convolutions, **found.convolutions})
 
 
 def _plain(name: str) -> str:

@@ -11,7 +11,7 @@ from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableE
 from vramkit.estimate import _guesses
 from vramkit.estimate._recorder import Trace
 from vramkit.estimate._scope import tracing
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
 
 Guess = Literal["refuse", "allow"]
@@ -95,4 +95,6 @@ def _result(tracer: Tracer) -> Trace:
         attention=dict(tracer.attention),
         assumed_bytes=dict(tracer.assumed_bytes),
         unknown=tuple(sorted(tracer.unknown)),
+        unmeasured=tuple(sorted(tracer.unmeasured)),
+        operators=frozenset(tracer.operators),
     )

@@ -24,7 +24,7 @@ from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Tak
 from vramkit.estimate._recorder import Block, Kind, Phase, Recorder
 from vramkit.estimate._rewrites import REWRITES
 from vramkit.estimate._shadow import Shadows
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
 _ON_HOST = -1
@@ -46,6 +46,8 @@ class Tracer(TorchDispatchMode):
         guesses: Guessed results, as operator and line, and how often.
         attention: How often each kernel of attention was chosen.
         assumed_bytes: Most bytes that a formula gave for each operator where nothing was measured.
+        unmeasured: Signatures of the calls for which a formula was used.
+        operators: Names of all operators that were called on the device.
         unknown: Operators whose allocations inside are not known.
         step: Number of the step; -1 before the first.
     """
@@ -65,6 +67,8 @@ class Tracer(TorchDispatchMode):
         self.assumed_bytes: Counter[str] = Counter()
         self.attribution = Attribution(self._mark_module, self._mark_optimizer)
         self.unknown: set[str] = set()
+        self.unmeasured: set[str] = set()
+        self.operators: set[str] = set()
         self.step = -1
         self._target = target
         self._may_guess = guess == "allow"
@@ -147,6 +151,7 @@ class Tracer(TorchDispatchMode):
     def _record(self, args: Any, kwargs: Any, out: Any) -> None:
         outputs = tuple(out) if isinstance(out, tuple | list) else (out,)
         rule = RULES.get(self._operator)
+        self.operators.add(self._operator)
         if rule is None and is_unknown(self._operator) and _is_on_device(outputs):
             self.unknown.add(self._operator)
         if rule is not None and _is_on_device(outputs):
@@ -181,7 +186,8 @@ class Tracer(TorchDispatchMode):
         elif isinstance(output, torch.Tensor):
             self._birth(output, step.size_bytes)
 
-    def _assume(self, size_bytes: int) -> None:
+    def _assume(self, size_bytes: int, signature: str) -> None:
+        self.unmeasured.add(signature)
         self.assumed_bytes[self._operator] = max(self.assumed_bytes[self._operator], size_bytes)
 
     def _keep(self, step: Keep) -> None:

@@ -1,7 +1,8 @@
 """Trainings of transformers' modules, measured on an H100 with torch 2.11: peak of allocated bytes.
 
 Each ran three steps of ``loss.backward(); optimizer.step(); zero_grad(set_to_none=True)`` with
-AdamW; the closed form cannot know what the modules of a particular release keep besides.
+AdamW, Llama and DeepSeek with ``use_cache=False`` and GPT-2 without: transformers then keeps a
+cache of keys and values while it trains.
 """
 
 from __future__ import annotations
@@ -54,37 +55,43 @@ _CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int, float]] = {
         {"sequence": 1024, "micro_batch": 4, "policy": "bf16"},
         400_332_288,
         7_324_204_032,
-        0.01,
+        0.003,
     ),
     "llama, bf16, checkpointed": (
         _LLAMA,
         {"sequence": 2048, "micro_batch": 8, "policy": "bf16", "recompute": "full"},
         400_332_288,
         9_589_935_104,
-        0.01,
+        0.003,
     ),
     "gpt2, fp32": (
         _GPT2,
         {"sequence": 1024, "micro_batch": 8, "policy": "fp32"},
         124_439_808,
         15_776_445_440,
-        0.05,
+        0.001,
     ),
     "gpt2, autocast": (
         _GPT2,
         {"sequence": 1024, "micro_batch": 8, "policy": "autocast"},
         124_439_808,
         13_614_942_720,
-        0.03,
+        0.002,
     ),
     "deepseek v3, bf16": (
         _DEEPSEEK,
         {"sequence": 1024, "micro_batch": 4, "policy": "bf16"},
         291_538_432,
         5_791_651_840,
-        0.10,
+        0.004,
     ),
 }
+
+
+def _copied_cache_bytes(case: str) -> int:
+    """Keys and values of 12 layers for 8 x 1,024 tokens, in GPT-2 only."""
+    element = {"gpt2, fp32": 4, "gpt2, autocast": 2}.get(case, 0)
+    return 2 * 12 * 8 * 1024 * 768 * element
 
 
 @pytest.mark.parametrize("case", _CASES)
@@ -94,7 +101,7 @@ def test_a_measured_training(case: str) -> None:
     estimate = estimate_training(read_model(config), training)
     assert estimate.trainable == parameters
     allocated = [each for each in estimate.amounts if each.name != "context and libraries"]
-    found = sum(each.size_bytes for each in allocated)
+    found = sum(each.size_bytes for each in allocated) + _copied_cache_bytes(case)
     assert found == pytest.approx(measured, rel=within)
     low = sum(each.low_bytes for each in allocated)
     assert low <= measured <= sum(each.high_bytes for each in allocated)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Plan, Step, Take, scratch
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 
 _HALF = (torch.float16, torch.bfloat16)
 _SEEDS = 256

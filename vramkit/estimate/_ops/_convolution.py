@@ -1,15 +1,12 @@
 """Convolutions: cuDNN's workspaces and the copies that PyTorch makes for it.
 
-``_data/convolutions-h100.json`` holds workspaces that were measured, by the convolution's
-signature. For others cuDNN's choice of an engine cannot be known without it: a formula that was
-read from the measured ones is used, and counted as assumed.
+A target has workspaces that were measured, by the convolution's signature. For others cuDNN's
+choice of an engine cannot be known without it: a formula that was read from the measured ones is
+used, and counted as assumed.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
-import json
 import math
 from typing import Any
 
@@ -39,21 +36,14 @@ _TILE = 128
 _MOST_SPLIT_WEIGHTS = 1 << 18
 
 
-@functools.cache
-def _measured() -> dict[str, list[int]]:
-    folder = importlib.resources.files("vramkit.estimate") / "_data"
-    text = (folder / "convolutions-h100.json").read_text(encoding="utf-8")
-    table: dict[str, list[int]] = json.loads(text)["workspaces"]
-    return table
-
-
 def signature(x: torch.Tensor, w: torch.Tensor, call: Call) -> str:
     """Return the name under which a convolution's workspaces are kept."""
-    stride, padding, dilation, _, _, groups = _geometry(call)
+    stride, padding, dilation, transposed, more, groups = _geometry(call)
     layout = "nhwc" if is_channels_last(x) or is_channels_last(w) else "nchw"
     sizes = "x".join(map(str, x.shape)), "x".join(map(str, w.shape))
     numbers = ",".join(str(n) for part in (stride, padding, dilation) for n in part)
-    return f"{sizes[0]} {sizes[1]} {numbers} {groups} {str(x.dtype)[6:]} {layout}"
+    name = f"{sizes[0]} {sizes[1]} {numbers} {groups} {str(x.dtype)[6:]} {layout}"
+    return f"{name} transposed {','.join(map(str, more))}" if transposed else name
 
 
 def _geometry(call: Call) -> tuple[Any, ...]:
@@ -65,7 +55,8 @@ def _workspace(kind: str, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, cal
     """Bytes of one of cuDNN's calls; kind is "forward", "input" or "weight"."""
     groups = _geometry(call)[-1]
     places = {"forward": 0, "input": 1, "weight": 2}
-    known = _measured().get(signature(x, w, call)) if call.target.capability[0] == 9 else None
+    name = signature(x, w, call)
+    known = call.target.convolutions.get(name)
     if known is not None:
         return known[places[kind]]
     nhwc = is_channels_last(x) or is_channels_last(w) or is_channels_last(y)
@@ -79,7 +70,7 @@ def _workspace(kind: str, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, cal
         # The engine for an input's gradient, which also runs a transposed convolution.
         backwards = kind == "input" or (transposed and kind == "forward")
         size += _SMALL_WORKSPACE if backwards else 0
-    call.assume(size)
+    call.assume(size, name)
     return size
 
 

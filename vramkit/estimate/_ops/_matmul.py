@@ -19,7 +19,7 @@ _GROUPED_SM_BYTES = 512
 
 def _product(call: Call) -> Plan:
     plan: list[Step] = [Give(0), Keep("cuBLAS", call.target.cublas_bytes)]
-    if call.name in ("aten::addmm", "aten::_addmm_activation"):
+    if call.target.cublas_lt_bytes and call.name in ("aten::addmm", "aten::_addmm_activation"):
         plan.append(Keep("cuBLASLt", call.target.cublas_lt_bytes))
     return plan
 

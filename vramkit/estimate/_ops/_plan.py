@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class Call:
         kwargs: Keyword arguments.
         outputs: The results, one after the other; None where a result is missing.
         target: The GPU.
-        assume: Called with the bytes that a formula gives where nothing was measured.
+        assume: Called with the bytes that a formula gives where nothing was measured, and with the
+            name under which ``vramkit calibrate`` measures them.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Call:
     kwargs: dict[str, Any]
     outputs: tuple[Any, ...]
     target: Target
-    assume: Callable[[int], None]
+    assume: Callable[[int, str], None]
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """Return an argument, wherever it was given."""

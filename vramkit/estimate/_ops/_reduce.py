@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Take, scratch, size_of
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 
 _MAX_THREADS = 512
 _WARP = 32

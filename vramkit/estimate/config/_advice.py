@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 from vramkit.estimate.config._architecture import Architecture
-from vramkit.estimate.config._results import Estimate, budget_bytes
+from vramkit.estimate.config._results import RankEstimate, budget_bytes
 from vramkit.estimate.config._serving import Serving, estimate_serving
 from vramkit.estimate.config._training import estimate_training
 from vramkit.estimate.config._training_options import Training
@@ -20,7 +20,7 @@ Options = Serving | Training
 
 
 @dataclass(frozen=True)
-class Advice:
+class Change:
     """A change that saves memory.
 
     Attributes:
@@ -38,7 +38,7 @@ class Advice:
     cost: str
 
 
-def estimate_of(model: Architecture, options: Options, target: str | Target) -> Estimate:
+def estimate_of(model: Architecture, options: Options, target: str | Target) -> RankEstimate:
     """Estimate serving or training, by the kind of the options."""
     if isinstance(options, Serving):
         return estimate_serving(model, options, target=target)
@@ -51,7 +51,7 @@ def advise(
     *,
     target: str | Target = "h100",
     budget: str | int | Target | None = None,
-) -> tuple[Advice, ...]:
+) -> tuple[Change, ...]:
     """Try single changes of the options, and rank what saves memory.
 
     Args:
@@ -80,7 +80,7 @@ def advise(
         except InvalidArgumentError:
             continue
         if total < before:
-            found.append(Advice(change, before - total, total, total <= limit, cost))
+            found.append(Change(change, before - total, total, total <= limit, cost))
     return tuple(sorted(found, key=lambda each: (not each.fits, -each.saved_bytes)))
 
 

@@ -63,6 +63,9 @@ class Attention:
         sinks: Whether each head has a learnt sink.
         gated: Whether the queries' projection also gives a gate for the output.
         fused: Whether the checkpoint has one matrix for queries, keys and values.
+        partial_rotary: Whether transformers puts rotated and other elements of queries together.
+        plain_norms: Whether queries and keys are normalised without weights.
+        capped_scores: Whether a tanh bounds the scores where they are stored, as in Gemma 2.
     """
 
     heads: int
@@ -76,6 +79,9 @@ class Attention:
     sinks: bool = False
     gated: bool = False
     fused: bool = False
+    partial_rotary: bool = False
+    plain_norms: bool = False
+    capped_scores: bool = False
 
     @property
     def kind(self) -> str:
@@ -218,11 +224,15 @@ class Mlp:
         inner: Elements between its two projections.
         gated: Whether a third projection gates the second's input (SwiGLU, GeGLU).
         bias: Whether the projections have biases.
+        clamped: Whether the gate and what it scales are clamped first, as in gpt-oss.
+        joined: Whether transformers has one matrix for the gate and what it scales.
     """
 
     inner: int
     gated: bool = True
     bias: bool = False
+    clamped: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,6 +247,8 @@ class Mixture:
         shared_gate: Whether a learnt gate scales the shared expert.
         router_bias: Whether the router has a bias.
         correction: Whether the checkpoint has a correction of the router's scores for balance.
+        wide_router: Whether transformers computes the router in fp32.
+        all_tokens: Whether each expert of transformers' module computes all tokens, as in Llama 4.
     """
 
     experts: int
@@ -246,6 +258,8 @@ class Mixture:
     shared_gate: bool = False
     router_bias: bool = False
     correction: bool = False
+    wide_router: bool = False
+    all_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,12 +271,14 @@ class Layer:
         feed_forward: The network after it.
         norms: Norms over the hidden size.
         norm_bias: Whether they have biases too.
+        wide_norms: Whether transformers' norms multiply by their weight in fp32.
     """
 
     mixer: Mixer
     feed_forward: Mlp | Mixture
     norms: int = 2
     norm_bias: bool = False
+    wide_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -280,6 +296,7 @@ class Architecture:
         dtype: Dtype of the checkpoint, as the configuration says.
         positions: Learnt position embeddings.
         dropout: Whether training keeps dropout masks, as in GPT-2.
+        capped_logits: Whether a tanh bounds the logits, as in Gemma 2.
         quantisation: The configuration's ``quantization_config``.
         prediction: Layers for multi-token prediction in the checkpoint.
         prediction_copies: Whether each of these has an embedding and an output layer of its own.
@@ -297,6 +314,7 @@ class Architecture:
     dtype: str = "bfloat16"
     positions: int = 0
     dropout: bool = False
+    capped_logits: bool = False
     quantisation: dict[str, Any] = field(default_factory=dict, hash=False)
     prediction: tuple[Layer, ...] = ()
     prediction_copies: bool = True

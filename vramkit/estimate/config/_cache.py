@@ -34,12 +34,15 @@ class CacheOptions:
         state_bytes: Bytes of an element of a recurrent state.
         block_tokens: Tokens of a block; caches take whole blocks.
         keeps_windows: Whether layers with a window keep only its tokens.
+        sparse_latents: Whether sparse MLA caches latent vectors, and not every head's keys and
+            values as transformers does.
     """
 
     element_bytes: int = 2
     state_bytes: int = 4
     block_tokens: int = 16
     keeps_windows: bool = True
+    sparse_latents: bool = True
 
 
 def token_bytes(mixer: Mixer, element_bytes: int, tensor: int = 1) -> int:
@@ -102,6 +105,11 @@ def sequence_bytes(
     cache = state = 0
     for mixer, count in Counter(layer.mixer for layer in layers).items():
         tokens = cached_tokens(mixer, context, options)
-        cache += count * tokens * token_bytes(mixer, options.element_bytes, tensor)
+        one = token_bytes(mixer, options.element_bytes, tensor)
+        if isinstance(mixer, LatentAttention) and mixer.indexer and not options.sparse_latents:
+            heads = -(-mixer.heads // tensor)
+            elements = heads * (mixer.nope_dim + mixer.rope_dim + mixer.value_dim)
+            one = (elements + mixer.indexer.head_dim) * options.element_bytes
+        cache += count * tokens * one
         state += count * sequence_state_bytes(mixer, options, tensor)
     return cache, state

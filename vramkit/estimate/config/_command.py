@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.estimate.config._advice import Advice, Options, advise, estimate_of
+from vramkit.estimate.config._advice import Change, Options, advise, estimate_of
 from vramkit.estimate.config._architecture import Architecture
 from vramkit.estimate.config._catalogue import catalogue
 from vramkit.estimate.config._parallel import Parallel
@@ -53,7 +53,7 @@ _RANKS = {
 _SWITCHES = {
     "no_cuda_graphs": ("cuda_graphs", False, "serve: no CUDA graphs"),
     "keep_windows": ("windows", False, "serve: layers with a window keep all tokens"),
-    "eager": ("fused", False, "train: norms and activation functions are not fused kernels"),
+    "eager": ("fused", False, "the modules of transformers compute, without fused kernels"),
     "free_gradients": (
         "keep_gradients",
         False,
@@ -70,35 +70,41 @@ _SWITCHES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options for a model from its configuration."""
-    parser.add_argument(
+    """Declare the options that only a model from its configuration has."""
+    group = parser.add_argument_group("a large model from its configuration")
+    group.add_argument(
         "--config",
         metavar="FILE|NAME",
         help="a config.json, a folder with one, a name of the catalogue, or a model of the hub",
     )
-    parser.add_argument("--list", action="store_true", help="list the models of the catalogue")
-    parser.add_argument(
-        "--mode", choices=("serve", "train"), default="serve", help="default: serve"
+    group.add_argument("--list", action="store_true", help="list the models of the catalogue")
+    group.add_argument("--mode", choices=("serve", "train"), help="default: serve")
+    group.add_argument(
+        "--trace", action="store_true", help="trace the model that transformers builds, on one GPU"
     )
-    parser.add_argument("--target", default="h100", help="the GPU (default: h100)")
-    parser.add_argument("--budget", help="a size such as 24GiB (default: the GPU's memory)")
-    parser.add_argument("--parameters", action="store_true", help="print the parameters too")
-    parser.add_argument("--advice", action="store_true", help="print what would save memory")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    group.add_argument("--parameters", action="store_true", help="print the parameters too")
     for mode, options in (("serve", _SERVE), ("train", _TRAIN)):
         for name, (kind, meaning) in options.items():
-            parser.add_argument(_flag(name), type=kind, help=f"{mode}: {meaning}")
+            group.add_argument(_flag(name), type=kind, help=f"{mode}: {meaning}")
     for name, meaning in _RANKS.items():
-        parser.add_argument(_flag(name), type=int, help=meaning)
+        group.add_argument(_flag(name), type=int, help=meaning)
     for name, (_, _, meaning) in _SWITCHES.items():
-        parser.add_argument(_flag(name), action="store_true", help=meaning)
+        group.add_argument(_flag(name), action="store_true", help=meaning)
+
+
+def given_options(arguments: argparse.Namespace) -> list[str]:
+    """Return the options of :func:`add_arguments` that were given, as they are written."""
+    own = ("config", "list", "mode", "trace", "parameters", *_SERVE, *_TRAIN, *_RANKS, *_SWITCHES)
+    values = ((name, getattr(arguments, name)) for name in own)
+    return [_flag(name) for name, value in values if value is not None and value is not False]
 
 
 def run(arguments: argparse.Namespace, write: Callable[[str], object] = print) -> int:
     """Estimate, and write the result.
 
     Args:
-        arguments: What :func:`add_arguments` declares.
+        arguments: What :func:`add_arguments` declares, with ``target``, ``budget``, ``advice`` and
+            ``json``.
         write: Takes the text for standard output.
 
     Returns:
@@ -113,9 +119,9 @@ def run(arguments: argparse.Namespace, write: Callable[[str], object] = print) -
     if arguments.config is None:
         raise InvalidArgumentError("give --config FILE or --config NAME; --list shows the names")
     model = read_model(arguments.config)
-    options = read_options(arguments.mode, vars(arguments))
+    options = read_options(arguments.mode or "serve", vars(arguments))
     estimate = estimate_of(model, options, arguments.target)
-    advice: tuple[Advice, ...] = ()
+    advice: tuple[Change, ...] = ()
     if arguments.advice:
         advice = advise(model, options, target=arguments.target, budget=arguments.budget)
     fits = estimate.fits(arguments.budget)
@@ -174,7 +180,7 @@ def _listed(*, as_json: bool) -> str:
 
 
 def _text(
-    model: Architecture, estimate: str, advice: tuple[Advice, ...], *, with_parameters: bool
+    model: Architecture, estimate: str, advice: tuple[Change, ...], *, with_parameters: bool
 ) -> str:
     parts = [str(count_parameters(model))] if with_parameters else []
     parts.append(estimate)

@@ -71,6 +71,10 @@ class Fields:
             return default if value is None else 0
         return self.integer(name, most=most)
 
+    def is_null(self, name: str) -> bool:
+        """Tell whether a field is there and ``null``."""
+        return name in self._values and self._values[name] is None
+
     def flag(self, name: str, *, default: bool = False) -> bool:
         """Read a truth value."""
         value = self._values.get(name)

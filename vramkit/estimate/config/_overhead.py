@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
+from vramkit.estimate.config._architecture import Weight
 from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._results import Amount
 
@@ -24,16 +25,46 @@ def outside_allocator(target: Target) -> Amount:
     )
 
 
-def communicators(parallel: Parallel) -> list[Amount]:
+def communicators(parallel: Parallel, target: Target) -> list[Amount]:
     """Buffers of NCCL; none on one GPU."""
     if parallel.gpus == 1:
         return []
+    measured = target.communicator_bytes
+    if measured:
+        # One for each way in which ranks split the model; all-to-all where experts are spread.
+        ways = (
+            parallel.tensor,
+            parallel.pipeline,
+            parallel.data,
+            parallel.context,
+            parallel.expert,
+        )
+        count = sum(way > 1 for way in ways)
+        size = measured["first"] + (count - 1) * measured["further"]
+        size += measured["all_to_all"] if parallel.expert > 1 else 0
+        return [Amount("communicators", size, size, 2 * size, "measured between two GPUs")]
     size = _PAIR if parallel.gpus == 2 else _GROUP
     high = 2 * size + (_ALL_TO_ALL if parallel.expert > 1 else 0)
     return [Amount("communicators", size, 64 * _MIB, high, "assumed, from reports of NCCL's users")]
 
 
-def cublas(target: Target) -> Amount:
-    """Workspaces of cuBLAS and cuBLASLt for one stream."""
-    size = target.cublas_bytes + target.cublas_lt_bytes
+def has_bias(weight: Weight) -> bool:
+    """Tell whether a tensor is a bias, which cuBLASLt adds to a product."""
+    return weight.name.endswith("bias") and not weight.buffer
+
+
+def training_workspaces(target: Target, *, biased: bool) -> Amount:
+    """Workspaces of the threads of forward and backward, which have a handle of cuBLAS each.
+
+    Args:
+        target: The GPU.
+        biased: Whether the forward uses cuBLASLt.
+    """
+    size = 2 * target.cublas_bytes + (target.cublas_lt_bytes if biased else 0)
+    return Amount("cuBLAS workspaces", size, size, 2 * size, "one stream, two threads")
+
+
+def serving_workspaces(target: Target, *, biased: bool) -> Amount:
+    """Workspaces of cuBLAS, and of cuBLASLt where it is used, for one stream."""
+    size = target.cublas_bytes + (target.cublas_lt_bytes if biased else 0)
     return Amount("cuBLAS workspaces", size, size, 2 * size, "one stream")

@@ -42,8 +42,24 @@ def read_model(
     """
     if isinstance(config, Architecture):
         return config
+    values, where = read_configuration(config, hub=hub)
+    return read_architecture(Fields(values, where))
+
+
+def read_configuration(
+    config: str | os.PathLike[str] | Mapping[str, Any], *, hub: bool = True
+) -> tuple[dict[str, Any], str]:
+    """Find a configuration; returns its content and what messages call it.
+
+    Args:
+        config: As for :func:`read_model`.
+        hub: Whether the hub may be asked.
+
+    Raises:
+        ArgumentTypeError, InvalidArgumentError, MissingExtraError: As for :func:`read_model`.
+    """
     if isinstance(config, Mapping):
-        return read_architecture(Fields(dict(config), "the configuration"))
+        return dict(config), "the configuration"
     if not isinstance(config, str | os.PathLike):
         raise ArgumentTypeError(
             "config must be a file, a folder, a dict or a name of the catalogue, got "
@@ -56,12 +72,12 @@ def read_model(
         if not path.is_file():
             raise InvalidArgumentError(f"the folder {text!r} has no config.json")
     if path.is_file():
-        return read_architecture(Fields(_parsed(path), text))
+        return _parsed(path), text
     known = configuration_of(text)
     if known is not None:
-        return read_architecture(Fields(known, text.rsplit("/", 1)[-1].lower()))
+        return known, text.rsplit("/", 1)[-1].lower()
     if hub and path.suffix != ".json" and _HUB_NAME.fullmatch(text):
-        return read_architecture(Fields(_parsed(_from_hub(text)), text))
+        return _parsed(_from_hub(text)), text
     raise unknown(text)
 
 

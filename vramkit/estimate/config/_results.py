@@ -6,7 +6,8 @@ import html
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target
 from vramkit.units import format_mib, parse_bytes
 
 
@@ -35,7 +36,7 @@ def exact(name: str, size_bytes: int, detail: str = "") -> Amount:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RankEstimate:
     """Memory of the rank that needs most.
 
     Attributes:

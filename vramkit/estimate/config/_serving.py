@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target
 from vramkit.estimate.config._architecture import (
     Architecture,
     Attention,
@@ -15,9 +16,16 @@ from vramkit.estimate.config._architecture import (
     StateSpace,
 )
 from vramkit.estimate.config._cache import CacheOptions, cached_tokens, sequence_bytes, token_bytes
-from vramkit.estimate.config._overhead import communicators, cublas, outside_allocator
+from vramkit.estimate.config._eager_serving import eager_activation_bytes
+from vramkit.estimate.config._overhead import (
+    communicators,
+    has_bias,
+    outside_allocator,
+    serving_workspaces,
+)
 from vramkit.estimate.config._parallel import Cut, Parallel
-from vramkit.estimate.config._results import Amount, Estimate, exact
+from vramkit.estimate.config._parameters import model_weights
+from vramkit.estimate.config._results import Amount, RankEstimate, exact
 from vramkit.estimate.config._schemes import DTYPE_BYTES, base_dtype
 from vramkit.estimate.config._serving_activations import activation_bytes
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
@@ -46,6 +54,9 @@ class Serving:
         chunk_tokens: Most tokens of one forward pass.
         cuda_graphs: Whether the engine captures CUDA graphs.
         parallel: How ranks split the model.
+        fused: Whether an engine's kernels compute. The modules of transformers do not have them:
+            they read the prompts of all sequences at once, keep caches without blocks, windows
+            whole while they read, and capture no graphs.
         utilisation: Part of the GPU's memory that the engine may use, for the answers.
     """
 
@@ -58,6 +69,7 @@ class Serving:
     chunk_tokens: int = 8192
     cuda_graphs: bool = True
     parallel: Parallel = field(default_factory=Parallel)
+    fused: bool = True
     utilisation: float = 0.95
 
     def __post_init__(self) -> None:
@@ -89,7 +101,7 @@ class Serving:
 
 
 @dataclass(frozen=True)
-class ServingEstimate(Estimate):
+class ServingEstimate(RankEstimate):
     """Memory of the rank that needs most, while a model is served.
 
     Attributes:
@@ -194,6 +206,8 @@ class _Plan:
         if options.cache != "auto":
             element = DTYPE_BYTES[options.cache]
         self.cache = CacheOptions(element, 4, options.block_tokens, options.windows)
+        if not options.fused:
+            self.cache = CacheOptions(element, 4, 1, keeps_windows=False, sparse_latents=False)
         self._weights = [
             weight_bytes(model, stage_weights(model, self._stages, at), self._cut, self.storage)
             for at in range(len(self._stages))
@@ -228,9 +242,7 @@ class _Plan:
         local_batch = -(-batch // parallel.data)
         layers: tuple[Layer, ...] = self._stages[stage]
         cache, state = sequence_bytes(layers, context, self.cache, parallel.tensor)
-        tokens = min(options.chunk_tokens, local_batch * context)
-        last = stage == len(self._stages) - 1
-        peak = activation_bytes(self._model, layers, self._cut, tokens, local_batch if last else 0)
+        peak, tokens = self._activations(stage, local_batch, context)
         found = [exact(f"weights: {part}", size) for part, size in self._weights[stage].items()]
         per_layer = {cached_tokens(layer.mixer, context, self.cache) for layer in layers}
         held = f"{local_batch:,} x {max(per_layer, default=0):,} tokens in whole blocks"
@@ -239,12 +251,28 @@ class _Plan:
             found.append(
                 exact("recurrent states", state * local_batch, f"{local_batch:,} sequences")
             )
-        found.append(Amount("activations", peak, peak // 2, 3 * peak, f"{tokens:,} tokens at once"))
-        if options.cuda_graphs:
+        detail = f"{tokens:,} tokens at once"
+        if options.fused:
+            found.append(Amount("activations", peak, peak // 2, 3 * peak, detail))
+        else:
+            found.append(Amount("activations", peak, peak * 9 // 10, peak * 14 // 10, detail))
+        if options.cuda_graphs and options.fused:
             graphs = Amount("CUDA graphs", 3 * _GIB // 4, _GIB // 10, 5 * _GIB // 2, "assumed")
             found.append(graphs)
-        found += communicators(parallel)
-        return (*found, cublas(self._target), outside_allocator(self._target))
+        found += communicators(parallel, self._target)
+        biased = options.fused or any(map(has_bias, model_weights(self._model)))
+        workspaces = serving_workspaces(self._target, biased=biased)
+        return (*found, workspaces, outside_allocator(self._target))
+
+    def _activations(self, stage: int, batch: int, context: int) -> tuple[int, int]:
+        """Bytes at the peak of one forward pass, and its tokens."""
+        layers, last = self._stages[stage], stage == len(self._stages) - 1
+        sequences = batch if last else 0
+        if not self._options.fused:
+            peak = eager_activation_bytes(self._model, layers, self._cut, context, batch)
+            return peak, batch * context
+        tokens = min(self._options.chunk_tokens, batch * context)
+        return activation_bytes(self._model, layers, self._cut, tokens, sequences), tokens
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
@@ -309,8 +337,11 @@ def _assumptions(
         "Activations: the largest layer's intermediate results of one forward pass with "
         "FlashAttention, and the logits of one token a sequence; a half to three times of it is "
         "plausible."
+        if options.fused
+        else "Activations: what the modules of transformers hold while they read all prompts at "
+        "once, and the logits of one token a sequence."
     )
-    if options.cuda_graphs:
+    if options.cuda_graphs and options.fused:
         found.append("CUDA graphs: an allowance; vLLM's users report up to 2.4 GiB (vllm#7553).")
     if options.parallel.expert > 1:
         found.append("Experts receive equally many tokens.")

@@ -37,7 +37,7 @@ def activation_bytes(
     stream = 2 * model.hidden
     widest = max(
         (
-            max(_mixer(layer, cut.tensor), _network(layer, model.hidden, cut))
+            max(mixer_elements(layer, cut.tensor), _network(layer, model.hidden, cut))
             for layer in set(layers)
         ),
         default=0,
@@ -47,7 +47,7 @@ def activation_bytes(
     return max(inside, logits if sequences else 0)
 
 
-def _mixer(layer: Layer, tensor: int) -> int:
+def mixer_elements(layer: Layer, tensor: int) -> int:
     """Elements for one token: projections and the result."""
     mixer = layer.mixer
     if isinstance(mixer, Attention):

@@ -6,8 +6,10 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from vramkit.estimate._targets import Target, find_target
+from vramkit.estimate._target import Target
+from vramkit.estimate._targets import find_target
 from vramkit.estimate.config._architecture import Architecture, Layer, Mixture, Weight
+from vramkit.estimate.config._keeping import Keeping
 from vramkit.estimate.config._layer_weights import (
     embedding_weights,
     head_weights,
@@ -20,11 +22,16 @@ from vramkit.estimate.config._model_states import (
     gathered_bytes,
     states_of,
 )
-from vramkit.estimate.config._overhead import communicators, cublas, outside_allocator
+from vramkit.estimate.config._overhead import (
+    communicators,
+    has_bias,
+    outside_allocator,
+    training_workspaces,
+)
 from vramkit.estimate.config._policies import FLOAT8_INPUT, policy_of
-from vramkit.estimate.config._results import Amount, Estimate, exact
+from vramkit.estimate.config._results import Amount, RankEstimate, exact
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
-from vramkit.estimate.config._training_activations import Keeping, layer_bytes
+from vramkit.estimate.config._training_activations import layer_bytes
 from vramkit.estimate.config._training_notes import assumptions_of
 from vramkit.estimate.config._training_options import Training
 from vramkit.units import counted
@@ -33,7 +40,7 @@ _BUSY_LAYERS = 2
 
 
 @dataclass(frozen=True)
-class TrainingEstimate(Estimate):
+class TrainingEstimate(RankEstimate):
     """Memory of the rank that needs most, while a model is trained.
 
     Attributes:
@@ -170,8 +177,9 @@ class _Plan:
         found += self._copies(weights, states)
         found += self._gathered(stage)
         found += self._activations(stage)
-        found += communicators(self._options.parallel)
-        return (*found, cublas(self._target), outside_allocator(self._target))
+        found += communicators(self._options.parallel, self._target)
+        workspaces = training_workspaces(self._target, biased=any(map(has_bias, weights)))
+        return (*found, workspaces, outside_allocator(self._target))
 
     def _gradients(self, stage: int, states: States) -> Amount:
         """All gradients, or what of them does not take the place of activations."""
@@ -180,7 +188,15 @@ class _Plan:
             return exact("gradients", size)
         freed = sum(amount.size_bytes for amount in self._activations(stage))
         where = "allocated while activations are freed" if freed else ""
-        return exact("gradients", max(size - freed, 0), where)
+        return exact("gradients", max(size + self._summed() - freed, 0), where)
+
+    def _summed(self) -> int:
+        """A tied matrix has a gradient of each use, which autograd adds into a third tensor."""
+        if not self._model.tied or len(self._stages) > 1 or self._options.lora_rank:
+            return 0
+        plan = self._states
+        matrix = math.prod(plan.cut.shape(embedding_weights(self._model)[0]))
+        return 2 * matrix * plan.policy.gradient_bytes
 
     def _trained(self, weights: list[Weight]) -> list[Weight]:
         rank = self._options.lora_rank
@@ -256,7 +272,8 @@ class _Plan:
         last = stage == len(self._stages) - 1
         loss = self._loss_bytes() if last else 0.0
         if last:
-            norm = keeping.norm(native=layers[0].norm_bias if layers else False)
+            like = self._model.layers[-1]
+            norm = keeping.norm(native=like.norm_bias, wide=like.wide_norms)
             ends = (norm + keeping.stream_input) * tokens
             found.append(_spread("logits and loss", loss + ends, self._options.loss, ()))
         # A layer is computed again after the loss has been freed.
@@ -273,6 +290,8 @@ class _Plan:
         # In fp32 the logarithms of the softmax, their gradient and that of the logits; the logits
         # themselves have been freed.
         wide = 12 if self._options.loss == "plain" else element + 4
+        if model.capped_logits:
+            wide += element  # the result of tanh
         return self._tokens * share * wide
 
 

@@ -5,14 +5,11 @@ Models" (arXiv 2205.05198), section 4, tensor by tensor: for a layer of GPT with
 their ``s b h (34 + 5 a s / h)`` bytes, and under tensor and sequence parallelism ``1 / t`` of it.
 It extends to grouped-query and latent attention, gated MLPs, mixtures and linear attention.
 FlashAttention (arXiv 2205.14135) keeps its result and a log-sum-exp for each head in place of the
-scores. Fused norms and activation functions keep their input. Modules that are not fused, as those
-of transformers, keep an fp32 copy of a norm's input and its normalised value, and what the products
-of an activation function need.
+scores. Fused norms and activation functions keep their input. What the modules of transformers
+keep, which are not fused, is in ``_eager_activations.py``.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from vramkit.estimate.config._architecture import (
     Attention,
@@ -23,67 +20,11 @@ from vramkit.estimate.config._architecture import (
     Mlp,
     StateSpace,
 )
-from vramkit.estimate.config._parallel import Cut
+from vramkit.estimate.config._eager_activations import eager_layer_bytes
+from vramkit.estimate.config._keeping import Keeping
 
 # Tokens of a chunk after which the kernels of linear attention and of Mamba-2 keep a state.
 _DELTA_CHUNK, _STATE_CHUNK = 64, 256
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """How activations are kept.
-
-    Attributes:
-        hidden: Elements of the residual stream.
-        element: Bytes of an activation.
-        stream_element: Bytes of an element of the residual stream; under autocast it is fp32.
-        linear_input: Bytes of an element that a linear layer keeps of its input.
-        cut: How ranks split the layer.
-        stream_ranks: Ranks that split what is not split by heads or rows: the tensor ranks under
-            sequence parallelism, otherwise 1.
-        row_tokens: Tokens that attend to each other, for the scores.
-        flash: Whether attention never stores the scores.
-        dropout: Whether masks of dropout are kept.
-        fused: Whether norms and activation functions are fused kernels.
-        recompute_core: Whether the scores are computed again in the backward (selective
-            recomputation).
-    """
-
-    hidden: int
-    element: int
-    stream_element: int
-    linear_input: float
-    cut: Cut
-    stream_ranks: int
-    row_tokens: int
-    flash: bool
-    dropout: bool
-    recompute_core: bool
-    fused: bool = True
-
-    @property
-    def stream(self) -> float:
-        """Bytes of the residual stream for one token on a rank."""
-        return self.hidden * self.stream_element / self.stream_ranks
-
-    @property
-    def stream_input(self) -> float:
-        """Bytes of the residual stream as the input of a linear layer."""
-        return self.hidden * self.linear_input / self.stream_ranks
-
-    def norm(self, *, native: bool) -> float:
-        """Bytes that a norm over the residual stream keeps.
-
-        Args:
-            native: Whether it is PyTorch's layer normalisation, which is one kernel.
-        """
-        copy = 0 if self.fused or native else 4 * self.hidden / self.stream_ranks
-        return self.stream + copy
-
-    @property
-    def mask(self) -> float:
-        """Bytes of a dropout mask over the residual stream."""
-        return self.hidden / self.stream_ranks if self.dropout else 0
 
 
 def layer_bytes(layer: Layer, keeping: Keeping) -> float:
@@ -94,6 +35,8 @@ def layer_bytes(layer: Layer, keeping: Keeping) -> float:
         keeping: How activations are kept.
     """
     mixer = layer.mixer
+    if not keeping.fused and not isinstance(mixer, StateSpace):
+        return eager_layer_bytes(layer, keeping)
     if isinstance(mixer, Attention):
         kept = _attention(mixer, keeping)
     elif isinstance(mixer, LatentAttention):
@@ -105,7 +48,7 @@ def layer_bytes(layer: Layer, keeping: Keeping) -> float:
     network = layer.feed_forward
     kept += _mlp(network, keeping) if isinstance(network, Mlp) else _mixture(network, keeping)
     # Each norm keeps its input; attention and network keep the results as their inputs.
-    norm = keeping.norm(native=layer.norm_bias)
+    norm = keeping.norm(native=layer.norm_bias, wide=layer.wide_norms)
     return kept + layer.norms * norm + 2 * keeping.stream_input + 2 * keeping.mask
 
 

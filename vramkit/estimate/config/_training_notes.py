@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vramkit.estimate._targets import Target
+from vramkit.estimate._target import Target
 from vramkit.estimate.config._architecture import Architecture, Mixture
 from vramkit.estimate.config._policies import OPTIMIZERS, policy_of
 from vramkit.estimate.config._training_options import Training

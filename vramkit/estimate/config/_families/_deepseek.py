@@ -47,6 +47,7 @@ def _mixture(fields: Fields) -> Mixture:
         expert=Mlp(inner),
         shared=Mlp(inner * shared) if shared else None,
         correction=not second,
+        wide_router=True,
     )
 
 

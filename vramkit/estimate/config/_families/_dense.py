@@ -29,8 +29,9 @@ def _one_window(fields: Fields) -> Architecture:
     """Mistral and Phi-3: every layer has the window."""
     window = fields.optional("sliding_window")
     fused = fields.text("model_type") == "phi3"
-    mixer = replace(attention_of(fields, window=window), fused=fused)
-    return model_of(fields, [Layer(mixer, mlp_of(fields))] * depth(fields))
+    mixer = replace(attention_of(fields, window=window), fused=fused, partial_rotary=fused)
+    mlp = replace(mlp_of(fields), joined=fused)
+    return model_of(fields, [Layer(mixer, mlp)] * depth(fields))
 
 
 def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
@@ -65,9 +66,12 @@ def _qwen3(fields: Fields) -> Architecture:
 
 
 def _glm(fields: Fields) -> Architecture:
-    mixer = attention_of(fields, qkv_bias=fields.flag("attention_bias"))
+    mixer = replace(
+        attention_of(fields, qkv_bias=fields.flag("attention_bias")), partial_rotary=True
+    )
     sandwich = fields.text("model_type") == "glm4"
-    layer = Layer(mixer, mlp_of(fields), norms=4 if sandwich else 2)
+    mlp = replace(mlp_of(fields), joined=True)
+    layer = Layer(mixer, mlp, norms=4 if sandwich else 2)
     return model_of(fields, [layer] * depth(fields))
 
 

@@ -30,31 +30,35 @@ _GEMMA3_DEFAULTS = {
 
 def _gemma(fields: Fields) -> Architecture:
     bias = fields.flag("attention_bias")
-    layer = Layer(attention_of(fields, qkv_bias=bias, out_bias=bias), mlp_of(fields))
+    mixer = attention_of(fields, qkv_bias=bias, out_bias=bias)
+    layer = Layer(mixer, mlp_of(fields), wide_norms=True)
     return model_of(fields, [layer] * depth(fields), tied=True)
 
 
-def _windowed(fields: Fields, pattern: int, *, head_norms: bool) -> Architecture:
+def _windowed(
+    fields: Fields, pattern: int, *, head_norms: bool, capped_scores: bool = False
+) -> Architecture:
     """Every ``pattern``-th layer attends to all tokens, the others to a window."""
     layers, window = depth(fields), fields.integer("sliding_window")
     kinds = window_kinds(fields, [SLIDING if (at + 1) % pattern else FULL for at in range(layers)])
     bias = fields.flag("attention_bias")
+    mixer = attention_of(fields, qkv_bias=bias, out_bias=bias, head_norms=head_norms)
+    mixer = replace(mixer, capped_scores=capped_scores)
     full = Layer(
-        attention_of(fields, qkv_bias=bias, out_bias=bias, head_norms=head_norms),
+        mixer,
         mlp_of(fields),
         norms=4,
+        wide_norms=True,
     )
-    sliding = replace(
-        full,
-        mixer=attention_of(
-            fields, window=window, qkv_bias=bias, out_bias=bias, head_norms=head_norms
-        ),
-    )
+    sliding = replace(full, mixer=replace(mixer, window=window))
     return model_of(fields, [sliding if kind == SLIDING else full for kind in kinds], tied=True)
 
 
 def _gemma2(fields: Fields) -> Architecture:
-    return _windowed(fields, 2, head_norms=False)
+    # transformers' class caps them unless the configuration says null.
+    scores = not fields.is_null("attn_logit_softcapping")
+    model = _windowed(fields, 2, head_norms=False, capped_scores=scores)
+    return replace(model, capped_logits=not fields.is_null("final_logit_softcapping"))
 
 
 def _gemma3_text(fields: Fields) -> Architecture:

@@ -31,7 +31,11 @@ def _qwen3_next(fields: Fields) -> Architecture:
     every = fields.integer("full_attention_interval", default=4)
     kinds = window_kinds(fields, [LINEAR if (at + 1) % every else FULL for at in range(layers)])
     bias = fields.flag("attention_bias")
-    full = replace(attention_of(fields, qkv_bias=bias, out_bias=bias, head_norms=True), gated=True)
+    full = replace(
+        attention_of(fields, qkv_bias=bias, out_bias=bias, head_norms=True),
+        gated=True,
+        partial_rotary=True,
+    )
     linear = LinearAttention(
         key_heads=fields.integer("linear_num_key_heads"),
         value_heads=fields.integer("linear_num_value_heads"),
@@ -43,7 +47,7 @@ def _qwen3_next(fields: Fields) -> Architecture:
     return model_of(
         fields,
         [
-            Layer(linear if kind == LINEAR else full, network)
+            Layer(linear if kind == LINEAR else full, network, wide_norms=True)
             for kind, network in zip(kinds, networks, strict=True)
         ],
     )

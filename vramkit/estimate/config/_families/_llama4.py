@@ -27,12 +27,18 @@ def _text(fields: Fields) -> Architecture:
     bias = fields.flag("attention_bias")
     # The norms of queries and keys have no weights here.
     full = attention_of(fields, qkv_bias=bias, out_bias=bias)
-    chunked = replace(full, window=fields.optional("attention_chunk_size"), chunked=True)
+    chunked = replace(
+        full,
+        window=fields.optional("attention_chunk_size"),
+        chunked=True,
+        plain_norms=fields.flag("use_qk_norm", default=True),
+    )
     mixture = Mixture(
         experts=fields.integer("num_local_experts"),
         chosen=fields.integer("num_experts_per_tok"),
         expert=mlp_of(fields),
         shared=mlp_of(fields),
+        all_tokens=True,
     )
     step = fields.integer("interleave_moe_layer_step", default=1)
     listed = fields.integers("moe_layers")

@@ -74,19 +74,23 @@ def _gpt_oss(fields: Fields) -> Architecture:
     mixture = Mixture(
         experts=fields.integer("num_local_experts"),
         chosen=fields.integer("num_experts_per_tok", "experts_per_token"),
-        expert=mlp_of(fields, bias=True),
+        expert=replace(mlp_of(fields, bias=True), clamped=True),
         router_bias=True,
     )
     mixer = replace(attention_of(fields, qkv_bias=bias, out_bias=bias), sinks=True)
     sliding = replace(mixer, window=window)
     return model_of(
-        fields, [Layer(sliding if kind == SLIDING else mixer, mixture) for kind in kinds]
+        fields,
+        [Layer(sliding if kind == SLIDING else mixer, mixture, wide_norms=True) for kind in kinds],
     )
 
 
 def _glm4_moe(fields: Fields) -> Architecture:
-    mixer = attention_of(
-        fields, qkv_bias=fields.flag("attention_bias"), head_norms=fields.flag("use_qk_norm")
+    mixer = replace(
+        attention_of(
+            fields, qkv_bias=fields.flag("attention_bias"), head_norms=fields.flag("use_qk_norm")
+        ),
+        partial_rotary=True,
     )
     inner = fields.integer("moe_intermediate_size")
     shared = fields.integer("n_shared_experts")
@@ -96,6 +100,7 @@ def _glm4_moe(fields: Fields) -> Architecture:
         expert=Mlp(inner),
         shared=Mlp(inner * shared),
         correction=True,
+        wide_router=True,
     )
     dense = fields.count("first_k_dense_replace", default=0)
     layers = [

@@ -1,4 +1,4 @@
-"""``vramkit estimate-config``."""
+"""``vramkit estimate --config``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 def test_serving_fits_or_not(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["estimate-config", "--config", "llama-3.1-8b", "--context", "4096"]
+    command = ["estimate", "--config", "llama-3.1-8b", "--context", "4096"]
     assert main(command) == 0
     assert "llama-3.1-8b on h100: serving, one GPU\n" in capsys.readouterr().out
     assert main([*command, "--target", "t4"]) == 1
@@ -29,7 +29,7 @@ def test_serving_fits_or_not(capsys: pytest.CaptureFixture[str]) -> None:
 def test_training_with_everything(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--mode", "train", "--zero", "2", "--tensor", "4", "--data", "8", "--expert", "8"]
     options += ["--no-flash", "--recompute", "selective", "--advice", "--parameters"]
-    assert main(["estimate-config", "--config", "qwen3-30b-a3b", *options]) == 0
+    assert main(["estimate", "--config", "qwen3-30b-a3b", *options]) == 0
     text = capsys.readouterr().out
     assert "qwen3-30b-a3b: parameters\n" in text
     assert "training, each rank, 32 GPUs" in text
@@ -39,7 +39,7 @@ def test_training_with_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["estimate-config", "--config", "gpt-oss-20b", "--json", "--advice"]
+    command = ["estimate", "--config", "gpt-oss-20b", "--json", "--advice"]
     assert main([*command, "--budget", "12GiB"]) == 1
     found = printed(capsys)
     assert found["fits"] is False
@@ -53,21 +53,29 @@ def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small |= {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(small), encoding="utf-8")
-    assert main(["estimate-config", "--config", str(path), "--mode", "train"]) == 0
+    assert main(["estimate", "--config", str(path), "--mode", "train"]) == 0
     assert "trainable parameters: 45,248" in capsys.readouterr().out
 
 
 def test_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["estimate-config", "--list"]) == 0
+    assert main(["estimate", "--list"]) == 0
     assert "kimi-k2                        Kimi K2\n" in capsys.readouterr().out
-    assert main(["estimate-config", "--list", "--json"]) == 0
+    assert main(["estimate", "--list", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) >= 30
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ([], "give --config FILE or --config NAME"),
+        ([], "nothing to estimate: give FILE:FUNCTION"),
+        (["--mode", "train"], "give --config FILE or --config NAME"),
+        (["train.py:make", "--zero", "0"], "--zero cannot be used with a step (train.py:make)"),
+        (["--config", "phi-4", "--steps", "2"], "--steps can only be used with a step or with"),
+        (["--trace", "--mode", "train"], "--trace needs --config"),
+        (
+            ["--config", "phi-4", "--trace", "--tensor", "8"],
+            "a trace is of one GPU, got a layout of 8",
+        ),
         (["--config", "lama-3.1-8b"], "did you mean"),
         (["--config", "phi-4", "--zero", "1"], "--zero cannot be used with --mode serve"),
         (["--config", "phi-4", "--packed"], "--packed cannot be used with --mode serve"),
@@ -80,7 +88,7 @@ def test_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bad_usage(options: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["estimate-config", *options]) == 2
+    assert main(["estimate", *options]) == 2
     assert text in capsys.readouterr().err
 
 
@@ -93,4 +101,4 @@ def test_other_commands_do_without_its_options(
     monkeypatch.setattr("vramkit.estimate.config._command.add_arguments", refuse)
     assert main(["demo", "--help"]) == 0
     assert main(["--help"]) == 0
-    assert "estimate the memory of a large model" in capsys.readouterr().out
+    assert "of a step or of a large model" in capsys.readouterr().out

@@ -1,0 +1,56 @@
+"""Finds the function of the user's that a command names."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vramkit.errors import InvalidArgumentError
+
+_MODULE = "vramkit_named_program"
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Return the function that ``file.py:function`` or ``package.module:function`` names.
+
+    Raises:
+        InvalidArgumentError: There is no such file, module or function.
+    """
+    place, _, function = name.rpartition(":")
+    if not place or not function:
+        raise InvalidArgumentError(
+            f"{name!r} names no function; write FILE:FUNCTION, such as train.py:make_step"
+        )
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise InvalidArgumentError(f"{place} has no function {function!r}; check the name")
+    made: Callable[..., Any] = found
+    return made
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InvalidArgumentError(f"there is no file {str(path)!r} in {Path.cwd()}")
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(_MODULE, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as err:
+        raise InvalidArgumentError(f"no module named {name!r}: {err}") from err
+    if found is None:
+        raise InvalidArgumentError(f"no module named {name!r}; it is looked for from {Path.cwd()}")
+    return importlib.import_module(name)
