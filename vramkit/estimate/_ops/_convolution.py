@@ -118,7 +118,13 @@ def _padded(tensor: torch.Tensor) -> int:
 def _forward(call: Call) -> Plan:
     x, w = call.args[:2]
     workspace = scratch(_workspace("forward", x, w, call.outputs[0], call))
-    return [Give(0), *_with_weight(x, w, workspace)]
+    plan: list[Step] = [Give(0), *_with_weight(x, w, workspace)]
+    return [Take(size_of(x)), *plan, Drop()] if _is_copied(x, w) else plan
+
+
+def _is_copied(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Tell whether an input that is not channels-last is copied for a weight that is."""
+    return x.dim() == 4 and is_channels_last(w) and not x.is_contiguous(memory_format=_NHWC)
 
 
 def _with_weight(x: torch.Tensor, w: torch.Tensor, workspace: Plan) -> Plan:
@@ -140,6 +146,8 @@ def _backward(call: Call) -> Plan:
             workspace = _with_weight(x, w, workspace) if kind == "input" else workspace
             plan += [Give(place), *workspace]
     plan += [Drop()] if copies else []
+    if call.outputs[1] is not None and _is_copied(x, w):
+        plan = [Take(size_of(x)), *plan, Drop()]
     if call.outputs[2] is not None:
         others = set(range(dy.dim())) - {1}
         plan += [Give(2), *scratch(*staging(dy, others, call.target))]
