@@ -33,9 +33,9 @@ _MOST_SIZES = 8
 _GAIN = 0.98
 _ROUNDS = 3
 _ROUND_MS = 1.0
-_FEWEST, _MOST = 3, 20
+_FEWEST, _MOST = 3, 10
 # Long enough for the host to queue a round, so that the GPU's time is measured and not the host's.
-_SLEEP_CYCLES = 1_000_000
+_SLEEP_CYCLES = 2_000_000
 
 
 class Key(NamedTuple):
