@@ -76,7 +76,9 @@ auto translated(F&& f) {
 class TensorMemory : public Memory {
  public:
   explicit TensorMemory(uint64_t bytes)
-      : tensor_(torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte)) {}
+      : tensor_(torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte)) {
+    prefer_huge_pages(data(), bytes);
+  }
   char* data() override { return static_cast<char*>(tensor_.mutable_data_ptr()); }
 
  private:
