@@ -4,41 +4,13 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "ops/embedding/hash_index.h"
 #include "ops/embedding/memory.h"
-#include "ops/embedding/rows.h"
+#include "ops/embedding/table_config.h"
 
 namespace vramkit::embedding {
-
-enum class WhenFull : int32_t { kGrow = 0, kError = 1, kEvictLru = 2, kEvictLfu = 3 };
-
-struct StoreConfig {
-  RowLayout layout{};
-  int64_t num_rows = -1;      // ids are 0 to num_rows - 1; any int64 where it is negative
-  uint64_t budget_bytes = 0;  // 0: none
-  WhenFull when_full = WhenFull::kGrow;
-  uint64_t seed = 0;
-  float deviation = 1;      // of the initial values
-  float initial_state = 0;  // Adagrad's sums begin with it
-  std::optional<int64_t> padding{};
-};
-
-/// When a slot was last changed and used, in calls that changed the table, and how often it was.
-struct Stamps {
-  uint32_t changed;
-  uint32_t used;
-  uint32_t frequency;
-};
-
-struct StoreFacts {
-  int64_t rows = 0;
-  int64_t bytes = 0;
-  int64_t capacity = -1;
-  int64_t evictions = 0;
-};
 
 /// Rows lie in pages of slabs, so that growing copies none; slots 0 to size() - 1 are in use. Not
 /// thread-safe; const functions may run at the same time as each other.

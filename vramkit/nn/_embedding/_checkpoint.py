@@ -105,7 +105,7 @@ def _that_fit(table: Table, state: Mapping[str, Tensor]) -> Tensor:
             f"bytes holds {capacity:,}; raise budget, or choose when_full='evict_lru'"
         )
     by = 2 if table.config.when_full == "evict_lfu" else 1
-    order = state["stamps"][:, by].argsort(descending=True, stable=True)
+    order = state["stamps"][:, by].cpu().argsort(descending=True, stable=True)
     return order[:capacity].sort().values
 
 
@@ -114,7 +114,7 @@ def _load_part(table: Table, state: Mapping[str, Tensor], part: Tensor) -> None:
     rows = state["rows"][part].float()
     if state["rows"].dtype is torch.int8:
         rows *= state["scales"][part, None]
-    headers = torch.zeros(len(part), 2)
+    headers = rows.new_zeros(len(part), 2)
     if config.dtype is torch.int8:
         same = state["rows"].dtype is torch.int8
         headers[:, 0] = state["scales"][part] if same else rows.abs().amax(1) / 127.0
@@ -147,6 +147,6 @@ def load_weight(table: Table, weight: Tensor) -> None:
     for begin in range(0, len(weight), _CHUNK):
         rows = weight[begin : begin + _CHUNK].detach().float().contiguous()
         keys = torch.arange(begin, begin + len(rows))
-        headers = torch.full((len(rows), 2), config.initial_accumulator_value)
+        headers = rows.new_full((len(rows), 2), config.initial_accumulator_value)
         headers[:, 0] = rows.abs().amax(1) / 127.0
         table.load(keys, rows, headers, nothing, nothing)

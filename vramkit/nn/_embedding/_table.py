@@ -17,7 +17,6 @@ from vramkit.nn._embedding._config import TableConfig
 
 MODES = {"none": 0, "sum": 1, "mean": 2, "max": 3}
 _OPS = torch.ops.vramkit
-_HERE = torch.empty(0, dtype=torch.int64)
 
 
 class Request(NamedTuple):
@@ -30,6 +29,14 @@ class Request(NamedTuple):
     max_norm: float
     norm_type: float
     by_frequency: bool
+
+
+class _Gradient(NamedTuple):
+    """What an update takes of one forward pass, and the stream that made the gradient."""
+
+    parts: list[Tensor]
+    modes: list[int]
+    stream: torch.cuda.Stream | None
 
 
 class Facts(NamedTuple):
@@ -65,13 +72,14 @@ class Table:
         self.config = config
         self.lr = lr
         self.held = False
-        self._pending: dict[int, list[tuple[list[Tensor], list[int]]]] = {}
+        self._pending: dict[int, list[_Gradient]] = {}
+        self._here = torch.empty(0, dtype=torch.int64, device=config.device)
         integers, numbers = config.native()
         with own_errors():
             self.number: int = _OPS.table_create.default(
-                torch.tensor(integers), torch.tensor(numbers, dtype=torch.float64)
+                self._here, torch.tensor(integers), torch.tensor(numbers, dtype=torch.float64)
             )
-        weakref.finalize(self, _OPS.table_close.default, _HERE, self.number)
+        weakref.finalize(self, _OPS.table_close.default, self._here, self.number)
 
     def read(self, request: Request) -> Tensor:
         """Look up without changing the table."""
@@ -89,6 +97,11 @@ class Table:
         return found
 
     def _arguments(self, request: Request) -> tuple[Any, ...]:
+        if request.ids.device != self._here.device:
+            raise InvalidArgumentError(
+                f"the ids are on {request.ids.device}, the table is on {self._here.device}; move "
+                "one of them"
+            )
         return (
             *(request.ids, request.bounds, request.weights, self.number, request.mode),
             *(self.config.output_dtype, request.max_norm, request.norm_type),
@@ -109,7 +122,9 @@ class Table:
             self._pending[task] = []
             if not self.held:
                 Variable._execution_engine.queue_callback(lambda: self._update(task))
-        self._pending[task].append((parts, [request.mode, int(request.by_frequency)]))
+        stream = torch.cuda.current_stream(grad.device) if grad.is_cuda else None
+        modes = [request.mode, int(request.by_frequency)]
+        self._pending[task].append(_Gradient(parts, modes, stream))
 
     def _drop_stale(self) -> None:
         # A backward pass that failed never came to its update.
@@ -118,7 +133,9 @@ class Table:
 
     def pending_norm(self) -> float:
         """Return the 2-norm of the gradients that are held."""
-        parts, modes = self._joined(self._pending.get(-1, []))
+        if -1 not in self._pending:
+            return 0.0
+        parts, modes = self._joined(self._pending[-1])
         return float(_OPS.table_gradient_norm.default(parts, modes, self.number))
 
     def discard_held(self) -> None:
@@ -134,21 +151,27 @@ class Table:
         parts, modes = self._joined(self._pending.pop(task))
         config = self.config
         numbers = [self.lr, config.lr_decay, *config.betas, config.eps, factor]
-        _OPS.table_update.default(
-            parts, modes, torch.tensor(numbers, dtype=torch.float64), self.number
-        )
+        with own_errors():
+            _OPS.table_update.default(
+                parts, modes, torch.tensor(numbers, dtype=torch.float64), self.number
+            )
 
-    def _joined(self, pending: list[tuple[list[Tensor], list[int]]]) -> tuple[list[Tensor], Tensor]:
-        parts = [part for batch, _ in pending for part in batch]
-        return parts, torch.tensor([modes for _, modes in pending], dtype=torch.int64)
+    def _joined(self, pending: list[_Gradient]) -> tuple[list[Tensor], Tensor]:
+        for gradient in pending:
+            if gradient.stream is not None:
+                here = torch.cuda.current_stream(gradient.stream.device)
+                if here != gradient.stream:
+                    here.wait_stream(gradient.stream)
+        parts = [part for gradient in pending for part in gradient.parts]
+        return parts, torch.tensor([gradient.modes for gradient in pending], dtype=torch.int64)
 
     def facts(self) -> Facts:
         """Return the counters."""
-        return Facts(*_OPS.table_facts.default(_HERE, self.number).tolist())
+        return Facts(*_OPS.table_facts.default(self._here, self.number).tolist())
 
     def dump(self, since: int = -1) -> list[Tensor]:
         """Return keys, rows, headers (scale, sum), state, stamps of rows changed after a clock."""
-        dumped: list[Tensor] = _OPS.table_dump.default(_HERE, self.number, since)
+        dumped: list[Tensor] = _OPS.table_dump.default(self._here, self.number, since)
         return dumped
 
     def load(
@@ -156,16 +179,18 @@ class Table:
     ) -> None:
         """Store rows, given as float32, in the place of those with the same keys."""
         with own_errors():
-            _OPS.table_load.default(keys, rows, headers, state, stamps, self.number)
+            given = (keys, rows, headers, state, stamps)
+            here = [part.to(self._here.device) for part in given]
+            _OPS.table_load.default(*here, self.number)
 
     def resume(self, steps: int, clock: int) -> None:
         """Continue with the counters of a checkpoint."""
-        _OPS.table_resume.default(torch.tensor([steps, clock]), self.number)
+        _OPS.table_resume.default(self._here, torch.tensor([steps, clock]), self.number)
 
     def check(self) -> None:
         """Raise an error if the native structures contradict each other."""
         with own_errors():
-            _OPS.table_check.default(_HERE, self.number)
+            _OPS.table_check.default(self._here, self.number)
 
     def __getstate__(self) -> dict[str, Any]:
         from vramkit.nn._embedding._checkpoint import state_of
