@@ -129,6 +129,17 @@ def test_bags_divide_by_the_frequency() -> None:
     torch.testing.assert_close(bag.to_embedding().weight, weight)
 
 
+def test_weights_get_gradients_in_evaluation_too() -> None:
+    bag = SparseEmbeddingBag.from_pretrained(
+        torch.arange(6.0).view(3, 2), mode="sum", optimizer="sgd"
+    )
+    weights = torch.ones(1, 2, requires_grad=True)
+    bag.eval()(torch.tensor([[2, 1]]), None, weights).sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [[9, 5]]
+    assert bag.stats().rows_in_use == 3
+
+
 def test_rowwise_adagrad_follows_its_formula() -> None:
     weight = torch.randn(4, 8)
     table = SparseEmbedding.from_pretrained(

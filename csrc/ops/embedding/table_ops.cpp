@@ -210,8 +210,8 @@ Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct,
   const Bags bags =
       bags_of(ids, bounds, torch::stable::new_empty(ids, {0}), static_cast<int64_t>(Mode::kSum));
   const std::shared_lock lock(table->mutex);
-  Head head;
-  std::memcpy(&head, distinct.const_data_ptr(), sizeof head);
+  Head head{};
+  if (distinct.numel() != 0) std::memcpy(&head, distinct.const_data_ptr(), sizeof head);
   STD_TORCH_CHECK(distinct.numel() == 0 || head.version == table->version,
                   "vramkit: the rows that the gradient of per_sample_weights needs have been "
                   "updated since forward; run its backward before the next update");

@@ -30,7 +30,7 @@ from vramkit.nn._embedding._config import (
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 class EmbeddingModule(nn.Module):

@@ -54,7 +54,7 @@ class TableConfig:
     dtype: torch.dtype
     optimizer: str
     output_dtype: torch.dtype
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-10
     lr_decay: float = 0.0

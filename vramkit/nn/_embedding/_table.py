@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -52,6 +52,11 @@ class Facts(NamedTuple):
     clock: int
 
 
+def _on_host(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Make a tensor that native code reads, whatever the default device is."""
+    return torch.tensor(values, dtype=dtype, device="cpu")
+
+
 @contextmanager
 def own_errors() -> Iterator[None]:
     """Turn the errors of the native operators into vramkit's."""
@@ -72,26 +77,28 @@ class Table:
         self.config = config
         self.lr = lr
         self.held = False
+        self._ops = _OPS
+        self._numbers: tuple[tuple[float, ...], Tensor] = (), torch.empty(0, device="cpu")
         self._pending: dict[int, list[_Gradient]] = {}
         self._here = torch.empty(0, dtype=torch.int64, device=config.device)
         integers, numbers = config.native()
         with own_errors():
-            self.number: int = _OPS.table_create.default(
-                self._here, torch.tensor(integers), torch.tensor(numbers, dtype=torch.float64)
+            self.number: int = self._ops.table_create.default(
+                self._here, _on_host(integers, torch.int64), _on_host(numbers, torch.float64)
             )
-        weakref.finalize(self, _OPS.table_close.default, self._here, self.number)
+        weakref.finalize(self, self._ops.table_close.default, self._here, self.number)
 
     def read(self, request: Request) -> Tensor:
         """Look up without changing the table."""
         with own_errors():
-            output: Tensor = _OPS.table_read.default(*self._arguments(request))
+            output: Tensor = self._ops.table_read.default(*self._arguments(request))
         return output
 
     def insert(self, request: Request) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Look up, giving a row to each id that has none; also return what an update needs."""
         self._drop_stale()
         with own_errors():
-            found: tuple[Tensor, Tensor, Tensor, Tensor] = _OPS.table_insert.default(
+            found: tuple[Tensor, Tensor, Tensor, Tensor] = self._ops.table_insert.default(
                 *self._arguments(request)
             )
         return found
@@ -109,7 +116,7 @@ class Table:
 
     def weights_gradient(self, grad: Tensor, request: Request, distinct: Tensor) -> Tensor:
         """Return the gradient of the weights of a batch in bags."""
-        result: Tensor = _OPS.table_weights_gradient.default(
+        result: Tensor = self._ops.table_weights_gradient.default(
             grad, request.ids, request.bounds, distinct, self.number
         )
         return result
@@ -136,7 +143,7 @@ class Table:
         if -1 not in self._pending:
             return 0.0
         parts, modes = self._joined(self._pending[-1])
-        return float(_OPS.table_gradient_norm.default(parts, modes, self.number))
+        return float(self._ops.table_gradient_norm.default(parts, modes, self.number))
 
     def discard_held(self) -> None:
         """Forget the gradients that are held."""
@@ -150,11 +157,11 @@ class Table:
     def _update(self, task: int, factor: float = 1.0) -> None:
         parts, modes = self._joined(self._pending.pop(task))
         config = self.config
-        numbers = [self.lr, config.lr_decay, *config.betas, config.eps, factor]
+        numbers = (self.lr, config.lr_decay, *config.betas, config.eps, factor)
+        if numbers != self._numbers[0]:
+            self._numbers = numbers, _on_host(numbers, torch.float64)
         with own_errors():
-            _OPS.table_update.default(
-                parts, modes, torch.tensor(numbers, dtype=torch.float64), self.number
-            )
+            self._ops.table_update.default(parts, modes, self._numbers[1], self.number)
 
     def _joined(self, pending: list[_Gradient]) -> tuple[list[Tensor], Tensor]:
         for gradient in pending:
@@ -163,15 +170,15 @@ class Table:
                 if here != gradient.stream:
                     here.wait_stream(gradient.stream)
         parts = [part for gradient in pending for part in gradient.parts]
-        return parts, torch.tensor([gradient.modes for gradient in pending], dtype=torch.int64)
+        return parts, _on_host([gradient.modes for gradient in pending], torch.int64)
 
     def facts(self) -> Facts:
         """Return the counters."""
-        return Facts(*_OPS.table_facts.default(self._here, self.number).tolist())
+        return Facts(*self._ops.table_facts.default(self._here, self.number).tolist())
 
     def dump(self, since: int = -1) -> list[Tensor]:
         """Return keys, rows, headers (scale, sum), state, stamps of rows changed after a clock."""
-        dumped: list[Tensor] = _OPS.table_dump.default(self._here, self.number, since)
+        dumped: list[Tensor] = self._ops.table_dump.default(self._here, self.number, since)
         return dumped
 
     def load(
@@ -181,16 +188,18 @@ class Table:
         with own_errors():
             given = (keys, rows, headers, state, stamps)
             here = [part.to(self._here.device) for part in given]
-            _OPS.table_load.default(*here, self.number)
+            self._ops.table_load.default(*here, self.number)
 
     def resume(self, steps: int, clock: int) -> None:
         """Continue with the counters of a checkpoint."""
-        _OPS.table_resume.default(self._here, torch.tensor([steps, clock]), self.number)
+        self._ops.table_resume.default(
+            self._here, _on_host([steps, clock], torch.int64), self.number
+        )
 
     def check(self) -> None:
         """Raise an error if the native structures contradict each other."""
         with own_errors():
-            _OPS.table_check.default(self._here, self.number)
+            self._ops.table_check.default(self._here, self.number)
 
     def __getstate__(self) -> dict[str, Any]:
         from vramkit.nn._embedding._checkpoint import state_of

@@ -108,6 +108,8 @@ class Cuda {
     mailbox_.used_ = true;
   }
 
+  bool is_capturing() const { return is_capturing_; }
+
   /// What has the host wait for the device cannot be in a graph.
   void check_waiting(const char* what) const {
     STD_TORCH_CHECK(!is_capturing_, "vramkit: ", what,

@@ -33,6 +33,7 @@ class Host {
 
   Host(int /*device*/, Mailbox& /*mailbox*/) {}
 
+  bool is_capturing() const { return false; }
   void check_waiting(const char* /*what*/) const {}
   std::unique_ptr<Memory> allocate(uint64_t bytes) { return std::make_unique<Heap>(bytes); }
   void retire(std::unique_ptr<Memory> memory) { memory.reset(); }

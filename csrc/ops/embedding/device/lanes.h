@@ -67,6 +67,8 @@ class OneLane {
     return value;
   }
   VRAMKIT_ON_BOTH double largest(double value) const { return value; }
+  /// Waits until all lanes have come here and have read what they read before.
+  VRAMKIT_ON_BOTH void meet() const {}
 
   // Teams of several such groups that work on one row.
   VRAMKIT_ON_BOTH uint32_t group() const { return 0; }

@@ -39,6 +39,7 @@ class WarpLanes {
     }
     return value;
   }
+  __device__ void meet() const { __syncwarp(mask_); }
 
  private:
   uint32_t rank_;
@@ -70,13 +71,15 @@ class TeamLanes : public WarpLanes {
 };
 
 template <class F>
-__global__ void __launch_bounds__(kThreads) item_kernel(int64_t count, F f) {
+__global__ void __launch_bounds__(kThreads)
+    item_kernel(int64_t count, const __grid_constant__ F f) {
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) f(i);
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads) group_kernel(int64_t count, uint32_t lanes, F f) {
+__global__ void __launch_bounds__(kThreads)
+    group_kernel(int64_t count, uint32_t lanes, const __grid_constant__ F f) {
   const WarpLanes group(lanes);
   const int64_t stride = int64_t{gridDim.x} * (kThreads / lanes);
   int64_t item = int64_t{blockIdx.x} * (kThreads / lanes) + threadIdx.x / lanes;
@@ -84,7 +87,8 @@ __global__ void __launch_bounds__(kThreads) group_kernel(int64_t count, uint32_t
 }
 
 template <class F>
-__global__ void __launch_bounds__(kTeamThreads) team_kernel(uint32_t lanes, F f) {
+__global__ void __launch_bounds__(kTeamThreads)
+    team_kernel(uint32_t lanes, const __grid_constant__ F f) {
   const TeamLanes team(lanes);
   const int64_t count = f.items();
   for (int64_t item = blockIdx.x; item < count; item += gridDim.x) f(item, team);

@@ -19,6 +19,9 @@ struct Alarm {
 
   VRAMKIT_ON_BOTH void raise(Kind of, int64_t with) {
     value = with;
+#if defined(__CUDA_ARCH__)
+    __threadfence_system();
+#endif
     kind = of;
   }
 };
@@ -40,8 +43,8 @@ struct Lookup {
   int64_t num_rows;
   Bags bags;
   const uint32_t* slots;  // of each position, or null: ids are found in the index
-  NormLimit limit;
-  RowType type;  // of the output
+  const float* limited;   // what the row of each position is multiplied by, or null
+  RowType type;           // of the output
   void* output;
   int64_t* argmax;
   Alarm* alarm;
@@ -108,7 +111,7 @@ struct Source {
       if (!outside) scale = of.initial.scale<Type>(lanes, id, of.rows.layout.dim);
       if (lanes.rank() == 0 && counts) tell(of, position);
     }
-    if (of.limit.most > 0 && slot != kSkipped && !outside) limited = factor(lanes, of);
+    if (of.limited != nullptr && slot != kSkipped) limited = of.limited[position];
   }
 
   /// Not multiplied by the scale. An id outside the table has no values but NaN.
@@ -137,36 +140,85 @@ struct Source {
       fetch_add(of.misses + position % kMissCounters, 1);
     }
   }
-  template <class Lanes>
-  VRAMKIT_ON_BOTH float factor(const Lanes& lanes, const Lookup& of) const {
-    return limit_of(lanes, of.limit, of.rows.layout.dim, [&](uint32_t at) {
-      Vec<kWidth> result = raw(of, at);
-      for (float& value : result.at) value *= scale;
-      return result;
-    });
-  }
+};
 
- public:
-  /// What a row is multiplied by so that its norm is at most the limit's, as in torch.
-  template <class Lanes, class Values>
-  VRAMKIT_ON_BOTH static float limit_of(const Lanes& lanes, NormLimit limit, uint32_t dim,
-                                        const Values& values) {
-    double sum = 0;
-    const bool is_largest = limit.degree > 1e308;  // infinite
-    for_columns<kWidth>(lanes, dim, [&](uint32_t at) {
-      const Vec<kWidth> vec = values(at);
-      for (const float value : vec.at) {
-        const double magnitude = fabs(static_cast<double>(value));
-        if (is_largest) {
-          sum = magnitude > sum ? magnitude : sum;
-        } else {
-          sum += limit.degree == 2 ? magnitude * magnitude : pow(magnitude, limit.degree);
-        }
+/// What a row is multiplied by so that its norm is at most the limit's, as in torch.
+template <int kWidth, class Lanes, class Values>
+VRAMKIT_ON_BOTH float limit_of(const Lanes& lanes, NormLimit limit, uint32_t dim,
+                               const Values& values) {
+  double sum = 0;
+  const bool is_largest = limit.degree > 1e308;  // infinite
+  for_columns<kWidth>(lanes, dim, [&](uint32_t at) {
+    const Vec<kWidth> vec = values(at);
+    for (const float value : vec.at) {
+      const double magnitude = fabs(static_cast<double>(value));
+      if (is_largest) {
+        sum = magnitude > sum ? magnitude : sum;
+      } else {
+        sum += limit.degree == 2 ? magnitude * magnitude : pow(magnitude, limit.degree);
       }
-    });
-    const double total = is_largest ? lanes.largest(sum) : lanes.sum(sum);
-    const double norm = is_largest ? total : pow(total, 1 / limit.degree);
-    return norm > limit.most ? static_cast<float>(limit.most / (norm + 1e-7)) : 1.0F;
+    }
+  });
+  const double total = is_largest ? lanes.largest(sum) : lanes.sum(sum);
+  const double norm = is_largest ? total : pow(total, 1 / limit.degree);
+  return norm > limit.most ? static_cast<float>(limit.most / (norm + 1e-7)) : 1.0F;
+}
+
+/// factors[i] = what limits the norm of the row of position i.
+template <class Type, int kWidth>
+struct LimitFactors {
+  Lookup of;
+  NormLimit limit;
+  float* factors;
+
+  VRAMKIT_ON_BOTH int64_t items() const { return of.bags.positions; }
+
+  template <class Lanes>
+  VRAMKIT_ON_BOTH void operator()(int64_t position, const Lanes& lanes) const {
+    const uint32_t slot = of.slot_at(position);
+    float factor = 1;
+    if (slot != kSkipped && slot != kOutside) {
+      const Source<Type, kWidth> source(lanes, of, position, slot, false);
+      factor = limit_of<kWidth>(lanes, limit, of.rows.layout.dim,
+                                [&](uint32_t at) { return source.read(of, at); });
+    }
+    if (lanes.rank() == 0) factors[position] = factor;
+  }
+};
+
+/// Rows of float types are read as what they are; int8 rows as any of these.
+template <class Type, int kWidth>
+VRAMKIT_ON_BOTH void store_output(RowType type, void* to, uint64_t first, const Vec<kWidth>& vec) {
+  if constexpr (Type::kScaled) {
+    store_as<kWidth>(type, to, first, vec);
+  } else {
+    store_nearest<Type, kWidth>(to, first, vec);
+  }
+}
+
+/// Rows that are in the table or skipped, as most often.
+template <class Type>
+struct Stored {
+  const char* rows[kInFlight];  // null: skipped
+  float scales[kInFlight];
+
+  VRAMKIT_ON_BOTH static bool fits(const Lookup& of, const uint32_t (&slots)[kInFlight]) {
+    bool all = of.limited == nullptr;
+    for (const uint32_t slot : slots) all = all && slot <= kSkipped;
+    return all;
+  }
+  VRAMKIT_ON_BOTH Stored(const Lookup& of, const uint32_t (&slots)[kInFlight]) {
+    for (uint32_t i = 0; i < kInFlight; ++i) {
+      const bool skipped = slots[i] == kSkipped;
+      rows[i] = skipped ? nullptr : of.rows.row(slots[i]);
+      scales[i] = Type::kScaled && !skipped ? of.rows.meta(slots[i]).scale : 1.0F;
+    }
+  }
+  template <int kWidth>
+  VRAMKIT_ON_BOTH void load_at(uint32_t at, Vec<kWidth> (&values)[kInFlight]) const {
+    for (uint32_t i = 0; i < kInFlight; ++i) {
+      values[i] = rows[i] == nullptr ? Vec<kWidth>{} : load<Type, kWidth>(rows[i], at);
+    }
   }
 };
 
@@ -179,24 +231,39 @@ struct Gather {
 
   template <class Lanes>
   VRAMKIT_ON_BOTH void operator()(int64_t item, const Lanes& lanes) const {
-    using S = Source<Type, kWidth>;
     const int64_t first = item * kInFlight;
+    const uint32_t dim = of.rows.layout.dim;
     uint32_t slots[kInFlight];
     of.find(lanes, first, of.bags.positions, slots);
-    const S sources[kInFlight] = {S(lanes, of, first, slots[0]), S(lanes, of, first + 1, slots[1]),
-                                  S(lanes, of, first + 2, slots[2]),
-                                  S(lanes, of, first + 3, slots[3])};
-    const uint32_t dim = of.rows.layout.dim;
+    if (!Stored<Type>::fits(of, slots)) {
+      for (uint32_t i = 0; i < kInFlight; ++i) any(lanes, first + i, slots[i]);
+      return;
+    }
+    const Stored<Type> from(of, slots);
     for_columns<kWidth>(lanes, dim, [&](uint32_t at) {
-      Vec<kWidth> values[kInFlight] = {};
+      Vec<kWidth> values[kInFlight];
+      from.load_at(at, values);
       for (uint32_t i = 0; i < kInFlight; ++i) {
-        if (slots[i] != kSkipped) values[i] = sources[i].read(of, at);
-      }
-      for (uint32_t i = 0; i < kInFlight; ++i) {
-        if (slots[i] == kSkipped) continue;
+        if (from.rows[i] == nullptr) continue;
+        if (Type::kScaled) {
+          for (float& value : values[i].at) value *= from.scales[i];
+        }
         const uint64_t to = static_cast<uint64_t>(first + i) * dim + at;
-        store_as<kWidth>(of.type, of.output, to, values[i]);
+        store_output<Type, kWidth>(of.type, of.output, to, values[i]);
       }
+    });
+  }
+
+ private:
+  template <class Lanes>
+  __attribute__((noinline)) VRAMKIT_ON_BOTH void any(Lanes lanes, int64_t position,
+                                                     uint32_t slot) const {
+    if (slot == kSkipped) return;
+    const uint32_t dim = of.rows.layout.dim;
+    const Source<Type, kWidth> source(lanes, of, position, slot);
+    for_columns<kWidth>(lanes, dim, [&](uint32_t at) {
+      const uint64_t to = static_cast<uint64_t>(position) * dim + at;
+      store_output<Type, kWidth>(of.type, of.output, to, source.read(of, at));
     });
   }
 };
@@ -228,50 +295,63 @@ struct AddUp {
         for (float& value : sum.at) value /= static_cast<float>(count);
       }
       if (at < dim) {
-        store_as<kWidth>(of.type, of.output, static_cast<uint64_t>(bag) * dim + at, sum);
+        const uint64_t to = static_cast<uint64_t>(bag) * dim + at;
+        store_output<Type, kWidth>(of.type, of.output, to, sum);
       }
     }
   }
 
  private:
+  VRAMKIT_ON_BOTH float weight_at(int64_t position) const {
+    return of.bags.weights == nullptr ? 1.0F : of.bags.weights[position];
+  }
+
   /// Returns the number of rows that are not skipped.
   template <class Lanes>
   VRAMKIT_ON_BOTH uint32_t add(const Lanes& lanes, int64_t first, int64_t end, uint32_t at,
                                bool counts, Vec<kWidth>& sum) const {
-    using S = Source<Type, kWidth>;
     uint32_t slots[kInFlight];
     of.find(lanes, first, end, slots);
-    const S sources[kInFlight] = {
-        S(lanes, of, first, slots[0], counts), S(lanes, of, first + 1, slots[1], counts),
-        S(lanes, of, first + 2, slots[2], counts), S(lanes, of, first + 3, slots[3], counts)};
-    Vec<kWidth> values[kInFlight] = {};
-    float weights[kInFlight] = {};
-    const bool inside = at < of.rows.layout.dim;
-    for (uint32_t i = 0; i < kInFlight; ++i) {
-      if (slots[i] == kSkipped || !inside) continue;
-      weights[i] = of.bags.weights == nullptr ? 1.0F : of.bags.weights[first + i];
-      values[i] = sources[i].raw(of, at);
+    if (!Stored<Type>::fits(of, slots)) {
+      uint32_t count = 0;
+      for (uint32_t i = 0; i < kInFlight; ++i) {
+        if (slots[i] == kSkipped) continue;
+        ++count;
+        sum = any(lanes, first + i, slots[i], at, counts, sum);
+      }
+      return count;
     }
+    const Stored<Type> from(of, slots);
+    Vec<kWidth> values[kInFlight] = {};
+    if (at < of.rows.layout.dim) from.load_at(at, values);
     uint32_t count = 0;
     for (uint32_t i = 0; i < kInFlight; ++i) {
-      if (slots[i] == kSkipped) continue;
+      if (from.rows[i] == nullptr) continue;
       ++count;
-      if (inside) accumulate(sources[i], weights[i], values[i], sum);
+      const float factor = weight_at(first + i) * from.scales[i];
+      for (int k = 0; k < kWidth; ++k) sum.at[k] += factor * values[i].at[k];
     }
     return count;
   }
 
-  /// In the order of operations of the CPU.
-  VRAMKIT_ON_BOTH void accumulate(const Source<Type, kWidth>& source, float weight,
-                                  const Vec<kWidth>& values, Vec<kWidth>& sum) const {
+  /// Of any row, in the order of operations of the CPU. Returns the new sum.
+  template <class Lanes>
+  __attribute__((noinline)) VRAMKIT_ON_BOTH Vec<kWidth> any(Lanes lanes, int64_t position,
+                                                            uint32_t slot, uint32_t at, bool counts,
+                                                            Vec<kWidth> sum) const {
+    const Source<Type, kWidth> source(lanes, of, position, slot, counts);
+    if (at >= of.rows.layout.dim) return sum;
+    const Vec<kWidth> values = source.raw(of, at);
+    const float weight = weight_at(position);
     const float factor = weight * source.scale;
     for (int i = 0; i < kWidth; ++i) {
-      if (of.limit.most > 0) {
+      if (of.limited != nullptr) {
         sum.at[i] += weight * (values.at[i] * source.scale * source.limited);
       } else {
         sum.at[i] += factor * values.at[i];
       }
     }
+    return sum;
   }
 };
 
@@ -377,7 +457,7 @@ struct LimitNorms {
       return result;
     };
     const uint32_t dim = rows.layout.dim;
-    const float factor = Source<Type, kWidth>::limit_of(lanes, limit, dim, values);
+    const float factor = limit_of<kWidth>(lanes, limit, dim, values);
     if (factor == 1.0F) return;
     const float limited = Type::kScaled ? scale * factor : 1.0F;
     const float inverse = limited > 0 ? 1.0F / limited : 0.0F;
@@ -386,6 +466,7 @@ struct LimitNorms {
       for (float& value : scaled.at) value = value * factor * inverse;
       store_nearest<Type, kWidth>(row, at, scaled);
     });
+    lanes.meet();
     if (lanes.rank() != 0) return;
     meta.scale *= factor;
     meta.stamps.changed = clock;

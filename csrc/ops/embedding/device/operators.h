@@ -43,8 +43,8 @@ inline int device_of(const Tensor& tensor) { return tensor.get_device_index(); }
 
 /// Raises what kernels have told. `when` is about an earlier call, or empty.
 inline void check(Alarm& alarm, const StoreConfig& config, const char* when) {
+  if (*static_cast<const volatile uint32_t*>(&alarm.kind) == Alarm::kNone) return;
   const Alarm raised = alarm;
-  if (raised.kind == Alarm::kNone) return;
   alarm = Alarm{};
   const auto value = static_cast<long long>(raised.value);
   if (raised.kind == Alarm::kId) {
@@ -89,9 +89,11 @@ class Operators {
     const std::lock_guard lock(table->mutex);
     check(table->mailbox.alarm(), table->store.config(), kEarlier);
     Device device(device_of(ids), table->mailbox);
+    if (device.is_capturing()) table->store.freeze();
     table->lookups += bags.positions;
     table->hits += bags.positions;
-    Lookup of = lookup(*table, bags, {max_norm, norm_type}, row_type_of(dtype));
+    Lookup of = lookup(*table, bags, row_type_of(dtype));
+    const Scratch factors = limit(device, of, {max_norm, norm_type});
     of.misses = table->control()->misses;
     auto [output, argmax] = pool(device, of, ids, dtype);
     if (Device::kIsImmediate) check(table->mailbox.alarm(), table->store.config(), "");
@@ -109,7 +111,7 @@ class Operators {
     Device device(device_of(ids), table->mailbox);
     device.check_waiting("a training lookup in a table with a fused optimizer");
     Tensor slots = torch::stable::new_empty(ids, {bags.positions}, ScalarType::Int);
-    Lookup of = lookup(*table, bags, {0, norm_type}, row_type_of(dtype));
+    Lookup of = lookup(*table, bags, row_type_of(dtype));
     of.slots = write<uint32_t>(slots);
     Tensor output;
     Tensor argmax;
@@ -173,7 +175,7 @@ class Operators {
                     "updated since forward; run its backward before the next update");
     Device device(device_of(ids), table->mailbox);
     const Tensor fitting = aligned(grad);
-    Lookup of = lookup(*table, bags, {0, 2}, row_type_of(grad.scalar_type()));
+    Lookup of = lookup(*table, bags, row_type_of(grad.scalar_type()));
     of.output = fitting.mutable_data_ptr();
     Tensor result = torch::stable::new_zeros(ids, {ids.numel()}, ScalarType::Float);
     with_kernel(of.rows.layout, [&]<class Type, int kWidth>() {
@@ -228,7 +230,7 @@ class Operators {
     const std::lock_guard lock(table->mutex);
     Device device(device_of(keys), table->mailbox);
     Tensor slots = torch::stable::new_empty(keys, {bags.positions}, ScalarType::Int);
-    Lookup of = lookup(*table, bags, {0, 2}, RowType::kFloat32);
+    Lookup of = lookup(*table, bags, table->store.layout().type);
     of.slots = write<uint32_t>(slots);
     insert(device, *table, of, true, nullptr, [] {});
     ++table->version;
@@ -281,18 +283,35 @@ class Operators {
     return *all;
   }
 
-  static Lookup lookup(TableOf& table, const Bags& bags, NormLimit limit, RowType type) {
+  static Lookup lookup(TableOf& table, const Bags& bags, RowType type) {
     const DeviceStore<Device>& store = table.store;
+    const RowType own = store.layout().type;
+    STD_TORCH_CHECK(own == RowType::kInt8 || own == type,
+                    "vramkit: rows of a float type are looked up in this type only");
     Lookup of{};
     of.rows = store.rows();
     of.index = store.index();
     of.initial = store.initial();
     of.num_rows = store.config().num_rows;
     of.bags = bags;
-    of.limit = limit;
     of.type = type;
     of.alarm = &table.mailbox.alarm();
     return of;
+  }
+
+  /// Has a lookup scale rows to the limit, if there is one. The result holds the factors.
+  static Scratch limit(Device& device, Lookup& of, NormLimit limit) {
+    Scratch scratch;
+    if (limit.most <= 0) return scratch;
+    const auto factors_at = scratch.add<float>(static_cast<uint64_t>(of.bags.positions));
+    scratch.allocate(device);
+    auto* const factors = scratch.piece<float>(factors_at);
+    with_kernel(of.rows.layout, [&]<class Type, int kWidth>() {
+      device.run_groups(LimitFactors<Type, kWidth>{of, limit, factors},
+                        lanes_for(of.rows.layout.dim, kWidth));
+    });
+    of.limited = factors;
+    return scratch;
   }
 
   static std::pair<Tensor, Tensor> pool(Device& device, Lookup of, const Tensor& ids,

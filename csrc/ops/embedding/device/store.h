@@ -166,6 +166,10 @@ class DeviceStore {
     }
   }
 
+  /// To be called when a CUDA graph has been given addresses: what would change them throws from
+  /// now on.
+  void freeze() { is_frozen_ = true; }
+
   /// Waits for the device where memory was last used on another stream than it came from.
   void release(Device& device) {
     for (std::unique_ptr<Memory>& slab : slabs_) device.retire(std::move(slab));
@@ -290,6 +294,7 @@ class DeviceStore {
 
   void list_pages(Device& device) {
     if (table_ == nullptr || table_bytes_ < pages_.size() * sizeof(char*)) {
+      check_thawed();
       const uint64_t most = (max_rows_ + mask_) >> shift_;
       const uint64_t bytes = std::min<uint64_t>(most, 2 * pages_.size()) * sizeof(char*);
       std::unique_ptr<Memory> table = device.allocate(bytes);
@@ -303,6 +308,7 @@ class DeviceStore {
 
   /// An empty index for so many rows.
   Index make_index(Device& device, uint64_t rows) const {
+    check_thawed();
     const uint64_t entries = entries_for(rows);
     Index made;
     made.bytes = index_bytes_for(entries);
@@ -316,6 +322,13 @@ class DeviceStore {
       made.view.size = entries;
     }
     return made;
+  }
+
+  void check_thawed() const {
+    if (!is_frozen_) return;
+    throw_error(Status::kInvalidArgument,
+                "the table cannot grow any more, as a CUDA graph reads it; train it first and then "
+                "capture lookups, or copy it with copy.deepcopy() and train the copy");
   }
 
   [[noreturn]] void throw_full(uint64_t wanted) const {
@@ -341,6 +354,7 @@ class DeviceStore {
   uint32_t size_ = 0;
   uint32_t clock_ = 0;
   int64_t evictions_ = 0;
+  bool is_frozen_ = false;
 };
 
 }  // namespace vramkit::embedding::device

@@ -178,6 +178,7 @@ struct Apply {
     }
     for_columns<kWidth>(lanes, dim,
                         [&](uint32_t at) { write(to, at, updated(to, at, sum_of), scale, draw); });
+    lanes.meet();
     if (lanes.rank() != 0) return;
     if (Type::kScaled) meta.scale = scale;
     if (rows.layout.rule == Rule::kRowwiseAdagrad) meta.sum = total;
