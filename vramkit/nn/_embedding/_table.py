@@ -169,6 +169,9 @@ class Table:
                 here = torch.cuda.current_stream(gradient.stream.device)
                 if here != gradient.stream:
                     here.wait_stream(gradient.stream)
+                    for part in gradient.parts:
+                        if part.is_cuda:
+                            part.record_stream(here)
         parts = [part for gradient in pending for part in gradient.parts]
         return parts, _on_host([gradient.modes for gradient in pending], torch.int64)
 

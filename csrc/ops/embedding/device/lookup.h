@@ -47,7 +47,7 @@ struct Lookup {
   RowType type;           // of the output
   void* output;
   int64_t* argmax;
-  Alarm* alarm;
+  Alarm* alarm;      // null: something else checks the ids and offsets
   uint32_t* misses;  // or null
 
   VRAMKIT_ON_BOTH bool is_outside(int64_t id) const {
@@ -72,7 +72,7 @@ struct Lookup {
     end = bags.bounds[bag + 1];
     const bool fits = begin <= end && begin >= 0 && end <= bags.positions &&
                       (bag != 0 || begin == 0) && (bag + 1 != bags.bags || end == bags.positions);
-    if (!fits) alarm->raise(Alarm::kOffsets, bag);
+    if (!fits && alarm != nullptr) alarm->raise(Alarm::kOffsets, bag);
     return fits;
   }
 };
@@ -135,7 +135,7 @@ struct Source {
  private:
   VRAMKIT_ON_BOTH void tell(const Lookup& of, int64_t position) const {
     if (outside) {
-      of.alarm->raise(Alarm::kId, id);
+      if (of.alarm != nullptr) of.alarm->raise(Alarm::kId, id);
     } else if (of.misses != nullptr) {
       fetch_add(of.misses + position % kMissCounters, 1);
     }
@@ -192,7 +192,10 @@ VRAMKIT_ON_BOTH void store_output(RowType type, void* to, uint64_t first, const 
   if constexpr (Type::kScaled) {
     store_as<kWidth>(type, to, first, vec);
   } else {
-    store_nearest<Type, kWidth>(to, first, vec);
+    using Stored = typename Type::Stored;
+    Pack<Stored, kWidth> pack;
+    for (int i = 0; i < kWidth; ++i) pack.at[i] = Type::nearest(vec.at[i]);
+    store_streaming(static_cast<Stored*>(to) + first, pack);
   }
 }
 

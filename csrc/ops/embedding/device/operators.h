@@ -117,7 +117,12 @@ class Operators {
     Tensor argmax;
     // Rows that are not there yet have the same values before and after they are: what the device
     // does next need not wait for the host.
-    const auto pool_rows = [&] { std::tie(output, argmax) = pool(device, of, ids, dtype); };
+    const auto pool_rows = [&] {
+      Lookup quiet = of;
+      // What does not fit is told once, by kernels that are waited for.
+      quiet.alarm = nullptr;
+      std::tie(output, argmax) = pool(device, quiet, ids, dtype);
+    };
     if (max_norm > 0) {
       insert_limited(device, *table, of, {max_norm, norm_type});
       of.index = table->store.index();

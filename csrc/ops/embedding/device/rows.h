@@ -78,6 +78,25 @@ VRAMKIT_ON_BOTH void store_nearest(void* to, uint64_t first, const Vec<kWidth>& 
   store<Type, kWidth>(to, first, pack);
 }
 
+/// Stores what is not read again soon: rows should stay in the device's cache instead.
+template <class T, int kWidth>
+VRAMKIT_ON_BOTH void store_streaming(T* to, const Pack<T, kWidth>& pack) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof pack == sizeof(uint4)) {
+    uint4 bits;
+    memcpy(&bits, &pack, sizeof bits);
+    __stcs(reinterpret_cast<uint4*>(to), bits);
+    return;
+  } else if constexpr (sizeof pack == sizeof(uint2)) {
+    uint2 bits;
+    memcpy(&bits, &pack, sizeof bits);
+    __stcs(reinterpret_cast<uint2*>(to), bits);
+    return;
+  }
+#endif
+  *reinterpret_cast<Pack<T, kWidth>*>(to) = pack;
+}
+
 /// As `load`, of a type that is known when the kernel runs: float32, bfloat16 or float16.
 template <int kWidth>
 VRAMKIT_ON_BOTH Vec<kWidth> load_as(RowType type, const void* from, uint64_t first) {

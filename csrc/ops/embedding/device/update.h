@@ -111,25 +111,44 @@ struct Sorted {
   const float* factors;  // null: 1
   RowType type;
 
-  /// Adds the gradient of sorted position i, columns from `at` on.
+  /// The sum of the gradients of sorted positions, columns from `at` on. Added in their order, but
+  /// several are on their way from memory at the same time.
   template <int kWidth>
-  VRAMKIT_ON_BOTH void add(int64_t i, uint32_t at, Vec<kWidth>& sum) const {
+  VRAMKIT_ON_BOTH Vec<kWidth> sum(int64_t first, int64_t last, uint32_t at) const {
+    constexpr int kAtOnce = 2;
+    Vec<kWidth> total = {};
+    for (; first < last; first += kAtOnce) {
+      Vec<kWidth> grads[kAtOnce];
+      for (int i = 0; i < kAtOnce; ++i) {
+        grads[i] = first + i < last ? scaled<kWidth>(first + i, at) : Vec<kWidth>{};
+      }
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i >= last) break;
+        for (int k = 0; k < kWidth; ++k) total.at[k] += grads[i].at[k];
+      }
+    }
+    return total;
+  }
+
+ private:
+  /// The gradient of a sorted position, 0 where the maximum came from another one.
+  template <int kWidth>
+  VRAMKIT_ON_BOTH Vec<kWidth> scaled(int64_t i, uint32_t at) const {
     const uint32_t position = positions[i];
     const GradientPart& part = part_count == 1 ? only : part_of(position);
     const int64_t own = position - part.first;
     const uint64_t bag = part.bags.mode == Mode::kNone ? static_cast<uint64_t>(own)
                                                        : static_cast<uint64_t>(bag_of[position]);
     const float factor = factors == nullptr ? 1.0F : factors[position];
-    const Vec<kWidth> grad = load_as<kWidth>(type, part.grad, bag * dim + at);
+    Vec<kWidth> grad = load_as<kWidth>(type, part.grad, bag * dim + at);
     for (int k = 0; k < kWidth; ++k) {
-      if (part.argmax != nullptr) {
-        if (part.argmax[bag * dim + at + static_cast<uint32_t>(k)] != own) continue;
-      }
-      sum.at[k] += factor * grad.at[k];
+      grad.at[k] *= factor;
+      if (part.argmax == nullptr) continue;
+      if (part.argmax[bag * dim + at + static_cast<uint32_t>(k)] != own) grad.at[k] = 0;
     }
+    return grad;
   }
 
- private:
   VRAMKIT_ON_BOTH const GradientPart& part_of(uint32_t position) const {
     int part = part_count - 1;
     while (parts[part].first > position) --part;
@@ -320,11 +339,7 @@ struct SumParts {
       while (last < end && sorted.keys[last] == key) ++last;
       const bool begun = first == begin && begin > 0 && sorted.keys[begin - 1] == key;
       const bool goes_on = last == end && end < sorted.count && sorted.keys[end] == key;
-      const auto sum_of = [&](uint32_t at) {
-        Vec<kWidth> sum = {};
-        for (int64_t i = first; i < last; ++i) sorted.add<kWidth>(i, at, sum);
-        return sum;
-      };
+      const auto sum_of = [&](uint32_t at) { return sorted.sum<kWidth>(first, last, at); };
       if (begun || goes_on) {
         float* const to = partials.of(part, begun ? 0 : 1, sorted.dim);
         for_columns<kWidth>(lanes, sorted.dim,
