@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "ops/embedding/device/lanes.h"
 #include "ops/embedding/random.h"
@@ -32,7 +33,7 @@ struct IndexView {
     if (direct != nullptr) return static_cast<uint64_t>(key) < size ? direct[key] : kMissing;
     if (size == 0) return kMissing;
     for (uint64_t at = home(key);; at = next(at)) {
-      const Entry entry = entries[at];
+      const Entry entry = read(at);
       if (entry.slot == kMissing) return kMissing;
       if (entry.key == key && entry.slot != kErased) return entry.slot;
     }
@@ -66,6 +67,16 @@ struct IndexView {
   }
 
  private:
+  VRAMKIT_ON_BOTH Entry read(uint64_t at) const {
+#if defined(__CUDA_ARCH__)
+    const uint4 bits = *reinterpret_cast<const uint4*>(entries + at);
+    Entry entry;
+    memcpy(&entry, &bits, sizeof entry);
+    return entry;
+#else
+    return entries[at];
+#endif
+  }
   VRAMKIT_ON_BOTH uint64_t home(int64_t key) const {
     return (mix(static_cast<uint64_t>(key)) >> 32) * size >> 32;
   }

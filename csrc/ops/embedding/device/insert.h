@@ -10,12 +10,25 @@
 
 namespace vramkit::embedding::device {
 
-/// What the host must know of a batch before it goes on.
+// Counters that threads share, so that few of them wait for each other at one address.
+inline constexpr int64_t kTallies = 16;
+
+/// What kernels count of a batch.
 struct Counts {
-  uint32_t missing;  // positions without a row
-  uint32_t found;    // distinct rows
-  uint32_t fresh;    // distinct ids without a row
-  uint32_t unused;
+  uint32_t missing[kTallies];  // positions without a row
+  uint32_t found[kTallies];    // distinct rows
+  uint32_t fresh;              // distinct ids without a row
+};
+
+/// What the host must know of a batch before it goes on.
+struct Found {
+  explicit Found(const Counts& counts) : fresh(counts.fresh) {
+    for (const uint32_t some : counts.missing) missing += some;
+    for (const uint32_t some : counts.found) found += some;
+  }
+  uint32_t missing = 0;
+  uint32_t found = 0;
+  uint32_t fresh;
 };
 
 /// A batch of ids to insert.
@@ -47,22 +60,26 @@ struct Find {
       alarm->raise(Alarm::kId, id);
     } else {
       slot = index.find(id);
-      if (batch.inserts(id)) count(slot);
+      if (batch.inserts(id)) count(i, slot);
     }
     batch.slots[i] = slot;
   }
 
  private:
-  VRAMKIT_ON_BOTH void count(uint32_t slot) const {
+  VRAMKIT_ON_BOTH void count(int64_t i, uint32_t slot) const {
+    const int64_t tally = i / 32 % kTallies;
     if (slot == kMissing) {
-      fetch_add(&counts->missing, 1);
+      take_number(&counts->missing[tally]);
       return;
     }
     Stamps& stamps = rows.meta(slot).stamps;
     if (peek(&stamps.used) == clock || exchange(&stamps.used, clock) == clock) return;
     ++stamps.frequency;
-    const uint32_t number = fetch_add(&counts->found, 1);
-    if (distinct != nullptr) distinct[number] = slot;
+    if (distinct == nullptr) {
+      take_number(&counts->found[tally]);
+    } else {
+      distinct[take_number(&counts->found[0])] = slot;
+    }
   }
 };
 

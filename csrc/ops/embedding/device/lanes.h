@@ -17,6 +17,23 @@ VRAMKIT_ON_BOTH inline uint32_t fetch_add(uint32_t* at, uint32_t value) {
 #endif
 }
 
+/// As fetch_add of 1, once for the threads of a warp that are here together.
+VRAMKIT_ON_BOTH inline uint32_t take_number(uint32_t* at) {
+#if defined(__CUDA_ARCH__)
+  const uint32_t together = __activemask();
+  const uint32_t lane = threadIdx.x & 31U;
+  const int leader = __ffs(static_cast<int>(together)) - 1;
+  uint32_t first = 0;
+  if (lane == static_cast<uint32_t>(leader)) {
+    first = atomicAdd(at, static_cast<uint32_t>(__popc(together)));
+  }
+  first = __shfl_sync(together, first, leader);
+  return first + static_cast<uint32_t>(__popc(together & ((1U << lane) - 1)));
+#else
+  return fetch_add(at, 1);
+#endif
+}
+
 VRAMKIT_ON_BOTH inline uint32_t exchange(uint32_t* at, uint32_t value) {
 #if defined(__CUDA_ARCH__)
   return atomicExch(at, value);

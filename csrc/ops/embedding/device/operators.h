@@ -343,8 +343,8 @@ class Operators {
   /// Finds the rows of ids and makes those that are not there. `meanwhile` runs when the device
   /// has been asked what it found.
   template <class F>
-  static Counts insert(Device& device, TableOf& table, const Lookup& of, bool with_padding,
-                       uint32_t* distinct, const F& meanwhile) {
+  static Found insert(Device& device, TableOf& table, const Lookup& of, bool with_padding,
+                      uint32_t* distinct, const F& meanwhile) {
     DeviceStore<Device>& store = table.store;
     const Batch batch =
         store.batch(of.bags.ids, of.bags.positions, with_padding, const_cast<uint32_t*>(of.slots));
@@ -353,7 +353,7 @@ class Operators {
     if (of.bags.mode != Mode::kNone) device.run(of.bags.bags, CheckOffsets{of});
     device.ask(counts);
     meanwhile();
-    Counts found = device.template answer<Counts>();
+    Found found(device.template answer<Counts>());
     check(*of.alarm, store.config(), "");
     found.fresh = translated([&] { return store.insert(device, batch, counts, found, distinct); });
     table.lookups += int64_t{found.found} + found.fresh;
@@ -367,7 +367,7 @@ class Operators {
     const auto distinct_at = scratch.add<uint32_t>(static_cast<uint64_t>(of.bags.positions));
     scratch.allocate(device);
     auto* const distinct = scratch.piece<uint32_t>(distinct_at);
-    const Counts found = insert(device, table, of, false, distinct, [] {});
+    const Found found = insert(device, table, of, false, distinct, [] {});
     ++table.version;
     const DeviceStore<Device>& store = table.store;
     with_kernel(store.layout(), [&]<class Type, int kWidth>() {

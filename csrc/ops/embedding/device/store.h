@@ -116,7 +116,7 @@ class DeviceStore {
 
   /// Gives rows to the ids of a batch that `find` has not found; `distinct`, if not null, gets
   /// them after those that it has. Returns their number.
-  uint32_t insert(Device& device, const Batch& batch, Counts* counts, const Counts& found,
+  uint32_t insert(Device& device, const Batch& batch, Counts* counts, const Found& found,
                   uint32_t* distinct) {
     check_fits(found.found);
     if (found.missing == 0) return 0;
