@@ -81,7 +81,7 @@ def report(
     for name, build in contestants.items():
         try:
             found[name] = measure(build, quick=quick)
-        except (ImportError, RuntimeError) as err:
+        except (ImportError, OSError, RuntimeError) as err:
             say(f"{case}: {name} is left out: {str(err).splitlines()[0][:120]}")
     peers = {name: figures for name, figures in found.items() if not name.startswith("vramkit")}
     for name in found.keys() - peers.keys():

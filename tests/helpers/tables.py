@@ -103,7 +103,7 @@ def assert_same_history(chance: random.Random, first: Any, second: Any, device: 
         outputs, weights = [], []
         for table, place in ((first, "cpu"), (second, device)):
             table.train(training)
-            given = [None if part is None else part.to(place) for part in inputs]
+            given = [None if part is None else part.to(place, copy=True) for part in inputs]
             if len(given) == 3 and given[2] is not None:
                 given[2].requires_grad_()
                 weights.append(given[2])

@@ -37,6 +37,19 @@ def test_random_histories_are_the_same(number: int) -> None:
         assert_same_history(chance, *random_tables(chance, _emulated), device="cpu")
 
 
+@pytest.mark.parametrize("lanes", [2, 4, 32])
+def test_lanes_that_share_a_row_agree(lanes: int) -> None:
+    chance = random.Random(stress_seed())
+    torch.manual_seed(chance.getrandbits(32))
+    nothing = torch.empty(0)
+    torch.ops.vramkit.emulated_lanes(nothing, lanes)
+    try:
+        for _ in range(3):
+            assert_same_history(chance, *random_tables(chance, _emulated), device="cpu")
+    finally:
+        torch.ops.vramkit.emulated_lanes(nothing, 1)
+
+
 @pytest.mark.parametrize("when_full", ["evict_lru", "evict_lfu"])
 def test_the_same_rows_are_given_up(when_full: Any) -> None:
     chance = random.Random(stress_seed())

@@ -3,6 +3,14 @@
 #include "ops/embedding/device/operators.h"
 
 namespace vramkit::embedding::device {
+namespace {
+
+/// Lanes of a row from now on, of all tables.
+void set_lanes(Tensor /*selects the CPU*/, int64_t lanes) {
+  Host::most_lanes() = static_cast<uint32_t>(lanes);
+}
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def("emulated_table_create(Tensor like, Tensor integers, Tensor numbers) -> int");
@@ -27,6 +35,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def("emulated_table_facts(Tensor like, int table) -> Tensor");
   m.def("emulated_table_resume(Tensor like, Tensor counters, int table) -> ()");
   m.def("emulated_table_check(Tensor like, int table) -> ()");
+  m.def("emulated_lanes(Tensor like, int lanes) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
@@ -43,6 +52,7 @@ STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
   m.impl("emulated_table_facts", TORCH_BOX(&Emulated::facts));
   m.impl("emulated_table_resume", TORCH_BOX(&Emulated::resume));
   m.impl("emulated_table_check", TORCH_BOX(&Emulated::check_table));
+  m.impl("emulated_lanes", TORCH_BOX(&set_lanes));
 }
 
 }  // namespace vramkit::embedding::device

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "ops/embedding/device/lanes.h"
+#include "ops/embedding/device/lanes_host.h"
 #include "ops/embedding/device/lookup.h"
 #include "ops/embedding/memory.h"
 
@@ -58,12 +60,19 @@ class Host {
     other.join();
   }
   template <class F>
-  void run_groups(const F& f, uint32_t /*lanes*/) {
+  void run_groups(const F& f, uint32_t lanes) {
+    if (most_lanes() > 1) return run_crew(f, lanes, 1);
     run(f.items(), [&](int64_t item) { f(item, OneLane()); });
   }
   template <class F>
   void run_teams(const F& f, uint32_t lanes) {
-    run_groups(f, lanes);
+    if (most_lanes() > 1) return run_crew(f, lanes, 2);
+    run(f.items(), [&](int64_t item) { f(item, OneLane()); });
+  }
+  /// A thread for each lane of a row, at most so many; 1 by default.
+  static std::atomic<uint32_t>& most_lanes() {
+    static std::atomic<uint32_t> most{1};
+    return most;
   }
 
   template <class Key>
@@ -103,6 +112,14 @@ class Host {
     void* data_;
   };
 
+  template <class F>
+  static void run_crew(const F& f, uint32_t lanes, uint32_t groups) {
+    const int64_t count = f.items();
+    Crew crew(std::min(lanes, most_lanes().load()), groups);
+    crew.run([&](const Crew::Lanes& of) {
+      for (int64_t item = 0; item < count; ++item) f(item, of);
+    });
+  }
   template <class F>
   static void loop(int64_t begin, int64_t end, const F& f) {
     for (int64_t i = begin; i < end; ++i) f(i);
