@@ -236,7 +236,10 @@ class DeviceStore {
     reserve(device, size);
     // Erased entries stay taken until the whole index is made again.
     const bool anew = index_.view.direct == nullptr && filled_ + fresh > room_of(index_.view.size);
-    Index made = anew ? make_index(device, config_.budget_bytes != 0 ? max_rows_ : size) : Index{};
+    const uint64_t held = config_.budget_bytes != 0 ? max_rows_ : size;
+    // With a budget it has its size from the beginning.
+    const bool in_place = anew && index_.view.size == entries_for(held);
+    Index made = anew && !in_place ? make_index(device, held) : Index{};
     Scratch scratch;
     const uint32_t* const slots = evicted == 0 ? nullptr : oldest(device, scratch);
     if (!anew) device.run(evicted, Erase{index_.view, rows(), slots});
@@ -250,9 +253,13 @@ class DeviceStore {
     filled_ += fresh;
     evictions_ += evicted;
     if (!anew) return;
-    device.run(size_, Enter{made.view, rows()});
-    device.retire(std::move(index_.memory));
-    index_ = std::move(made);
+    if (in_place) {
+      device.fill(index_.memory->data(), 0xff, index_.bytes);
+    } else {
+      device.retire(std::move(index_.memory));
+      index_ = std::move(made);
+    }
+    device.run(size_, Enter{index_.view, rows()});
     filled_ = size_;
   }
 
