@@ -1,4 +1,7 @@
-"""Embedding tables on the CPU beside nn.EmbeddingBag with sparse gradients: forward and step."""
+"""Embedding tables beside nn.EmbeddingBag with sparse gradients: forward and step.
+
+On a GPU where there is one, beside FBGEMM's tables too; else on the CPU.
+"""
 
 import sys
 import time
@@ -11,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._shared.harness import Recorder, Row, interleave, parser, summarize
-from benchmarks._shared.provenance import measure_this_tree
+from benchmarks._shared.provenance import gpu_provenance, measure_this_tree
+from benchmarks.embedding.gpu import bench_bags, bench_nvidia
 
 BENCH = "bench_embedding"
 SEED = 1
@@ -112,10 +116,19 @@ def main() -> int:
     """Run the benchmark."""
     options = parser(__doc__ or "")
     options.add_argument("--cases", default="", help="beginnings of names, separated by commas")
+    options.add_argument("--cpu", action="store_true", help="on the CPU, whatever there is")
+    options.add_argument("--commit", help="label of the commit, where there is no repository")
     chosen = options.parse_args()
     measure_this_tree()
-    recorder = Recorder(record=chosen.record, allow_dirty=chosen.allow_dirty)
+    on_gpu = torch.cuda.is_available() and not chosen.cpu
+    origin = gpu_provenance(chosen.commit) if on_gpu else None
+    recorder = Recorder(record=chosen.record, allow_dirty=chosen.allow_dirty, origin=origin)
     prefixes = tuple(chosen.cases.split(","))
+    if on_gpu:
+        if "nvidia".startswith(prefixes):
+            bench_nvidia(recorder, quick=chosen.quick)
+        bench_bags(recorder, quick=chosen.quick, prefixes=prefixes)
+        return 0
     for case in CASES:
         for optimizer in _PEERS if case.name.startswith(prefixes) else ():
             bench_case(recorder, case, optimizer, 5 if chosen.quick else 25)

@@ -1,9 +1,19 @@
-"""A dictionary that behaves as a table with a fused optimizer must."""
+"""A dictionary that behaves as a table with a fused optimizer must; histories of two tables."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
+
+# What one rounding of a row type may differ by, where two sums differ in their last bits.
+_TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.int8: 0.25}
+_ID_SPACE = 300
 
 
 class DictTable:
@@ -33,3 +43,113 @@ class DictTable:
         for key, grad in zip(ids, grads, strict=True):
             self.rows[key] = self.rows[key] - self.lr * grad
         return output
+
+
+def random_tables(chance: random.Random, make: Callable[[Callable[[], Any]], Any]) -> list[Any]:
+    """Build a table on the CPU, and one that ``make`` builds from the same arguments."""
+    dtype = chance.choice(list(_TOLERANCES))
+    optimizer: Any = chance.choice(["sgd", "adagrad", "rowwise_adagrad", "adam"])
+    bag = chance.random() < 0.6
+    mode: Any = chance.choice(["sum", "mean", "max"])
+    options: dict[str, Any] = {
+        "optimizer": optimizer,
+        "lr": 0.05,
+        "dtype": dtype,
+        "padding_idx": chance.choice([None, 3]),
+        "max_norm": chance.choice([None, None, None, 1.5]),
+        "norm_type": chance.choice([2.0, 1.0, 3.0, float("inf")]),
+        "scale_grad_by_freq": chance.random() < 0.2 and not (bag and mode == "max"),
+        "seed": chance.getrandbits(40),
+        "init_std": chance.choice([1.0, 0.1]),
+    }
+    if optimizer in ("adagrad", "rowwise_adagrad"):
+        options["initial_accumulator_value"] = 0.1
+    rows = chance.choice([None, _ID_SPACE])
+    dim = chance.choice([1, 3, 4, 6, 8, 16, 31, 32, 64, 128, 132, 260])
+    if bag:
+        options |= {"mode": mode, "include_last_offset": chance.random() < 0.5}
+    kind: Any = SparseEmbeddingBag if bag else SparseEmbedding
+    return [kind(rows, dim, **options), make(lambda: kind(rows, dim, **options))]
+
+
+def _random_ids(chance: random.Random, count: int) -> Tensor:
+    ids = torch.randint(chance.choice([5, 50, _ID_SPACE]), (count,))
+    if chance.random() < 0.3:
+        # One id in most places: its gradient is summed in many parts.
+        ids = torch.where(torch.rand(count) < 0.9, chance.randrange(_ID_SPACE), ids)
+    return ids.to(chance.choice([torch.int64, torch.int32]))
+
+
+def _random_inputs(chance: random.Random, table: Any) -> list[Tensor | None]:
+    count = chance.choice([1, 7, 40, 1500])
+    if isinstance(table, SparseEmbedding):
+        return [_random_ids(chance, count)]
+    weighted = table.mode == "sum" and chance.random() < 0.5
+    if chance.random() < 0.4:
+        ids = _random_ids(chance, 4 * count).view(count, 4)
+        return [ids, None, torch.rand(ids.shape) if weighted else None]
+    bags = chance.choice([1, 3, 100])
+    starts = sorted([0, *(chance.randint(0, count) for _ in range(bags))])
+    offsets = torch.tensor(starts + ([count] if table.include_last_offset else []))
+    return [_random_ids(chance, count), offsets, torch.rand(count) if weighted else None]
+
+
+def assert_same_history(chance: random.Random, first: Any, second: Any, device: str) -> None:
+    """Train two tables alike, the second on ``device``; their outputs and states are the same."""
+    tolerance = _TOLERANCES[first._table.config.dtype]
+    for _ in range(5):
+        inputs = _random_inputs(chance, first)
+        training = chance.random() < 0.8
+        outputs, weights = [], []
+        for table, place in ((first, "cpu"), (second, device)):
+            table.train(training)
+            given = [None if part is None else part.to(place, copy=True) for part in inputs]
+            if len(given) == 3 and given[2] is not None:
+                given[2].requires_grad_()
+                weights.append(given[2])
+            outputs.append(table(*given))
+        close = {"rtol": tolerance, "atol": tolerance}
+        torch.testing.assert_close(outputs[1].cpu(), outputs[0], **close)
+        if outputs[0].requires_grad:
+            grad = torch.randn_like(outputs[0])
+            for output in outputs:
+                output.backward(grad.to(output.device))
+        if len(weights) == 2 and weights[0].grad is not None:
+            torch.testing.assert_close(weights[1].grad.cpu(), weights[0].grad, rtol=1e-4, atol=1e-3)
+    assert_same_state(first, second, tolerance)
+
+
+def assert_same_state(first: Any, second: Any, tolerance: float) -> None:
+    """The tables have the same rows in the same slots, used equally often."""
+    states = [table.state_dict() for table in (first, second)]
+    for name, wanted in states[0].items():
+        found = states[1][name].cpu()
+        if name in ("keys", "stamps", "counters"):
+            assert torch.equal(found, wanted), name
+        elif name == "rows" and wanted.dtype is torch.int8:
+            scales = [state["scales"].cpu()[:, None] for state in states]
+            torch.testing.assert_close(
+                found * scales[1], wanted * scales[0], rtol=tolerance, atol=tolerance
+            )
+        else:
+            torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+    for table in (first, second):
+        table._table.check()
+
+
+def assert_evicts_alike(chance: random.Random, first: Any, second: Any, device: str) -> None:
+    """Two tables with a budget give up the same rows, also of those used equally."""
+    capacity = first.stats().capacity
+    assert second.stats().capacity == capacity
+    for _ in range(30):
+        ids = torch.randint(3 * capacity, (chance.randint(1, capacity),))
+        outputs = [first(ids), second(ids.to(device))]
+        torch.testing.assert_close(outputs[1].cpu(), outputs[0], rtol=1e-5, atol=1e-5)
+        # One pass in two has an eviction between forward and backward.
+        if chance.random() < 0.5:
+            others = torch.randint(3 * capacity, (capacity // 2,))
+            first(others), second(others.to(device))
+        for output in outputs:
+            output.sum().backward()
+    assert first.stats().evictions == second.stats().evictions > 0
+    assert_same_state(first, second, 1e-5)

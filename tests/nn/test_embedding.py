@@ -24,7 +24,10 @@ from vramkit.errors import (
 )
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
+    pytest.mark.usefixtures("tables"),
+]
 
 ROWS, DIM = 23, 6
 OPTIMIZERS: dict[str, Any] = {
@@ -124,6 +127,17 @@ def test_bags_divide_by_the_frequency() -> None:
     weight[3] -= (grads[0] + 2 * grads[1]) / 3
     weight[4] -= grads[2]
     torch.testing.assert_close(bag.to_embedding().weight, weight)
+
+
+def test_weights_get_gradients_in_evaluation_too() -> None:
+    bag = SparseEmbeddingBag.from_pretrained(
+        torch.arange(6.0).view(3, 2), mode="sum", optimizer="sgd"
+    )
+    weights = torch.ones(1, 2, requires_grad=True)
+    bag.eval()(torch.tensor([[2, 1]]), None, weights).sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.tolist() == [[9, 5]]
+    assert bag.stats().rows_in_use == 3
 
 
 def test_rowwise_adagrad_follows_its_formula() -> None:
@@ -284,7 +298,7 @@ def test_conversion_of_the_model_converts_the_rows() -> None:
     assert narrow(torch.tensor([1])).dtype is torch.float16
     with pytest.raises(InvalidArgumentError, match=r"converted to torch\.float64"):
         table.double()
-    with pytest.raises(UnsupportedDeviceError, match="cannot move to meta"):
+    with pytest.raises(UnsupportedDeviceError, match="not on meta"):
         table.to("meta")
 
 

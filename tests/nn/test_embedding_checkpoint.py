@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vramkit.errors import InvalidArgumentError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
 
+pytestmark = pytest.mark.usefixtures("tables")
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 OPTIMIZERS: list[Any] = ["sgd", "adagrad", "rowwise_adagrad", "adam"]
 

@@ -34,7 +34,7 @@ def test_nested_ops_are_told_apart_by_their_names(tree: Path) -> None:
         _add(tree / "ops" / "conv" / "relu_cuda.cu"),
     )
     assert cpu in _sources.ops_cpu_sources(tree)
-    assert _sources.ops_cuda_sources(tree) == (cuda,)
+    assert _sources.ops_cuda_sources(tree) == (tree / "base" / "bytes.cpp", cuda)
 
 
 @pytest.mark.parametrize("name", ["bind/version.h", "base/deep/new.h", "ops/conv/tile.cuh"])

@@ -54,7 +54,9 @@ def ops_cuda(root: Path, torch: Torch, nvcc: str, stub_dir: Path) -> Recipe:
         root=root,
         sources=ops_cuda_sources(root),
         compile=(
-            *(nvcc, "-ccbin", cxx, "-std=c++20", "-O3", "--threads", str(job_count())),
+            # -fmad=false: sums and products are rounded as on the CPU, whose results are the same.
+            *(nvcc, "-ccbin", cxx, "-std=c++20", "-O3", "-fmad=false"),
+            *("--threads", str(job_count())),
             # No -Wundef: CUDA's own headers, which nvcc includes first, do not pass it.
             *("-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow"),
             *(("-Werror", "all-warnings") if warnings_are_errors() else ()),

@@ -73,8 +73,9 @@ def table_sources(root: Path) -> tuple[Path, ...]:
 
 
 def ops_cuda_sources(root: Path) -> tuple[Path, ...]:
-    """Return the sources of the ops that run on CUDA devices."""
-    return tuple(sorted((root / "ops").rglob(f"*{_CUDA_MARK}*.cu")))
+    """Return the sources of the ops that run on CUDA devices, and those of the core they need."""
+    ops = sorted((root / "ops").rglob(f"*{_CUDA_MARK}*.cu"))
+    return (*sorted((root / "base").glob("*.cpp")), *ops) if ops else ()
 
 
 def digest(root: Path, sources: Iterable[Path]) -> str:

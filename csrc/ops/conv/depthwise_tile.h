@@ -188,8 +188,8 @@ VRAMKIT_ON_BOTH inline void add_row(const Row& values, int row, const float* wei
       for (int x = 0; x < Tile::kWidth; ++x) {
         const int column = Map::source(x, tap_x);
         if (column < 0) continue;
-        sums.at[y][x][0] += values[column].at[0] * weight.at[0];
-        sums.at[y][x][1] += values[column].at[1] * weight.at[1];
+        add_product(sums.at[y][x][0], values[column].at[0], weight.at[0]);
+        add_product(sums.at[y][x][1], values[column].at[1], weight.at[1]);
       }
     }
   }

@@ -109,8 +109,8 @@ VRAMKIT_ON_BOTH inline void add_window(const BlockPlan& plan, const Thread& thre
         VRAMKIT_UNROLL
         for (int tap = 0; tap < Map::kSize; ++tap) {
           const auto& value = values[Map::source(x, tap)];
-          sums.at[tap][0] += value.at[0] * pair.at[0];
-          sums.at[tap][1] += value.at[1] * pair.at[1];
+          add_product(sums.at[tap][0], value.at[0], pair.at[0]);
+          add_product(sums.at[tap][1], value.at[1], pair.at[1]);
         }
       }
     }

@@ -23,6 +23,15 @@ VRAMKIT_ON_BOTH inline typename Type::Bits from_float(float value) {
 /// ReLU as torch's: NaN stays.
 VRAMKIT_ON_BOTH inline float rectified(float value) { return value <= 0.0F ? 0.0F : value; }
 
+/// sum += a * b, with one rounding on a GPU, whose instruction for it must be asked for.
+VRAMKIT_ON_BOTH inline void add_product(float& sum, float a, float b) {
+#if defined(__CUDA_ARCH__)
+  sum = __fmaf_rn(a, b, sum);
+#else
+  sum += a * b;
+#endif
+}
+
 template <class Element, int kCount>
 struct alignas(kCount * sizeof(Element)) Vector {
   Element at[kCount];

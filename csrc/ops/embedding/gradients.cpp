@@ -9,7 +9,6 @@ namespace vramkit::embedding {
 namespace {
 
 constexpr int64_t kFloatsPerTask = 1 << 14;
-constexpr uint64_t kUpdateDraws = 0x75706461;  // apart from the random numbers of initial values
 
 template <class Type>
 void add_scaled(const void* grads, uint64_t bag, uint32_t dim, float factor, float* to) {
@@ -146,7 +145,7 @@ void Gradients::apply(Store& store, const Step& step, float factor, int64_t numb
                       const Parallel& parallel) const {
   const RowLayout layout = store.layout();
   const uint32_t clock = store.tick();
-  const uint64_t draws = mix(store.config().seed ^ kUpdateDraws, static_cast<uint64_t>(number));
+  const uint64_t draws = draws_of(store.config().seed, number);
   with_row_type(layout.type, [&]<class Type>(Type) {
     for_rows(parallel, [&](int64_t first, int64_t last) {
       std::vector<float> grad(dim_);

@@ -12,10 +12,9 @@
 
 #include "ops/embedding/memory.h"
 #include "ops/embedding/random.h"
+#include "ops/embedding/table_config.h"
 
 namespace vramkit::embedding {
-
-inline constexpr uint32_t kMissing = UINT32_MAX;
 
 /// Twelve entries. `passed` counts the entries that found this bucket full and went on to the next
 /// ones (as in Facebook's F14), so that erasing leaves no tombstones.

@@ -30,50 +30,61 @@ inline float rate_at(Rule rule, double rate, double decay, double beta1, double 
   return static_cast<float>(rate);
 }
 
-VRAMKIT_ON_BOTH inline void sgd(const Step& step, uint32_t dim, const float* grad, float* values) {
-  for (uint32_t i = 0; i < dim; ++i) values[i] -= step.rate * grad[i];
+inline constexpr uint64_t kUpdateDraws = 0x75706461;  // apart from those of initial values
+
+/// The random numbers of an update.
+inline uint64_t draws_of(uint64_t seed, int64_t step) {
+  return mix(seed ^ kUpdateDraws, static_cast<uint64_t>(step));
 }
 
-VRAMKIT_ON_BOTH inline void adagrad(const Step& step, uint32_t dim, const float* grad,
-                                    float* values, float* sums) {
-  for (uint32_t i = 0; i < dim; ++i) {
-    sums[i] += grad[i] * grad[i];
-    values[i] -= step.rate * grad[i] / (sqrtf(sums[i]) + step.epsilon);
-  }
+// Each rule for one element.
+VRAMKIT_ON_BOTH inline void sgd(const Step& step, float grad, float& value) {
+  value -= step.rate * grad;
+}
+VRAMKIT_ON_BOTH inline void adagrad(const Step& step, float grad, float& value, float& sum) {
+  sum += grad * grad;
+  value -= step.rate * grad / (sqrtf(sum) + step.epsilon);
+}
+VRAMKIT_ON_BOTH inline void adam(const Step& step, float grad, float& value, float& moment,
+                                 float& square) {
+  moment += (grad - moment) * (1 - step.beta1);
+  square += (grad * grad - square) * (1 - step.beta2);
+  value -= step.rate * moment / (sqrtf(square) + step.epsilon);
 }
 
-/// One sum for a row, of the mean of its squared gradients (Naumov et al., DLRM, 2019).
-VRAMKIT_ON_BOTH inline void rowwise_adagrad(const Step& step, uint32_t dim, const float* grad,
-                                            float* values, float& sum) {
+/// What row-wise Adagrad adds to a row's sum (Naumov et al., DLRM, 2019), and its rate then.
+VRAMKIT_ON_BOTH inline float mean_of_squares(float squares, uint32_t dim) {
+  return squares / static_cast<float>(dim);
+}
+VRAMKIT_ON_BOTH inline float rowwise_rate(const Step& step, float sum) {
+  return step.rate / (sqrtf(sum) + step.epsilon);
+}
+
+inline void rowwise_adagrad(const Step& step, uint32_t dim, const float* grad, float* values,
+                            float& sum) {
   float squares = 0;
   for (uint32_t i = 0; i < dim; ++i) squares += grad[i] * grad[i];
-  sum += squares / static_cast<float>(dim);
-  const float rate = step.rate / (sqrtf(sum) + step.epsilon);
+  sum += mean_of_squares(squares, dim);
+  const float rate = rowwise_rate(step, sum);
   for (uint32_t i = 0; i < dim; ++i) values[i] -= rate * grad[i];
 }
 
-VRAMKIT_ON_BOTH inline void adam(const Step& step, uint32_t dim, const float* grad, float* values,
-                                 float* moments) {
-  float* const squares = moments + dim;
-  for (uint32_t i = 0; i < dim; ++i) {
-    moments[i] += (grad[i] - moments[i]) * (1 - step.beta1);
-    squares[i] += (grad[i] * grad[i] - squares[i]) * (1 - step.beta2);
-    values[i] -= step.rate * moments[i] / (sqrtf(squares[i]) + step.epsilon);
-  }
-}
-
 /// Updates the state in `row` and the decoded `values`, which the caller stores.
-VRAMKIT_ON_BOTH inline void apply_rule(const RowLayout& layout, const Step& step, const float* grad,
-                                       char* row, float* values) {
+inline void apply_rule(const RowLayout& layout, const Step& step, const float* grad, char* row,
+                       float* values) {
+  const uint32_t dim = layout.dim;
+  float* const state = state_of(layout, row);
   switch (layout.rule) {
     case Rule::kSgd:
-      return sgd(step, layout.dim, grad, values);
+      for (uint32_t i = 0; i < dim; ++i) sgd(step, grad[i], values[i]);
+      return;
     case Rule::kAdagrad:
-      return adagrad(step, layout.dim, grad, values, state_of(layout, row));
+      for (uint32_t i = 0; i < dim; ++i) adagrad(step, grad[i], values[i], state[i]);
+      return;
     case Rule::kRowwiseAdagrad:
-      return rowwise_adagrad(step, layout.dim, grad, values, header_of(row).sum);
+      return rowwise_adagrad(step, dim, grad, values, header_of(row).sum);
     case Rule::kAdam:
-      return adam(step, layout.dim, grad, values, state_of(layout, row));
+      for (uint32_t i = 0; i < dim; ++i) adam(step, grad[i], values[i], state[i], state[dim + i]);
   }
 }
 

@@ -1,6 +1,7 @@
 #include "ops/embedding/store.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <unordered_map>
@@ -13,6 +14,9 @@ namespace vramkit::embedding {
 namespace {
 
 constexpr uint64_t kPageBytes = 1 << 20;
+// A slab grows with the table, so that huge pages can back it, up to 64 pages and an eighth.
+constexpr uint64_t kPagesInSlab = 64;
+constexpr uint64_t kSlabsInTable = 8;
 // A page is at most this part of the budget, which it may leave unused.
 constexpr uint64_t kPagesInBudget = 64;
 // Ids whose memory accesses are under way at the same time.
@@ -52,16 +56,15 @@ void Store::size_pages() {
 
 uint64_t Store::bytes_at(uint64_t pages) const {
   const uint64_t rows = pages << shift_;
-  const uint64_t each = sizeof(Metadata) + (evicts() ? sizeof(Candidate) : 0);
+  const uint64_t each = evicts() ? sizeof(Candidate) : 0;
   return pages * page_bytes() + rows * each + HashIndex::bytes_for(rows);
 }
 
 StoreFacts Store::facts() const {
   StoreFacts facts;
   facts.rows = size_;
-  const uint64_t rows = pages_.size() << shift_;
-  facts.bytes = static_cast<int64_t>(pages_.size() * page_bytes() + rows * sizeof(Metadata) +
-                                     index_.bytes() + candidates_.capacity() * sizeof(Candidate));
+  facts.bytes = static_cast<int64_t>(pages_.size() * page_bytes() + index_.bytes() +
+                                     candidates_.capacity() * sizeof(Candidate));
   const bool limited = config_.num_rows >= 0 || config_.budget_bytes != 0;
   facts.capacity = limited ? static_cast<int64_t>(max_rows_) : -1;
   facts.evictions = evictions_;
@@ -173,18 +176,28 @@ void Store::reserve(uint64_t rows) {
     const uint64_t most = config_.budget_bytes != 0 ? max_rows_ : std::min(2 * rows, max_rows_);
     index_.rebuild(most, size_, allocate_, [this](uint32_t slot) { return key_of(slot); });
   }
-  const uint64_t pages = (rows + mask_) >> shift_;
-  pages_.reserve(pages);
-  metadata_.reserve(pages);
   free_.reserve(rows);
   if (evicts()) candidates_.reserve(config_.budget_bytes != 0 ? max_rows_ : rows);
+  const uint64_t pages = (rows + mask_) >> shift_;
+  const uint64_t most = (max_rows_ + mask_) >> shift_;
   while (pages_.size() < pages) {
-    auto metadata = std::make_unique<Metadata[]>(size_t{mask_} + 1);
-    std::unique_ptr<Memory> memory = allocate_(page_bytes());
-    char* const data = memory->data();
-    pages_.push_back({std::move(memory), data});
-    metadata_.push_back(std::move(metadata));
+    const uint64_t wanted = std::max(pages - pages_.size(), pages_.size() / kSlabsInTable);
+    add_pages(std::min({wanted, kPagesInSlab, most - pages_.size()}));
   }
+}
+
+void Store::add_pages(uint64_t count) {
+  slabs_.reserve(slabs_.size() + 1);
+  pages_.reserve(pages_.size() + count);
+  std::unique_ptr<Memory> slab = allocate_(count * page_bytes());
+  const uint64_t rows = count << shift_;
+  auto* const metadata = reinterpret_cast<Metadata*>(slab->data() + rows * stride_);
+  std::memset(metadata, 0, rows * sizeof(Metadata));
+  for (uint64_t page = 0; page < count; ++page) {
+    const uint64_t first = page << shift_;
+    pages_.push_back({slab->data() + first * stride_, metadata + first});
+  }
+  slabs_.push_back(std::move(slab));
 }
 
 void Store::touch(uint32_t slot) {

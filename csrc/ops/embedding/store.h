@@ -4,43 +4,15 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "ops/embedding/hash_index.h"
 #include "ops/embedding/memory.h"
-#include "ops/embedding/rows.h"
+#include "ops/embedding/table_config.h"
 
 namespace vramkit::embedding {
 
-enum class WhenFull : int32_t { kGrow = 0, kError = 1, kEvictLru = 2, kEvictLfu = 3 };
-
-struct StoreConfig {
-  RowLayout layout{};
-  int64_t num_rows = -1;      // ids are 0 to num_rows - 1; any int64 where it is negative
-  uint64_t budget_bytes = 0;  // 0: none
-  WhenFull when_full = WhenFull::kGrow;
-  uint64_t seed = 0;
-  float deviation = 1;      // of the initial values
-  float initial_state = 0;  // Adagrad's sums begin with it
-  std::optional<int64_t> padding{};
-};
-
-/// When a slot was last changed and used, in calls that changed the table, and how often it was.
-struct Stamps {
-  uint32_t changed;
-  uint32_t used;
-  uint32_t frequency;
-};
-
-struct StoreFacts {
-  int64_t rows = 0;
-  int64_t bytes = 0;
-  int64_t capacity = -1;
-  int64_t evictions = 0;
-};
-
-/// Rows lie in pages, so that growing copies none; slots 0 to size() - 1 are in use. Not
+/// Rows lie in pages of slabs, so that growing copies none; slots 0 to size() - 1 are in use. Not
 /// thread-safe; const functions may run at the same time as each other.
 class Store {
  public:
@@ -59,10 +31,8 @@ class Store {
   char* row(uint32_t slot) { return page_of(slot) + (slot & mask_) * stride_; }
   const char* row(uint32_t slot) const { return page_of(slot) + (slot & mask_) * stride_; }
   int64_t key_of(uint32_t slot) const { return header_of(row(slot)).key; }
-  Stamps& stamps(uint32_t slot) { return metadata_[slot >> shift_][slot & mask_].stamps; }
-  const Stamps& stamps(uint32_t slot) const {
-    return metadata_[slot >> shift_][slot & mask_].stamps;
-  }
+  Stamps& stamps(uint32_t slot) { return metadata(slot).stamps; }
+  const Stamps& stamps(uint32_t slot) const { return metadata(slot).stamps; }
 
   /// Writes the slot of each id, or kMissing. Throws std::out_of_range for ids that a fixed table
   /// has not.
@@ -88,13 +58,13 @@ class Store {
   void check_valid() const;
 
  private:
-  struct Page {
-    std::unique_ptr<Memory> memory;
-    char* data;
-  };
   struct Metadata {
     Stamps stamps;
     uint32_t mark;  // position among the distinct ids of the latest batch
+  };
+  struct Page {
+    char* rows;
+    Metadata* metadata;
   };
   struct Candidate {
     uint32_t first;
@@ -103,18 +73,19 @@ class Store {
     auto operator<=>(const Candidate&) const = default;
   };
 
-  char* page_of(uint32_t slot) const { return pages_[slot >> shift_].data; }
-  Metadata& metadata(uint32_t slot) { return metadata_[slot >> shift_][slot & mask_]; }
+  char* page_of(uint32_t slot) const { return pages_[slot >> shift_].rows; }
+  Metadata& metadata(uint32_t slot) const { return pages_[slot >> shift_].metadata[slot & mask_]; }
 
   bool evicts() const {
     return config_.when_full == WhenFull::kEvictLru || config_.when_full == WhenFull::kEvictLfu;
   }
-  uint64_t page_bytes() const { return (uint64_t{mask_} + 1) * stride_; }
+  uint64_t page_bytes() const { return (uint64_t{mask_} + 1) * (stride_ + sizeof(Metadata)); }
   uint64_t bytes_at(uint64_t pages) const;
   void size_pages();
   int64_t distinct(const int64_t* ids, int64_t count, uint32_t* inverse, int64_t* keys,
                    int64_t* slots, std::vector<int64_t>& fresh, bool with_padding);
   void reserve(uint64_t rows);
+  void add_pages(uint64_t count);
   void touch(uint32_t slot);
   Candidate candidate(uint32_t slot) const;
   void push_candidate(uint32_t slot);
@@ -128,8 +99,8 @@ class Store {
   uint32_t shift_ = 0;
   uint32_t mask_ = 0;
   uint64_t max_rows_ = kMissing;
+  std::vector<std::unique_ptr<Memory>> slabs_;
   std::vector<Page> pages_;
-  std::vector<std::unique_ptr<Metadata[]>> metadata_;
   HashIndex index_;
   uint32_t size_ = 0;
   uint32_t clock_ = 0;

@@ -7,10 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
-#include <map>
 #include <mutex>
-#include <new>
-#include <optional>
 #include <shared_mutex>
 #include <stdexcept>
 #include <string>
@@ -18,25 +15,15 @@
 #include <utility>
 #include <vector>
 
-#include "base/error.h"
 #include "ops/embedding/batches.h"
 #include "ops/embedding/store.h"
+#include "ops/embedding/torch_tables.h"
 
 namespace vramkit::embedding {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-/// Python sees it as a MemoryError.
-class FullError : public std::bad_alloc {
- public:
-  explicit FullError(std::string text) : text_(std::move(text)) {}
-  const char* what() const noexcept override { return text_.c_str(); }
-
- private:
-  std::string text_;
-};
 
 struct Table {
   explicit Table(const StoreConfig& config, Allocate allocate)
@@ -49,34 +36,12 @@ struct Table {
   int64_t version = 0;  // of the values
 };
 
-std::mutex tables_mutex;
-std::map<int64_t, std::shared_ptr<Table>>& tables() {
-  static auto* const all = new std::map<int64_t, std::shared_ptr<Table>>;
-  return *all;
-}
-
-std::shared_ptr<Table> table_of(int64_t number) {
-  const std::lock_guard lock(tables_mutex);
-  const auto found = tables().find(number);
-  STD_TORCH_CHECK(found != tables().end(), "vramkit: there is no table ", number);
-  return found->second;
-}
-
-/// Python sees errors of the core as ValueError and MemoryError.
-template <class F>
-auto translated(F&& f) {
-  try {
-    return f();
-  } catch (const Error& error) {
-    if (error.status() == Status::kOutOfMemory) throw FullError(error.what());
-    throw std::invalid_argument(error.what());
-  }
-}
-
 class TensorMemory : public Memory {
  public:
   explicit TensorMemory(uint64_t bytes)
-      : tensor_(torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte)) {}
+      : tensor_(torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte)) {
+    prefer_huge_pages(data(), bytes);
+  }
   char* data() override { return static_cast<char*>(tensor_.mutable_data_ptr()); }
 
  private:
@@ -98,45 +63,8 @@ void in_parallel(int64_t begin, int64_t end, int64_t grain, const Loop& loop) {
   if (first != nullptr) std::rethrow_exception(first);
 }
 
-template <class T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <class T>
-T* write(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-RowType row_type_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return RowType::kFloat32;
-    case ScalarType::BFloat16:
-      return RowType::kBFloat16;
-    case ScalarType::Half:
-      return RowType::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "vramkit: expected float32, bfloat16 or float16");
-  }
-}
-
-ScalarType scalar_type_of(RowType type) {
-  constexpr std::array kTypes{ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
-                              ScalarType::Char};
-  return kTypes[static_cast<size_t>(type)];
-}
-
-/// `bounds` has an element more than there are bags, `weights` one for each id; empty means none.
-Bags bags_of(const Tensor& ids, const Tensor& bounds, const Tensor& weights, int64_t mode) {
-  const int64_t positions = ids.numel();
-  STD_TORCH_CHECK(positions < kMissing, "vramkit: at most 2^32 - 2 ids at once, got ", positions);
-  Bags bags{};
-  bags.ids = read<int64_t>(ids);
-  bags.positions = positions;
-  bags.mode = static_cast<Mode>(mode);
-  bags.bags = bags.mode == Mode::kNone ? positions : bounds.numel() - 1;
-  bags.bounds = bags.mode == Mode::kNone ? nullptr : read<int64_t>(bounds);
-  bags.weights = weights.numel() == 0 ? nullptr : read<float>(weights);
+Bags checked_bags_of(const Tensor& ids, const Tensor& bounds, const Tensor& weights, int64_t mode) {
+  const Bags bags = bags_of(ids, bounds, weights, mode);
   for (int64_t bag = 0; bags.bounds != nullptr && bag < bags.bags; ++bag) {
     if (bags.bounds[bag] <= bags.bounds[bag + 1]) continue;
     throw std::invalid_argument("offsets must not decrease, got " +
@@ -170,42 +98,27 @@ std::vector<uint32_t> find(const Table& table, const Bags& bags) {
   return slots;
 }
 
-int64_t create(Tensor integers, Tensor numbers) {
-  const int64_t* const from = read<int64_t>(integers);
-  StoreConfig config;
-  config.layout = {static_cast<RowType>(from[0]), static_cast<Rule>(from[1]),
-                   static_cast<uint32_t>(from[2])};
-  config.num_rows = from[3];
-  config.budget_bytes = static_cast<uint64_t>(from[4]);
-  config.when_full = static_cast<WhenFull>(from[5]);
-  config.seed = static_cast<uint64_t>(from[6]);
-  if (from[7] != 0) config.padding = from[8];
-  config.deviation = static_cast<float>(read<double>(numbers)[0]);
-  config.initial_state = static_cast<float>(read<double>(numbers)[1]);
-  static std::atomic<int64_t> latest{0};
-  const int64_t number = ++latest;
-  auto table = translated([&] {
-    return std::make_shared<Table>(
-        config, [](uint64_t bytes) { return std::make_unique<TensorMemory>(bytes); });
-  });
-  const std::lock_guard lock(tables_mutex);
-  tables().emplace(number, std::move(table));
-  return number;
+TablesOf<Table>& tables() {
+  static auto* const all = new TablesOf<Table>;
+  return *all;
 }
 
-void close(Tensor /*selects the CPU*/, int64_t number) {
-  std::shared_ptr<Table> table;
-  const std::lock_guard lock(tables_mutex);
-  const auto found = tables().find(number);
-  if (found == tables().end()) return;
-  table = std::move(found->second);
-  tables().erase(found);
+std::shared_ptr<Table> table_of(int64_t number) { return tables().find(number); }
+
+int64_t create(Tensor /*selects the CPU*/, Tensor integers, Tensor numbers) {
+  const StoreConfig config = config_of(integers, numbers);
+  return tables().add(translated([&] {
+    return std::make_shared<Table>(
+        config, [](uint64_t bytes) { return std::make_unique<TensorMemory>(bytes); });
+  }));
 }
+
+void close(Tensor /*selects the CPU*/, int64_t number) { tables().remove(number); }
 
 Tensor read_bags(Tensor ids, Tensor bounds, Tensor weights, int64_t number, int64_t mode,
                  ScalarType dtype, double max_norm, double norm_type) {
   const std::shared_ptr<Table> table = table_of(number);
-  const Bags bags = bags_of(ids, bounds, weights, mode);
+  const Bags bags = checked_bags_of(ids, bounds, weights, mode);
   const std::shared_lock lock(table->mutex);
   const std::vector<uint32_t> slots = find(*table, bags);
   count_hits(*table, slots);
@@ -216,20 +129,12 @@ Tensor read_bags(Tensor ids, Tensor bounds, Tensor weights, int64_t number, int6
   return output;
 }
 
-// What `insert_bags` returns of the distinct ids: this head, the keys, the slots.
-struct Head {
-  int64_t unique;
-  int64_t epoch;
-  int64_t version;
-};
-constexpr int64_t kHead = sizeof(Head) / sizeof(int64_t);
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> insert_bags(Tensor ids, Tensor bounds, Tensor weights,
                                                        int64_t number, int64_t mode,
                                                        ScalarType dtype, double max_norm,
                                                        double norm_type) {
   const std::shared_ptr<Table> table = table_of(number);
-  const Bags bags = bags_of(ids, bounds, weights, mode);
+  const Bags bags = checked_bags_of(ids, bounds, weights, mode);
   const std::unique_lock lock(table->mutex);
   Store& store = table->store;
   Tensor inverse = torch::stable::new_empty(ids, {bags.positions}, ScalarType::Int);
@@ -265,9 +170,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> insert_bags(Tensor ids, Tensor bounds
   return {output, inverse, distinct, argmax};
 }
 
-// Tensors of a gradient in the lists of `update` and `gradient_norm`.
-enum Part { kGrad, kIds, kBounds, kWeights, kInverse, kDistinct, kArgmax, kParts };
-
 std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts, const Tensor& modes) {
   std::vector<GradientBatch> batches;
   for (size_t at = 0; at + kParts <= parts.size(); at += kParts) {
@@ -287,15 +189,12 @@ std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts, const Te
 void update(std::vector<Tensor> parts, Tensor modes, Tensor numbers, int64_t number) {
   const std::shared_ptr<Table> table = table_of(number);
   const std::unique_lock lock(table->mutex);
-  const double* const from = read<double>(numbers);
-  const Rule rule = table->store.layout().rule;
   const Gradients gradients(table->store, batches_of(parts, modes));
   ++table->steps;
   ++table->version;
-  const Step step{rate_at(rule, from[0], from[1], from[2], from[3], table->steps),
-                  static_cast<float>(from[2]), static_cast<float>(from[3]),
-                  static_cast<float>(from[4])};
-  gradients.apply(table->store, step, static_cast<float>(from[5]), table->steps, in_parallel);
+  const Step step = step_of(numbers, table->store.layout().rule, table->steps);
+  const auto factor = static_cast<float>(read<double>(numbers)[5]);
+  gradients.apply(table->store, step, factor, table->steps, in_parallel);
 }
 
 Tensor gradient_norm(std::vector<Tensor> parts, Tensor modes, int64_t number) {
@@ -311,8 +210,8 @@ Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct,
   const Bags bags =
       bags_of(ids, bounds, torch::stable::new_empty(ids, {0}), static_cast<int64_t>(Mode::kSum));
   const std::shared_lock lock(table->mutex);
-  Head head;
-  std::memcpy(&head, distinct.const_data_ptr(), sizeof head);
+  Head head{};
+  if (distinct.numel() != 0) std::memcpy(&head, distinct.const_data_ptr(), sizeof head);
   STD_TORCH_CHECK(distinct.numel() == 0 || head.version == table->version,
                   "vramkit: the rows that the gradient of per_sample_weights needs have been "
                   "updated since forward; run its backward before the next update");
@@ -417,7 +316,7 @@ Tensor facts(Tensor like, int64_t number) {
 }
 
 /// Continues with the counters of a checkpoint.
-void resume(Tensor counters, int64_t number) {
+void resume(Tensor /*selects the CPU*/, Tensor counters, int64_t number) {
   const std::shared_ptr<Table> table = table_of(number);
   const std::unique_lock lock(table->mutex);
   table->steps = read<int64_t>(counters)[0];
@@ -433,7 +332,7 @@ void check(Tensor /*selects the CPU*/, int64_t number) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
-  m.def("table_create(Tensor integers, Tensor numbers) -> int");
+  m.def("table_create(Tensor like, Tensor integers, Tensor numbers) -> int");
   m.def("table_close(Tensor like, int table) -> ()");
   m.def(
       "table_read(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, ScalarType "
@@ -452,7 +351,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
       "table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
       "int table) -> ()");
   m.def("table_facts(Tensor like, int table) -> Tensor");
-  m.def("table_resume(Tensor counters, int table) -> ()");
+  m.def("table_resume(Tensor like, Tensor counters, int table) -> ()");
   m.def("table_check(Tensor like, int table) -> ()");
 }
 

@@ -16,7 +16,7 @@ from vramkit.nn._embedding._lookup import look_up
 from vramkit.nn._embedding._table import MODES, Request
 
 Mode = Literal["sum", "mean", "max"]
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 class SparseEmbeddingBag(EmbeddingModule):
@@ -35,7 +35,7 @@ class SparseEmbeddingBag(EmbeddingModule):
         _weight: Values of all rows.
         include_last_offset: The offsets have one more element, the number of ids.
         padding_idx: An id that belongs to no bag.
-        device: Where the rows are; the CPU for fused optimizers.
+        device: Where the rows are: the CPU, or a CUDA device.
         dtype: As for :class:`SparseEmbedding`.
         **options: As for :class:`SparseEmbedding`.
 
@@ -149,6 +149,7 @@ class SparseEmbeddingBag(EmbeddingModule):
     ) -> Self:
         """Build a module from the values of all rows, ``(rows, dim)``, as ``nn.EmbeddingBag``."""
         rows, dim = embeddings.shape
+        options.setdefault("device", embeddings.device)
         if options.get("optimizer") is None:
             options.setdefault("dtype", embeddings.dtype)
         module = cls(

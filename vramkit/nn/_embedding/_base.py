@@ -16,7 +16,6 @@ from torch.amp import GradScaler
 from vramkit.errors import (
     ArgumentTypeError,
     InvalidArgumentError,
-    UnsupportedDeviceError,
     VramkitError,
 )
 from vramkit.nn._embedding._checkpoint import fill, load_weight, names_of, state_of
@@ -26,11 +25,12 @@ from vramkit.nn._embedding._config import (
     check_plain,
     check_rate,
     table_config,
+    table_device,
 )
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 class EmbeddingModule(nn.Module):
@@ -237,6 +237,7 @@ class EmbeddingModule(nn.Module):
         table = self._fused("apply_changes()")
         if "present" not in changes:
             raise InvalidArgumentError("the dump has no 'present'; take it with changes()")
+        changes = {name: value.to(table.config.device) for name, value in changes.items()}
         state = state_of(table)
         present, fresh = changes["present"], changes["keys"]
         kept = torch.isin(state["keys"], present) & ~torch.isin(state["keys"], fresh)
@@ -291,17 +292,14 @@ class EmbeddingModule(nn.Module):
                 error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {err}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if self._table is not None:
-            probe = fn(torch.empty(0, dtype=self._table.config.output_dtype))
-            if probe.device.type != "cpu":
-                raise UnsupportedDeviceError(
-                    f"a table with a fused optimizer cannot move to {probe.device}: this version "
-                    "has tables for the CPU only; keep it there, or build it with optimizer=None"
-                )
-            if probe.dtype is not self._table.config.output_dtype:
-                converted = Table(self._table.config.of_dtype(probe.dtype), self._table.lr)
-                fill(converted, state_of(self._table))
-                self._table = converted
+        table = self._table
+        if table is not None:
+            config = table.config
+            probe = fn(torch.empty(0, dtype=config.output_dtype, device=config.device))
+            wanted = replace(config.of_dtype(probe.dtype), device=table_device(probe.device))
+            if wanted != config:
+                self._table = Table(wanted, table.lr)
+                fill(self._table, state_of(table))
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _whole_weight(self) -> Tensor:
@@ -312,7 +310,7 @@ class EmbeddingModule(nn.Module):
             )
         from vramkit.nn._embedding._table import MODES, Request
 
-        ids = torch.arange(self.num_embeddings)
+        ids = torch.arange(self.num_embeddings, device=table.config.device)
         empty = ids.new_empty(0)
         return table.read(Request(ids, empty, _NOTHING, MODES["none"], 0.0, 2.0, False))
 

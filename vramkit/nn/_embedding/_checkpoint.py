@@ -37,8 +37,8 @@ def state_of(table: Table, since: int = -1) -> dict[str, Tensor]:
         "keys": keys,
         "rows": rows,
         "stamps": stamps,
-        "counters": torch.tensor([facts.steps, facts.clock, config.seed]),
-        "init_std": torch.tensor(config.init_std, dtype=torch.float64),
+        "counters": torch.tensor([facts.steps, facts.clock, config.seed], device="cpu"),
+        "init_std": torch.tensor(config.init_std, dtype=torch.float64, device="cpu"),
     }
     if config.dtype is torch.int8:
         found["scales"] = headers[:, 0].contiguous()
@@ -98,14 +98,14 @@ def _that_fit(table: Table, state: Mapping[str, Tensor]) -> Tensor:
     # A fixed table refuses the keys that it has not.
     limited = table.config.budget_bytes > 0
     if not limited or count <= capacity:
-        return torch.arange(count)
+        return torch.arange(count, device="cpu")
     if table.config.when_full == "error":
         raise TableFullError(
             f"the state has {counted(count, 'row')}, the budget of {table.config.budget_bytes:,} "
             f"bytes holds {capacity:,}; raise budget, or choose when_full='evict_lru'"
         )
     by = 2 if table.config.when_full == "evict_lfu" else 1
-    order = state["stamps"][:, by].argsort(descending=True, stable=True)
+    order = state["stamps"][:, by].cpu().argsort(descending=True, stable=True)
     return order[:capacity].sort().values
 
 
@@ -114,7 +114,7 @@ def _load_part(table: Table, state: Mapping[str, Tensor], part: Tensor) -> None:
     rows = state["rows"][part].float()
     if state["rows"].dtype is torch.int8:
         rows *= state["scales"][part, None]
-    headers = torch.zeros(len(part), 2)
+    headers = rows.new_zeros(len(part), 2)
     if config.dtype is torch.int8:
         same = state["rows"].dtype is torch.int8
         headers[:, 0] = state["scales"][part] if same else rows.abs().amax(1) / 127.0
@@ -122,7 +122,7 @@ def _load_part(table: Table, state: Mapping[str, Tensor], part: Tensor) -> None:
         headers[:, 1] = state["sum"][part]
     wide = [state[name][part].float() for name in _STATE_NAMES[config.optimizer]]
     per_row = config.optimizer == "rowwise_adagrad" or not wide
-    loaded = torch.empty(0) if per_row else torch.cat(wide, 1).contiguous()
+    loaded = rows.new_empty(0) if per_row else torch.cat(wide, 1).contiguous()
     table.load(state["keys"][part], rows, headers, loaded, state["stamps"][part].int())
 
 
@@ -143,10 +143,10 @@ def load_weight(table: Table, weight: Tensor) -> None:
             f"the weight has {counted(len(weight), 'row')}, the budget of "
             f"{config.budget_bytes:,} bytes holds {capacity:,}; raise budget"
         )
-    nothing = torch.empty(0)
+    nothing = weight.new_empty(0)
     for begin in range(0, len(weight), _CHUNK):
         rows = weight[begin : begin + _CHUNK].detach().float().contiguous()
-        keys = torch.arange(begin, begin + len(rows))
-        headers = torch.full((len(rows), 2), config.initial_accumulator_value)
+        keys = torch.arange(begin, begin + len(rows), device=rows.device)
+        headers = rows.new_full((len(rows), 2), config.initial_accumulator_value)
         headers[:, 0] = rows.abs().amax(1) / 127.0
         table.load(keys, rows, headers, nothing, nothing)

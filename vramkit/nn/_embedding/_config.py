@@ -54,6 +54,7 @@ class TableConfig:
     dtype: torch.dtype
     optimizer: str
     output_dtype: torch.dtype
+    device: torch.device
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-10
     lr_decay: float = 0.0
@@ -130,7 +131,7 @@ def table_config(
         raise InvalidArgumentError(
             f"optimizer must be None or one of {list(OPTIMIZERS)}, got {optimizer!r}"
         )
-    _check_device(device)
+    place = table_device(torch.get_default_device() if device is None else torch.device(device))
     _check_placement(options.get("placement", "device"))
     kind = torch.get_default_dtype() if dtype is None else dtype
     if kind not in ROW_TYPES:
@@ -148,6 +149,7 @@ def table_config(
         dtype=kind,
         optimizer=optimizer,
         output_dtype=torch.float32 if kind is torch.int8 else kind,
+        device=place,
         padding=padding,
         seed=_seed(options),
         init_std=_number("init_std", options.get("init_std", 1.0)),
@@ -181,8 +183,8 @@ def _budget(options: TableOptions) -> dict[str, Any]:
     when_full = options.get("when_full", "grow" if budget is None else "error")
     if when_full == "spill":
         raise UnsupportedDeviceError(
-            "when_full='spill' moves rows from a GPU to host memory, and this version has "
-            "embedding tables for the CPU only; choose 'error', 'evict_lru' or 'evict_lfu'"
+            "when_full='spill' moves rows from a GPU to host memory, which this version cannot; "
+            "choose 'error', 'evict_lru' or 'evict_lfu'"
         )
     if when_full not in _WHEN_FULL:
         raise InvalidArgumentError(
@@ -224,8 +226,8 @@ def check_rate(value: Any) -> float:
 def _check_placement(placement: str) -> None:
     if placement in ("cached", "host"):
         raise UnsupportedDeviceError(
-            f"placement={placement!r} keeps rows in host memory behind a GPU, and this version has "
-            "embedding tables for the CPU only; use placement='device'"
+            f"placement={placement!r} keeps rows in host memory behind a GPU, which this version "
+            "cannot; use placement='device'"
         )
     if placement != "device":
         raise InvalidArgumentError(
@@ -233,10 +235,25 @@ def _check_placement(placement: str) -> None:
         )
 
 
-def _check_device(device: Any) -> None:
-    kind = torch.get_default_device() if device is None else torch.device(device)
-    if kind.type != "cpu":
+def table_device(device: torch.device) -> torch.device:
+    """Return the device with its index.
+
+    Raises:
+        UnsupportedDeviceError: No table can be there.
+    """
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
         raise UnsupportedDeviceError(
-            f"tables with a fused optimizer are on the CPU only in this version, got "
-            f"device={str(kind)!r}; pass device='cpu', or optimizer=None for a plain weight"
+            f"tables with a fused optimizer are on the CPU or on CUDA devices, not on {device}; "
+            "pass device='cpu', or optimizer=None for a plain weight"
         )
+    if not torch.cuda.is_available():
+        raise UnsupportedDeviceError(f"no table on {device}: PyTorch finds no CUDA device")
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("vramkit::table_create", "CUDA"):
+        raise UnsupportedDeviceError(
+            f"no table on {device}: vramkit was built without CUDA; build it where nvcc is, or "
+            "keep the table on the CPU"
+        )
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.device("cuda", index)

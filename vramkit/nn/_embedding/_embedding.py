@@ -14,7 +14,7 @@ from vramkit.nn._embedding._input import flat_ids
 from vramkit.nn._embedding._lookup import look_up
 from vramkit.nn._embedding._table import MODES, Request
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 class SparseEmbedding(EmbeddingModule):
@@ -34,7 +34,7 @@ class SparseEmbedding(EmbeddingModule):
         sparse: Sparse gradients; False is possible with ``optimizer=None`` only.
         _weight: Values of all rows.
         _freeze: Train nothing.
-        device: Where the rows are; the CPU for fused optimizers.
+        device: Where the rows are: the CPU, or a CUDA device.
         dtype: float32, bfloat16, float16, or int8 with a scale for each row (fused only; the output
             is then float32). Updates are computed in float32 and rounded stochastically.
         **options: Of tables with a fused optimizer: ``optimizer`` (``"sgd"``, ``"adagrad"``,
@@ -131,6 +131,7 @@ class SparseEmbedding(EmbeddingModule):
             tensor([[0., 1., 0.]])
         """
         rows, dim = embeddings.shape
+        options.setdefault("device", embeddings.device)
         if options.get("optimizer") is None:
             options.setdefault("dtype", embeddings.dtype)
         return cls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 
@@ -31,7 +32,7 @@ def bounds_of(ids: Tensor, offsets: Tensor | None, *, with_last: bool) -> Tensor
             raise InvalidArgumentError("2-D ids have one bag in each row; leave out offsets")
         width = ids.shape[1]
         return (
-            torch.arange(0, (len(ids) + 1) * width, width)
+            torch.arange(0, (len(ids) + 1) * width, width, device=ids.device)
             if width
             else ids.new_zeros(len(ids) + 1, dtype=torch.int64)
         )
@@ -44,16 +45,21 @@ def bounds_of(ids: Tensor, offsets: Tensor | None, *, with_last: bool) -> Tensor
         if with_last:
             raise InvalidArgumentError("include_last_offset needs at least one offset")
         return starts.new_zeros(1)
-    if int(starts[0]) != 0 or int(starts[-1]) > len(ids):
+    if not starts.is_cuda:
+        _check_ends(starts, len(ids), with_last=with_last)
+    return starts if with_last else pad(starts, (0, 1), value=len(ids))
+
+
+def _check_ends(starts: Tensor, count: int, *, with_last: bool) -> None:
+    """On CUDA the kernels check, as the host would have to wait for the device."""
+    first, last = int(starts[0]), int(starts[-1])
+    if first != 0 or last > count:
         raise InvalidArgumentError(
-            f"offsets must begin with 0 and be at most the number of ids, {len(ids)}; they go from "
-            f"{int(starts[0])} to {int(starts[-1])}"
+            f"offsets must begin with 0 and be at most the number of ids, {count}; they go from "
+            f"{first} to {last}"
         )
-    if not with_last:
-        return torch.cat([starts, starts.new_tensor([len(ids)])])
-    if int(starts[-1]) != len(ids):
+    if with_last and last != count:
         raise InvalidArgumentError(
-            f"with include_last_offset, the last offset must be the number of ids, {len(ids)}, got "
-            f"{int(starts[-1])}"
+            f"with include_last_offset, the last offset must be the number of ids, {count}, got "
+            f"{last}"
         )
-    return starts

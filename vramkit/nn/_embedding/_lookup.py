@@ -29,7 +29,7 @@ def look_up(table: Table, request: Request, weights: Tensor | None, *, train: bo
         return table.read(request)
     if train:
         _refuse_ddp()
-    anchor = torch.empty(0, requires_grad=train)
+    anchor = torch.empty(0, device="cpu", requires_grad=train)
     output: Tensor = _LookUp.apply(anchor, weights, table, request, train)  # type: ignore[no-untyped-call]
     return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from vramkit.nn._embedding._config import TableConfig
 
 MODES = {"none": 0, "sum": 1, "mean": 2, "max": 3}
 _OPS = torch.ops.vramkit
-_HERE = torch.empty(0, dtype=torch.int64)
 
 
 class Request(NamedTuple):
@@ -32,6 +31,14 @@ class Request(NamedTuple):
     by_frequency: bool
 
 
+class _Gradient(NamedTuple):
+    """What an update takes of one forward pass, and the stream that made the gradient."""
+
+    parts: list[Tensor]
+    modes: list[int]
+    stream: torch.cuda.Stream | None
+
+
 class Facts(NamedTuple):
     """The counters of ``table_facts``."""
 
@@ -43,6 +50,11 @@ class Facts(NamedTuple):
     hits: int
     steps: int
     clock: int
+
+
+def _on_host(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Make a tensor that native code reads, whatever the default device is."""
+    return torch.tensor(values, dtype=dtype, device="cpu")
 
 
 @contextmanager
@@ -65,30 +77,38 @@ class Table:
         self.config = config
         self.lr = lr
         self.held = False
-        self._pending: dict[int, list[tuple[list[Tensor], list[int]]]] = {}
+        self._ops = _OPS
+        self._numbers: tuple[tuple[float, ...], Tensor] = (), torch.empty(0, device="cpu")
+        self._pending: dict[int, list[_Gradient]] = {}
+        self._here = torch.empty(0, dtype=torch.int64, device=config.device)
         integers, numbers = config.native()
         with own_errors():
-            self.number: int = _OPS.table_create.default(
-                torch.tensor(integers), torch.tensor(numbers, dtype=torch.float64)
+            self.number: int = self._ops.table_create.default(
+                self._here, _on_host(integers, torch.int64), _on_host(numbers, torch.float64)
             )
-        weakref.finalize(self, _OPS.table_close.default, _HERE, self.number)
+        weakref.finalize(self, self._ops.table_close.default, self._here, self.number)
 
     def read(self, request: Request) -> Tensor:
         """Look up without changing the table."""
         with own_errors():
-            output: Tensor = _OPS.table_read.default(*self._arguments(request))
+            output: Tensor = self._ops.table_read.default(*self._arguments(request))
         return output
 
     def insert(self, request: Request) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Look up, giving a row to each id that has none; also return what an update needs."""
         self._drop_stale()
         with own_errors():
-            found: tuple[Tensor, Tensor, Tensor, Tensor] = _OPS.table_insert.default(
+            found: tuple[Tensor, Tensor, Tensor, Tensor] = self._ops.table_insert.default(
                 *self._arguments(request)
             )
         return found
 
     def _arguments(self, request: Request) -> tuple[Any, ...]:
+        if request.ids.device != self._here.device:
+            raise InvalidArgumentError(
+                f"the ids are on {request.ids.device}, the table is on {self._here.device}; move "
+                "one of them"
+            )
         return (
             *(request.ids, request.bounds, request.weights, self.number, request.mode),
             *(self.config.output_dtype, request.max_norm, request.norm_type),
@@ -96,7 +116,7 @@ class Table:
 
     def weights_gradient(self, grad: Tensor, request: Request, distinct: Tensor) -> Tensor:
         """Return the gradient of the weights of a batch in bags."""
-        result: Tensor = _OPS.table_weights_gradient.default(
+        result: Tensor = self._ops.table_weights_gradient.default(
             grad, request.ids, request.bounds, distinct, self.number
         )
         return result
@@ -109,7 +129,9 @@ class Table:
             self._pending[task] = []
             if not self.held:
                 Variable._execution_engine.queue_callback(lambda: self._update(task))
-        self._pending[task].append((parts, [request.mode, int(request.by_frequency)]))
+        stream = torch.cuda.current_stream(grad.device) if grad.is_cuda else None
+        modes = [request.mode, int(request.by_frequency)]
+        self._pending[task].append(_Gradient(parts, modes, stream))
 
     def _drop_stale(self) -> None:
         # A backward pass that failed never came to its update.
@@ -118,8 +140,10 @@ class Table:
 
     def pending_norm(self) -> float:
         """Return the 2-norm of the gradients that are held."""
-        parts, modes = self._joined(self._pending.get(-1, []))
-        return float(_OPS.table_gradient_norm.default(parts, modes, self.number))
+        if -1 not in self._pending:
+            return 0.0
+        parts, modes = self._joined(self._pending[-1])
+        return float(self._ops.table_gradient_norm.default(parts, modes, self.number))
 
     def discard_held(self) -> None:
         """Forget the gradients that are held."""
@@ -133,22 +157,31 @@ class Table:
     def _update(self, task: int, factor: float = 1.0) -> None:
         parts, modes = self._joined(self._pending.pop(task))
         config = self.config
-        numbers = [self.lr, config.lr_decay, *config.betas, config.eps, factor]
-        _OPS.table_update.default(
-            parts, modes, torch.tensor(numbers, dtype=torch.float64), self.number
-        )
+        numbers = (self.lr, config.lr_decay, *config.betas, config.eps, factor)
+        if numbers != self._numbers[0]:
+            self._numbers = numbers, _on_host(numbers, torch.float64)
+        with own_errors():
+            self._ops.table_update.default(parts, modes, self._numbers[1], self.number)
 
-    def _joined(self, pending: list[tuple[list[Tensor], list[int]]]) -> tuple[list[Tensor], Tensor]:
-        parts = [part for batch, _ in pending for part in batch]
-        return parts, torch.tensor([modes for _, modes in pending], dtype=torch.int64)
+    def _joined(self, pending: list[_Gradient]) -> tuple[list[Tensor], Tensor]:
+        for gradient in pending:
+            if gradient.stream is not None:
+                here = torch.cuda.current_stream(gradient.stream.device)
+                if here != gradient.stream:
+                    here.wait_stream(gradient.stream)
+                    for part in gradient.parts:
+                        if part.is_cuda:
+                            part.record_stream(here)
+        parts = [part for gradient in pending for part in gradient.parts]
+        return parts, _on_host([gradient.modes for gradient in pending], torch.int64)
 
     def facts(self) -> Facts:
         """Return the counters."""
-        return Facts(*_OPS.table_facts.default(_HERE, self.number).tolist())
+        return Facts(*self._ops.table_facts.default(self._here, self.number).tolist())
 
     def dump(self, since: int = -1) -> list[Tensor]:
         """Return keys, rows, headers (scale, sum), state, stamps of rows changed after a clock."""
-        dumped: list[Tensor] = _OPS.table_dump.default(_HERE, self.number, since)
+        dumped: list[Tensor] = self._ops.table_dump.default(self._here, self.number, since)
         return dumped
 
     def load(
@@ -156,16 +189,20 @@ class Table:
     ) -> None:
         """Store rows, given as float32, in the place of those with the same keys."""
         with own_errors():
-            _OPS.table_load.default(keys, rows, headers, state, stamps, self.number)
+            given = (keys, rows, headers, state, stamps)
+            here = [part.to(self._here.device) for part in given]
+            self._ops.table_load.default(*here, self.number)
 
     def resume(self, steps: int, clock: int) -> None:
         """Continue with the counters of a checkpoint."""
-        _OPS.table_resume.default(torch.tensor([steps, clock]), self.number)
+        self._ops.table_resume.default(
+            self._here, _on_host([steps, clock], torch.int64), self.number
+        )
 
     def check(self) -> None:
         """Raise an error if the native structures contradict each other."""
         with own_errors():
-            _OPS.table_check.default(_HERE, self.number)
+            self._ops.table_check.default(self._here, self.number)
 
     def __getstate__(self) -> dict[str, Any]:
         from vramkit.nn._embedding._checkpoint import state_of
