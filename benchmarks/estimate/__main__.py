@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._shared.harness import Recorder, Row, summarize
+from benchmarks._shared.provenance import gpu_provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 _COLUMNS = ("requested", "allocated", "reserved", "device")
@@ -106,7 +107,7 @@ def compare_peers(
     return 0
 
 
-def compare_own(names: list[str], *, record: bool) -> int:
+def compare_own(names: list[str], *, record: bool, commit: str | None) -> int:
     """Compare the models of ``own.py`` on this machine's GPU; returns 75 where there is none."""
     import torch
 
@@ -115,7 +116,9 @@ def compare_own(names: list[str], *, record: bool) -> int:
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to compare with")
         return 75
-    recorder = Recorder(record=True, allow_dirty=False) if record else None
+    recorder = None
+    if record:
+        recorder = Recorder(record=True, allow_dirty=False, origin=gpu_provenance(commit))
     percent = (*(f"{key} %" for key in own_run.COLUMNS), "allocated %, not calibrated")
     print(f"| model | {' | '.join(percent)} |\n|---" + "|---:" * len(percent) + "|")
     with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
@@ -150,9 +153,10 @@ def main() -> int:
     parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
     parser.add_argument("--peers", action="store_true", help="ask other estimators instead")
     parser.add_argument("--own", action="store_true", help="run the models of own.py on a GPU")
+    parser.add_argument("--commit", help="label of the commit, where there is no repository")
     arguments = parser.parse_args()
     if arguments.own:
-        return compare_own(arguments.models, record=arguments.record)
+        return compare_own(arguments.models, record=arguments.record, commit=arguments.commit)
     if not (arguments.truth / "truth-h100.jsonl").is_file():
         print(f"no truth-h100.jsonl in {arguments.truth}: nothing to compare with")
         return 75
