@@ -18,7 +18,8 @@ from ._toolchain import find_cxx, find_nvcc, job_count, run
 from ._torch import Torch
 
 OPS_CUDA_LIBRARY = "libvramkit_ops_cuda.so"
-RELEASE_ARCHS = ("80", "86", "89", "90", "100", "120")
+# Code for 8.0 also runs on 8.6 and 8.9.
+RELEASE_ARCHS = ("80", "90", "100", "120")
 _OPS_NEED = ("torch_cpu", "torch_cuda", "c10")
 _STUBS = (*_OPS_NEED, "c10_cuda")
 _SYSTEM_INCLUDE = Path("/usr/local/cuda/include")
