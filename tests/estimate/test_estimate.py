@@ -201,3 +201,29 @@ def test_wrong_arguments_are_refused() -> None:
         vramkit.estimate(_layers(), torch.empty(1), optimizer="lion")
     with pytest.raises(ArgumentTypeError, match="a function that returns int"):
         vramkit.estimate(lambda: 3, torch.empty(1))
+
+
+def test_an_optimizer_updates_the_parameters_that_it_has() -> None:
+    model, sample = _layers(), torch.empty(8, 1024)
+    first = torch.optim.Adam(model[0].parameters())
+    found = vramkit.estimate(model, sample, optimizer=first)
+    all_of_them = vramkit.estimate(model, sample, optimizer=torch.optim.Adam(model.parameters()))
+    state = (found.peak.by_kind["optimizer state"], all_of_them.peak.by_kind["optimizer state"])
+    assert state == (2 * 4 * (1024 + 1) * 1024, 4 * 2 * 4 * (1024 + 1) * 1024)
+
+
+def test_the_groups_of_an_optimizer_keep_their_options() -> None:
+    model, sample = _layers(), torch.empty(8, 1024)
+    groups = [
+        {"params": list(model[0].named_parameters()), "momentum": 0.9},
+        {"params": list(model[1].named_parameters())},
+    ]
+    found = vramkit.estimate(model, sample, optimizer=torch.optim.SGD(groups, lr=0.1))
+    assert found.peak.by_kind["optimizer state"] == 4 * (1024 + 1) * 1024
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    other = torch.optim.Adam(_layers().parameters())
+    for model in (_layers(), _layers):
+        with pytest.raises(InvalidArgumentError, match="parameters that the model does not have"):
+            vramkit.estimate(model, torch.empty(8, 1024), optimizer=other)

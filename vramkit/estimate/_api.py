@@ -143,7 +143,7 @@ def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
     return Recipe(
         model=_checked_model(model),
         sample=sample,
-        optimizer=optimizer_factory(optimizer) if optimizer is not None else None,
+        optimizer=optimizer_factory(optimizer, model) if optimizer is not None else None,
         loss=loss,
         trains=(optimizer is not None or loss is not None) if train is None else train,
         autocast=options.get("autocast"),
