@@ -227,3 +227,8 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     for model in (_layers(), _layers):
         with pytest.raises(InvalidArgumentError, match="parameters that the model does not have"):
             vramkit.estimate(model, torch.empty(8, 1024), optimizer=other)
+
+
+def test_a_step_that_puts_nothing_on_the_gpu_says_so() -> None:
+    found = vramkit.estimate(step=lambda: lambda: torch.ones(8))
+    assert any("put nothing on the GPU" in reason for reason in found.uncertain)

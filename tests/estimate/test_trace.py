@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -294,3 +295,71 @@ assert torch.tensor([1.0]).device.type == "cpu"
 
 def test_default_devices_are_obeyed_afterwards() -> None:
     run_script(_DEFAULT_DEVICE)
+
+
+def _peak_of(step: Callable[[], Any]) -> int:
+    return traced(lambda: step).events().peak_live_bytes
+
+
+def test_a_storage_that_grows_or_shrinks_is_followed() -> None:
+    def grows() -> None:
+        torch.empty(10, device="cuda").resize_(1024, 1024)
+
+    def grows_as_a_storage() -> None:
+        torch.empty(1, device="cuda").untyped_storage().resize_(4 * _MIB)
+
+    def shrinks() -> None:
+        first = torch.empty(1024, 1024, device="cuda")
+        first.untyped_storage().resize_(0)
+        second = torch.empty(1024, 1024, device="cuda")
+        del first, second
+
+    assert _peak_of(grows) == 4 * _MIB + 40
+    assert _peak_of(grows_as_a_storage) == 4 * _MIB + 4
+    assert _peak_of(shrinks) == 4 * _MIB
+
+
+def test_a_storage_may_be_emptied_and_filled_again() -> None:
+    def step() -> None:
+        weight = torch.empty(1024, 1024, device="cuda")
+        for _ in range(3):
+            weight.untyped_storage().resize_(0)
+            weight.untyped_storage().resize_(4 * _MIB)
+
+    found = traced(lambda: step)
+    assert found.events().peak_live_bytes == 4 * _MIB
+    assert found.live_at(len(found.changes) - 1) == []
+
+
+def test_a_second_gpu_is_refused() -> None:
+    with pytest.raises(UntraceableError, match="uses cuda:1, but one GPU is estimated"):
+        traced(lambda: lambda: torch.ones(8, device="cuda:1"))
+
+
+def test_another_thread_of_the_step_is_refused() -> None:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(64, 64, device="cuda")
+        x = torch.randn(4, 64, device="cuda")
+
+        def step() -> None:
+            thread = threading.Thread(target=layer, args=(x,))
+            thread.start()
+            thread.join()
+
+        return step
+
+    for steps in (1, 2):
+        with pytest.raises(UntraceableError, match="computes in a thread of its own"):
+            traced(make_step, steps)
+
+
+def test_a_step_that_does_not_run_is_refused() -> None:
+    async def later() -> None:
+        torch.ones(8, device="cuda")
+
+    def one_by_one() -> Any:
+        yield torch.ones(8, device="cuda")
+
+    for step in (later, one_by_one):
+        with pytest.raises(ArgumentTypeError, match="so that none of it has run"):
+            traced(lambda step=step: step)  # type: ignore[misc]

@@ -222,6 +222,8 @@ def pool_bytes(events: simulate.Events) -> int:
 def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, tuple[str, ...]]:
     low, high = reserved + target.outside_low_bytes, reserved + target.outside_high_bytes
     reasons = [target.assumed] if target.assumed else []
+    if not traced.blocks:
+        reasons.append("The step put nothing on the GPU: make model and data on device 'cuda'.")
     if traced.assumed_bytes:
         # Workspaces of one moment only: the largest bounds what all of them can add to the peak.
         largest = max(traced.assumed_bytes.values())

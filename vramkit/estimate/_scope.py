@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import optimizer as optimizers
 from torch.utils import _foreach_utils
 
+from vramkit.errors import UntraceableError
+from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._rewrites import operators_of_cuda
 from vramkit.estimate._target import Target
@@ -30,6 +33,8 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(operators_of_cuda(target, _counter(tracer)))
         scope.enter_context(tracer.attribution.following())
+        scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
+        scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
         scope.enter_context(torch.random.fork_rng(devices=()))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
         scope.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -43,6 +48,34 @@ def _counter(tracer: Tracer) -> Callable[[str], None]:
         tracer.attention[kernel] += 1
 
     return count
+
+
+def _resize_function(tracer: Tracer) -> Callable[..., Any]:
+    """``UntypedStorage.resize_``, which is no operator, tells the tracer of the new size."""
+    real = torch.UntypedStorage.resize_
+
+    def resize(self: torch.UntypedStorage, size: int) -> Any:
+        resized = real(self, size)
+        tracer.resized(self)
+        return resized
+
+    return resize
+
+
+def _only_here(tracer: Tracer) -> Any:
+    """Fakes note the other threads of the step, which the tracer's mode does not see."""
+    owner, real = threading.get_ident(), FakeTensor.__torch_dispatch__
+
+    def dispatch(_: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if threading.get_ident() != owner:
+            # Raised by the tracer after the step: a thread may drop the error.
+            tracer.elsewhere = UntraceableError(
+                f"{line_of_caller()} computes in a thread of its own, which is not followed, so "
+                "its memory cannot be known; compute in the thread that runs the step"
+            )
+        return real(func, types, args, kwargs or {})
+
+    return classmethod(dispatch)
 
 
 @contextlib.contextmanager
