@@ -363,3 +363,34 @@ def test_a_step_that_does_not_run_is_refused() -> None:
     for step in (later, one_by_one):
         with pytest.raises(ArgumentTypeError, match="so that none of it has run"):
             traced(lambda step=step: step)  # type: ignore[misc]
+
+
+def test_a_model_from_outside_is_as_before_afterwards() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    before = {name: (id(value), value.clone()) for name, value in model.state_dict().items()}
+    identities = [id(parameter) for parameter in model.parameters()]
+
+    def make_step() -> Callable[[], None]:
+        model.to("cuda", torch.float64)
+        x = torch.randn(4, 8, device="cuda", dtype=torch.float64)
+        return lambda: model(x).sum().backward()
+
+    peaks = [traced(make_step).events().peak_live_bytes for _ in range(2)]
+    assert peaks[0] == peaks[1] > 0
+    assert [id(parameter) for parameter in model.parameters()] == identities
+    for name, value in model.state_dict().items():
+        assert type(value) is torch.Tensor
+        assert torch.equal(value, before[name][1])
+    assert [parameter.grad for parameter in model.parameters()] == [None] * 4
+
+
+def test_gradients_from_outside_are_as_before_afterwards() -> None:
+    first, second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    first(torch.ones(2, 8)).sum().backward()
+    kept = first.weight.grad
+    assert kept is not None
+    values = kept.clone()
+    traced(lambda: lambda: (first(torch.ones(2, 8)) + second(torch.ones(2, 8))).sum().backward())
+    assert first.weight.grad is kept
+    assert torch.equal(kept, values)
+    assert second.weight.grad is None

@@ -30,6 +30,7 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
         scope.enter_context(fake_device(target))
+        scope.callback(tracer.restore_gradients)
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(operators_of_cuda(target, _counter(tracer)))
         scope.enter_context(tracer.attribution.following())
@@ -90,7 +91,9 @@ def _fakes_pass_for_tensors() -> Iterator[None]:
         if hasattr(fake_tensor, "init_gpu_context"):
             scope.enter_context(patched(fake_tensor, init_gpu_context=lambda _: None))
         scope.enter_context(patched(torch, tensor=_tensor_function()))
-        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function()))
+        mover = _Mover()
+        scope.callback(mover.restore)
+        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function(mover)))
         # transformers takes a path of its own where it sees fakes (is_tracing).
         hidden = type("FakeTensor", (), {})
         scope.enter_context(patched(torch._subclasses, FakeTensor=hidden))
@@ -130,6 +133,14 @@ class _Mover:
 
     def __init__(self) -> None:
         self._moved: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
+        # Tensors with data that fakes have replaced, and where they were.
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+
+    def restore(self) -> None:
+        """Give modules that were made outside the scope their tensors back."""
+        while self._before:
+            table, name, tensor = self._before.pop()
+            table[name] = tensor
 
     def apply(
         self, module: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool
@@ -140,11 +151,16 @@ class _Mover:
                 child._apply(fn)
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = self._renewed(parameter, fn)
+                self._replace(module._parameters, name, self._renewed(parameter, fn))
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = fn(buffer)
+                self._replace(module._buffers, name, fn(buffer))
         return module
+
+    def _replace(self, table: dict[str, Any], name: str, new: Any) -> None:
+        if not isinstance(table[name], FakeTensor):
+            self._before.append((table, name, table[name]))
+        table[name] = new
 
     def _renewed(self, parameter: Any, change: Callable[[Any], Any]) -> Any:
         known = self._moved.get(id(parameter))
@@ -161,9 +177,7 @@ class _Mover:
         return new
 
 
-def _apply_function() -> Callable[..., torch.nn.Module]:
-    mover = _Mover()
-
+def _apply_function(mover: _Mover) -> Callable[..., torch.nn.Module]:
     def apply(
         self: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool = True
     ) -> torch.nn.Module:

@@ -81,6 +81,8 @@ class Tracer(TorchDispatchMode):
         self._workspaces: set[tuple[str, bool]] = set()
         # Modules of parameters, by identity; the modules that are traced keep them alive.
         self._owners: dict[int, str] = {}
+        # Parameters that were made outside the scope, and their gradients.
+        self._outside: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._operator = ""
         self._place: tuple[str, str] | None = None
 
@@ -281,9 +283,19 @@ class Tracer(TorchDispatchMode):
         for name, parameter in module.named_parameters():
             owner = name.rpartition(".")[0] or root
             self._owners[id(parameter)] = owner
+            if not isinstance(parameter, FakeTensor) and id(parameter) not in self._outside:
+                # Autograd would add to a gradient with data.
+                self._outside[id(parameter)] = parameter, parameter.grad
+                parameter.grad = None
             self.mark(parameter, Kind.PARAMETER, owner)
         for name, buffer in module.named_buffers():
             self.mark(buffer, Kind.PARAMETER, name.rpartition(".")[0] or root)
+
+    def restore_gradients(self) -> None:
+        """Give parameters that were made outside the scope their gradients back."""
+        for parameter, gradient in self._outside.values():
+            parameter.grad = gradient
+        self._outside.clear()
 
     def mark_gradients(self) -> None:
         """Mark the gradients that modules hold now."""
