@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -394,3 +395,16 @@ def test_gradients_from_outside_are_as_before_afterwards() -> None:
     assert first.weight.grad is kept
     assert torch.equal(kept, values)
     assert second.weight.grad is None
+
+
+def test_tensors_of_a_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weights": [torch.ones(1024, 1024)]}, path)
+
+    def make_step() -> Callable[[], None]:
+        kept = torch.load(path, map_location="cuda")
+        return lambda: bool(kept) and None
+
+    found = traced(make_step)
+    assert found.events().peak_live_bytes == 4 * _MIB
+    assert sizes_of(found, "torch.load") == [4 * _MIB]

@@ -35,6 +35,7 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(operators_of_cuda(target, _counter(tracer)))
         scope.enter_context(tracer.attribution.following())
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
+        scope.enter_context(patched(torch, load=_load_function(tracer)))
         scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
         scope.enter_context(torch.random.fork_rng(devices=()))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -61,6 +62,18 @@ def _resize_function(tracer: Tracer) -> Callable[..., Any]:
         return resized
 
     return resize
+
+
+def _load_function(tracer: Tracer) -> Callable[..., Any]:
+    """``torch.load``, which makes tensors without an operator, tells the tracer of them."""
+    real = torch.load
+
+    def load(*args: Any, **options: Any) -> Any:
+        loaded = real(*args, **options)
+        tracer.loaded(loaded)
+        return loaded
+
+    return load
 
 
 def _only_here(tracer: Tracer) -> Any:

@@ -226,6 +226,11 @@ class Tracer(TorchDispatchMode):
             number = self._allocate(size_bytes or storage.nbytes(), self._kind())
             self._watch(storage, number)
 
+    def loaded(self, tree: Any) -> None:
+        """Record the tensors of a file, which no operator makes."""
+        self._operator, self._place = "torch.load", None
+        self._births(tree_leaves(tree))
+
     def resized(self, storage: Any) -> None:
         """Record that Python has given a storage another size, which no operator says."""
         if storage._cdata in self._live:
