@@ -26,6 +26,7 @@ _ALLOWED = {
     "cli/_arguments.py": {"ArgumentTypeError": _CAUGHT, "UsageError": _CAUGHT},
     "cli/_demo/_run.py": {"CommandError": _CAUGHT},
     "cli/_estimate.py": {"CommandError": _CAUGHT},
+    "cli/_functions.py": {"CommandError": _CAUGHT},
     "cli/_output.py": {"OutputError": _CAUGHT},
     "cli/_program.py": {"ImportError": "belongs to the user's program, as under `python -m`"},
     "cli/_status.py": dict.fromkeys(("CommandError", "OutputError", "UsageError"), _CAUGHT),

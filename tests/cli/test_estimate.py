@@ -20,6 +20,13 @@ def make_step(batch_size=4096):
 def broken():
     raise KeyError("data")
 
+def exits():
+    raise SystemExit(0)
+
+def talks():
+    print("a line of the program")
+    return make_step()
+
 def branching():
     x = torch.randn(8, device="cuda")
     return lambda: bool(x.sum() > 0)
@@ -77,3 +84,32 @@ def test_wrong_input_has_status_2(
 ) -> None:
     assert main(["estimate", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_program_that_ends_the_process_does_not_pass_for_one_that_fits(
+    program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", f"{program}:exits", "--budget", "h100", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["status"], error["type"]) == (2, "SystemExit")
+    assert "exits called sys.exit(0) before it was done" in error["message"]
+
+
+def test_what_the_program_prints_is_no_part_of_the_report(
+    program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", f"{program}:talks", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["target"] == "h100"
+    assert "a line of the program" in printed.err
+
+
+@pytest.mark.parametrize("option", ["--timeline", "--events"])
+def test_a_file_that_cannot_be_written_is_no_fault_of_the_program(
+    option: str, program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nowhere" / "a.html"
+    assert main(["estimate", f"{program}:make_step", option, str(path)]) == 2
+    errors = capsys.readouterr().err
+    assert "a.html' cannot be written: No such file or directory; write elsewhere" in errors
+    assert "Traceback" not in errors

@@ -201,3 +201,94 @@ def test_wrong_arguments_are_refused() -> None:
         vramkit.estimate(_layers(), torch.empty(1), optimizer="lion")
     with pytest.raises(ArgumentTypeError, match="a function that returns int"):
         vramkit.estimate(lambda: 3, torch.empty(1))
+
+
+def test_an_optimizer_updates_the_parameters_that_it_has() -> None:
+    model, sample = _layers(), torch.empty(8, 1024)
+    first = torch.optim.Adam(model[0].parameters())
+    found = vramkit.estimate(model, sample, optimizer=first)
+    all_of_them = vramkit.estimate(model, sample, optimizer=torch.optim.Adam(model.parameters()))
+    state = (found.peak.by_kind["optimizer state"], all_of_them.peak.by_kind["optimizer state"])
+    assert state == (2 * 4 * (1024 + 1) * 1024, 4 * 2 * 4 * (1024 + 1) * 1024)
+
+
+def test_the_groups_of_an_optimizer_keep_their_options() -> None:
+    model, sample = _layers(), torch.empty(8, 1024)
+    groups = [
+        {"params": list(model[0].named_parameters()), "momentum": 0.9},
+        {"params": list(model[1].named_parameters())},
+    ]
+    found = vramkit.estimate(model, sample, optimizer=torch.optim.SGD(groups, lr=0.1))
+    assert found.peak.by_kind["optimizer state"] == 4 * (1024 + 1) * 1024
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    other = torch.optim.Adam(_layers().parameters())
+    for model in (_layers(), _layers):
+        with pytest.raises(InvalidArgumentError, match="parameters that the model does not have"):
+            vramkit.estimate(model, torch.empty(8, 1024), optimizer=other)
+
+
+def test_a_step_that_puts_nothing_on_the_gpu_says_so() -> None:
+    found = vramkit.estimate(step=lambda: lambda: torch.ones(8))
+    assert any("put nothing on the GPU" in reason for reason in found.uncertain)
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"loss": "mse"}, "loss must be a function of the output, got 'mse' of str"),
+        ({"train": 1}, "train must be True, False or None, got 1 of int"),
+        ({"autocast": "bf16"}, "autocast must be a dtype such as torch.bfloat16, got 'bf16'"),
+        ({"steps": 1.5}, "steps must be an integer, got 1.5 of float"),
+        ({"alloc_conf": 3}, "alloc_conf must be a text such as 'expandable_segments:True'"),
+    ],
+)
+def test_options_of_a_wrong_type_are_refused_by_name(option: dict[str, Any], text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=text):
+        vramkit.estimate(_layers(8), torch.empty(1, 8), **option)
+
+
+@pytest.mark.parametrize("budget", [None, 1.5, float("nan")])
+def test_a_budget_of_a_wrong_type_is_refused(trained: Estimate, budget: Any) -> None:
+    for ask in (trained.fits, trained.advice):
+        with pytest.raises(ArgumentTypeError, match="budget must be a number of bytes"):
+            ask(budget)
+
+
+def test_a_sample_that_needs_a_gradient_gets_one() -> None:
+    layer = torch.nn.Linear(8, 8).requires_grad_(False)
+    sample = torch.empty(1 << 20, 8)
+    with_gradient = vramkit.estimate(layer, sample.clone().requires_grad_(), train=True, steps=1)
+    assert with_gradient.peak.by_kind["data"] == 32 * _MIB
+    assert with_gradient.peak_requested_bytes >= 64 * _MIB
+    with pytest.raises(InvalidArgumentError, match="without a tensor that needs a gradient"):
+        vramkit.estimate(layer, sample, train=True)
+
+
+def test_a_sample_that_is_channels_last_stays_so() -> None:
+    asked: list[bool] = []
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            asked.append(x.is_contiguous(memory_format=torch.channels_last))
+            return x * 2
+
+    images = torch.empty(2, 8, 4, 4)
+    vramkit.estimate(Layer(), images, steps=1)
+    vramkit.estimate(Layer(), images.to(memory_format=torch.channels_last), steps=1)
+    assert asked == [False, True]
+
+
+def test_parameters_and_buffers_with_gaps_or_overlap_become_dense() -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gaps = torch.nn.Parameter(torch.ones(1024, 2048)[:, ::2])
+            self.register_buffer("overlap", torch.ones(1, 1024).expand(1024, 1024))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    found = vramkit.estimate(Layer(), torch.empty(0), steps=1)
+    assert found.peak_requested_bytes == 8 * _MIB

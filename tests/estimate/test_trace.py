@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -294,3 +296,115 @@ assert torch.tensor([1.0]).device.type == "cpu"
 
 def test_default_devices_are_obeyed_afterwards() -> None:
     run_script(_DEFAULT_DEVICE)
+
+
+def _peak_of(step: Callable[[], Any]) -> int:
+    return traced(lambda: step).events().peak_live_bytes
+
+
+def test_a_storage_that_grows_or_shrinks_is_followed() -> None:
+    def grows() -> None:
+        torch.empty(10, device="cuda").resize_(1024, 1024)
+
+    def grows_as_a_storage() -> None:
+        torch.empty(1, device="cuda").untyped_storage().resize_(4 * _MIB)
+
+    def shrinks() -> None:
+        first = torch.empty(1024, 1024, device="cuda")
+        first.untyped_storage().resize_(0)
+        second = torch.empty(1024, 1024, device="cuda")
+        del first, second
+
+    assert _peak_of(grows) == 4 * _MIB + 40
+    assert _peak_of(grows_as_a_storage) == 4 * _MIB + 4
+    assert _peak_of(shrinks) == 4 * _MIB
+
+
+def test_a_storage_may_be_emptied_and_filled_again() -> None:
+    def step() -> None:
+        weight = torch.empty(1024, 1024, device="cuda")
+        for _ in range(3):
+            weight.untyped_storage().resize_(0)
+            weight.untyped_storage().resize_(4 * _MIB)
+
+    found = traced(lambda: step)
+    assert found.events().peak_live_bytes == 4 * _MIB
+    assert found.live_at(len(found.changes) - 1) == []
+
+
+def test_a_second_gpu_is_refused() -> None:
+    with pytest.raises(UntraceableError, match="uses cuda:1, but one GPU is estimated"):
+        traced(lambda: lambda: torch.ones(8, device="cuda:1"))
+
+
+def test_another_thread_of_the_step_is_refused() -> None:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(64, 64, device="cuda")
+        x = torch.randn(4, 64, device="cuda")
+
+        def step() -> None:
+            thread = threading.Thread(target=layer, args=(x,))
+            thread.start()
+            thread.join()
+
+        return step
+
+    for steps in (1, 2):
+        with pytest.raises(UntraceableError, match="computes in a thread of its own"):
+            traced(make_step, steps)
+
+
+def test_a_step_that_does_not_run_is_refused() -> None:
+    async def later() -> None:
+        torch.ones(8, device="cuda")
+
+    def one_by_one() -> Any:
+        yield torch.ones(8, device="cuda")
+
+    for step in (later, one_by_one):
+        with pytest.raises(ArgumentTypeError, match="so that none of it has run"):
+            traced(lambda step=step: step)  # type: ignore[misc]
+
+
+def test_a_model_from_outside_is_as_before_afterwards() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+    before = {name: (id(value), value.clone()) for name, value in model.state_dict().items()}
+    identities = [id(parameter) for parameter in model.parameters()]
+
+    def make_step() -> Callable[[], None]:
+        model.to("cuda", torch.float64)
+        x = torch.randn(4, 8, device="cuda", dtype=torch.float64)
+        return lambda: model(x).sum().backward()
+
+    peaks = [traced(make_step).events().peak_live_bytes for _ in range(2)]
+    assert peaks[0] == peaks[1] > 0
+    assert [id(parameter) for parameter in model.parameters()] == identities
+    for name, value in model.state_dict().items():
+        assert type(value) is torch.Tensor
+        assert torch.equal(value, before[name][1])
+    assert [parameter.grad for parameter in model.parameters()] == [None] * 4
+
+
+def test_gradients_from_outside_are_as_before_afterwards() -> None:
+    first, second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    first(torch.ones(2, 8)).sum().backward()
+    kept = first.weight.grad
+    assert kept is not None
+    values = kept.clone()
+    traced(lambda: lambda: (first(torch.ones(2, 8)) + second(torch.ones(2, 8))).sum().backward())
+    assert first.weight.grad is kept
+    assert torch.equal(kept, values)
+    assert second.weight.grad is None
+
+
+def test_tensors_of_a_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weights": [torch.ones(1024, 1024)]}, path)
+
+    def make_step() -> Callable[[], None]:
+        kept = torch.load(path, map_location="cuda")
+        return lambda: bool(kept) and None
+
+    found = traced(make_step)
+    assert found.events().peak_live_bytes == 4 * _MIB
+    assert sizes_of(found, "torch.load") == [4 * _MIB]

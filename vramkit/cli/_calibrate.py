@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from vramkit.cli._arguments import integer
-from vramkit.cli._functions import load_function
+from vramkit.cli._functions import load_function, user_code
 from vramkit.cli._output import write, write_json
 from vramkit.cli._progress import ProgressLine
 from vramkit.cli._status import Status
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> Status:
     """Run ``vramkit calibrate``; returns its exit status."""
     from vramkit.estimate import calibrate
 
-    step = None if arguments.step is None else load_function(arguments.step)
-    with ProgressLine(noun="measurement") as progress:
+    with user_code(str(arguments.step)), ProgressLine(noun="measurement") as progress:
+        step = None if arguments.step is None else load_function(arguments.step)
         found = calibrate(
             arguments.output,
             step=step,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vramkit.cli._arguments import integer
-from vramkit.cli._functions import load_function
+from vramkit.cli._functions import load_function, user_code
 from vramkit.cli._output import note, write, write_json
 from vramkit.cli._progress import ProgressLine
 from vramkit.cli._status import CommandError, Status
@@ -131,7 +131,7 @@ def _of_step(arguments: argparse.Namespace) -> Status:
         raise InvalidArgumentError("--advice needs a --budget to advise for")
     try:
         return _traced(arguments, budget)
-    except VramkitError:
+    except (VramkitError, CommandError):
         raise
     except Exception as err:
         note("".join(traceback.format_exception(err)).rstrip())
@@ -147,25 +147,31 @@ def _traced(arguments: argparse.Namespace, budget: int | None) -> Status:
 
     given = {name: getattr(arguments, name) for name in _TRACED}
     options = {name: _TRACED[name] if value is None else value for name, value in given.items()}
-    with ProgressLine(noun="step") as progress:
+    advice = None
+    with user_code(arguments.step), ProgressLine(noun="step") as progress:
         found = estimate(
             step=load_function(arguments.step),
             target=arguments.target,
             progress=progress,
             **options,
         )
+        if arguments.advice and budget is not None:
+            advice = found.advice(budget)
     _write_files(arguments, found)
     fits = None if budget is None else found.fits(budget)
-    advice = found.advice(budget) if arguments.advice and budget is not None else None
     _report(found, fits, advice, None, as_json=arguments.json)
     return Status.DOES_NOT_FIT if fits is False else Status.OK
 
 
 def _write_files(arguments: argparse.Namespace, found: "Estimate") -> None:
-    if arguments.timeline is not None:
-        found.timeline(arguments.timeline)
-    if arguments.events is not None:
-        found.save_events(arguments.events)
+    for path, save in ((arguments.timeline, found.timeline), (arguments.events, found.save_events)):
+        try:
+            if path is not None:
+                save(path)
+        except OSError as err:
+            raise InvalidArgumentError(
+                f"{str(path)!r} cannot be written: {err.strerror or err}; write elsewhere"
+            ) from err
 
 
 def _report(

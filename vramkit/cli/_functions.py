@@ -1,16 +1,42 @@
 """Finds the function of the user's that a command names."""
 
+import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vramkit.cli._status import CommandError, Status
 from vramkit.errors import InvalidArgumentError
 
 _MODULE = "vramkit_named_program"
+
+
+@contextlib.contextmanager
+def user_code(name: str) -> Iterator[None]:
+    """The scope in which the user's function is loaded and runs.
+
+    What it prints goes to standard error, as standard output is the command's report.
+
+    Args:
+        name: The function, for the message.
+
+    Raises:
+        CommandError: The user's code asks for the process to end.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as err:
+        raise CommandError(
+            f"{name} called sys.exit({err.code!r}) before it was done; name a function that "
+            "returns, in a file that can be imported",
+            status=Status.BAD_INPUT,
+            kind="SystemExit",
+        ) from err
 
 
 def load_function(name: str) -> Callable[..., Any]:

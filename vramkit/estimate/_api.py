@@ -133,20 +133,30 @@ def estimate(
     recipe = _recipe(model, sample_input, options) if step is None else None
     if step is not None:
         _check_step(step, (model, sample_input, *options.values()))
+    if type(steps) is not int:
+        raise _wrong("steps", steps, "an integer")
+    if not isinstance(alloc_conf, str):
+        raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
     gpu, settings = find_target(target), parse_settings(alloc_conf)
     return Request(step, recipe, gpu, steps, guess, settings, progress).run()
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
     optimizer, loss = options.get("optimizer"), options.get("loss")
-    train = options.get("train")
+    train, autocast = options.get("train"), options.get("autocast")
+    if loss is not None and not callable(loss):
+        raise _wrong("loss", loss, "a function of the output")
+    if train is not None and not isinstance(train, bool):
+        raise _wrong("train", train, "True, False or None")
+    if autocast is not None and not isinstance(autocast, torch.dtype):
+        raise _wrong("autocast", autocast, "a dtype such as torch.bfloat16")
     return Recipe(
         model=_checked_model(model),
         sample=sample,
-        optimizer=optimizer_factory(optimizer) if optimizer is not None else None,
+        optimizer=optimizer_factory(optimizer, model) if optimizer is not None else None,
         loss=loss,
         trains=(optimizer is not None or loss is not None) if train is None else train,
-        autocast=options.get("autocast"),
+        autocast=autocast,
     )
 
 
@@ -222,6 +232,8 @@ def pool_bytes(events: simulate.Events) -> int:
 def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, tuple[str, ...]]:
     low, high = reserved + target.outside_low_bytes, reserved + target.outside_high_bytes
     reasons = [target.assumed] if target.assumed else []
+    if not traced.blocks:
+        reasons.append("The step put nothing on the GPU: make model and data on device 'cuda'.")
     if traced.assumed_bytes:
         # Workspaces of one moment only: the largest bounds what all of them can add to the peak.
         largest = max(traced.assumed_bytes.values())
@@ -239,6 +251,10 @@ def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, t
     if traced.guesses:
         reasons.append("Some results depend on data; what was guessed is listed.")
     return low, high, tuple(reasons)
+
+
+def _wrong(name: str, value: object, wanted: str) -> ArgumentTypeError:
+    return ArgumentTypeError(f"{name} must be {wanted}, got {value!r} of {type(value).__name__}")
 
 
 def _checked_model(model: Any) -> Any:

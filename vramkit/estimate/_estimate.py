@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vramkit import simulate
+from vramkit.errors import ArgumentTypeError
 from vramkit.estimate import _report, _timeline
 from vramkit.estimate._allocators import NativeAllocator, Settings, replay
 from vramkit.estimate._peak import Peak
@@ -160,6 +161,7 @@ def budget_bytes(budget: int | str | Target | torch.device) -> int:
     """Return the bytes that a budget names.
 
     Raises:
+        ArgumentTypeError: It is something else.
         InvalidArgumentError: It cannot be read.
     """
     if isinstance(budget, Target):
@@ -173,4 +175,9 @@ def budget_bytes(budget: int | str | Target | torch.device) -> int:
         return parse_bytes(budget, name="budget", also=f"the name of a GPU such as {names}")
     import torch
 
+    if not isinstance(budget, torch.device):
+        raise ArgumentTypeError(
+            "budget must be a number of bytes, a text such as '24GiB', the name of a GPU, a Target "
+            f"or a device, got {budget!r} of {type(budget).__name__}"
+        )
     return int(torch.cuda.get_device_properties(budget).total_memory)

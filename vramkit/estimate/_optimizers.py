@@ -55,16 +55,19 @@ _BY_NAME: dict[str, Factory] = {
 }
 
 
-def optimizer_factory(optimizer: str | Factory | torch.optim.Optimizer) -> Factory:
+def optimizer_factory(
+    optimizer: str | Factory | torch.optim.Optimizer, model: object = None
+) -> Factory:
     """Return what makes the optimizer for the model's fakes.
 
     Args:
-        optimizer: A name, a function of the parameters, or an optimizer, whose class and defaults
-            are taken.
+        optimizer: A name, a function of the parameters, or an optimizer, whose class and parameter
+            groups are taken.
+        model: The module whose parameters an optimizer has.
 
     Raises:
         ArgumentTypeError: It is something else.
-        InvalidArgumentError: No optimizer has this name.
+        InvalidArgumentError: No optimizer has this name, or it has parameters of another model.
     """
     if isinstance(optimizer, str):
         if optimizer not in _BY_NAME:
@@ -74,12 +77,35 @@ def optimizer_factory(optimizer: str | Factory | torch.optim.Optimizer) -> Facto
             )
         return _BY_NAME[optimizer]
     if isinstance(optimizer, torch.optim.Optimizer):
-        kind: Any = type(optimizer)
-        defaults = dict(optimizer.defaults)
-        return lambda parameters: kind(parameters, **defaults)
+        return _like(optimizer, model)
     if callable(optimizer):
         return optimizer
     raise ArgumentTypeError(
         "optimizer must be a name, an optimizer or a function of the parameters, got "
         f"{type(optimizer).__name__}"
     )
+
+
+def _like(optimizer: torch.optim.Optimizer, model: object) -> Factory:
+    """Make optimizers of the same class whose groups hold the same places among the parameters."""
+    kind: Any = type(optimizer)
+    defaults = dict(optimizer.defaults)
+    known = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
+    places = {id(parameter): place for place, parameter in enumerate(known)}
+    groups = []
+    for group in optimizer.param_groups:
+        if any(id(parameter) not in places for parameter in group["params"]):
+            raise InvalidArgumentError(
+                f"optimizer: the {kind.__name__} updates parameters that the model does not have; "
+                "make it of this model's parameters, or pass a function of the parameters"
+            )
+        options = {name: value for name, value in group.items() if name != "param_names"}
+        groups.append({**options, "params": [places[id(each)] for each in group["params"]]})
+
+    def make(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        own = list(parameters)
+        chosen = [{**group, "params": [own[at] for at in group["params"]]} for group in groups]
+        made: torch.optim.Optimizer = kind(chosen, **defaults)
+        return made
+
+    return make

@@ -88,10 +88,20 @@ class Recipe:
         small = leaf.numel() <= _MOST_SHADOWED and leaf.device.type == "cpu"
         if same and small and not leaf.is_floating_point():  # such values may steer the model
             return torch.tensor(leaf.tolist(), dtype=leaf.dtype, device="cuda")
-        placed = torch.empty(shape, dtype=leaf.dtype, device="cuda")
-        if self.channels_last and placed.dim() == 4:
-            return torch.empty_like(placed, memory_format=torch.channels_last)
-        return placed
+        placed = torch.empty(
+            shape, dtype=leaf.dtype, device="cuda", memory_format=self._format(leaf)
+        )
+        return placed.requires_grad_(leaf.requires_grad)
+
+    def _format(self, leaf: torch.Tensor) -> torch.memory_format:
+        """Images, and volumes, that are channels-last stay so."""
+        if self.channels_last and leaf.dim() == 4:
+            return torch.channels_last
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        last = formats.get(leaf.dim(), torch.contiguous_format)
+        if not leaf.is_contiguous() and leaf.is_contiguous(memory_format=last):
+            return last
+        return torch.contiguous_format
 
     def _loss_of(self, output: Any) -> torch.Tensor:
         if self.loss is not None:
@@ -152,8 +162,10 @@ def _copy_of_fakes(model: torch.nn.Module) -> torch.nn.Module:
     """Copy everything but the data of parameters and buffers; ties are kept."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
+        # As Module.to() would: a tensor with gaps or overlap becomes a dense one.
+        stride = torch.empty_like(tensor, device="meta").stride()
         fake: torch.Tensor = torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda"
+            tensor.shape, stride, dtype=tensor.dtype, device="cuda"
         )
         if isinstance(tensor, torch.nn.Parameter):
             fake = torch.nn.Parameter(fake, tensor.requires_grad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import optimizer as optimizers
 from torch.utils import _foreach_utils
 
+from vramkit.errors import UntraceableError
+from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._rewrites import operators_of_cuda
 from vramkit.estimate._target import Target
@@ -27,9 +30,13 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
         scope.enter_context(fake_device(target))
+        scope.callback(tracer.restore_gradients)
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(operators_of_cuda(target, _counter(tracer)))
         scope.enter_context(tracer.attribution.following())
+        scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
+        scope.enter_context(patched(torch, load=_load_function(tracer)))
+        scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
         scope.enter_context(torch.random.fork_rng(devices=()))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
         scope.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -45,6 +52,46 @@ def _counter(tracer: Tracer) -> Callable[[str], None]:
     return count
 
 
+def _resize_function(tracer: Tracer) -> Callable[..., Any]:
+    """``UntypedStorage.resize_``, which is no operator, tells the tracer of the new size."""
+    real = torch.UntypedStorage.resize_
+
+    def resize(self: torch.UntypedStorage, size: int) -> Any:
+        resized = real(self, size)
+        tracer.resized(self)
+        return resized
+
+    return resize
+
+
+def _load_function(tracer: Tracer) -> Callable[..., Any]:
+    """``torch.load``, which makes tensors without an operator, tells the tracer of them."""
+    real = torch.load
+
+    def load(*args: Any, **options: Any) -> Any:
+        loaded = real(*args, **options)
+        tracer.loaded(loaded)
+        return loaded
+
+    return load
+
+
+def _only_here(tracer: Tracer) -> Any:
+    """Fakes note the other threads of the step, which the tracer's mode does not see."""
+    owner, real = threading.get_ident(), FakeTensor.__torch_dispatch__
+
+    def dispatch(_: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if threading.get_ident() != owner:
+            # Raised by the tracer after the step: a thread may drop the error.
+            tracer.elsewhere = UntraceableError(
+                f"{line_of_caller()} computes in a thread of its own, which is not followed, so "
+                "its memory cannot be known; compute in the thread that runs the step"
+            )
+        return real(func, types, args, kwargs or {})
+
+    return classmethod(dispatch)
+
+
 @contextlib.contextmanager
 def _fakes_pass_for_tensors() -> Iterator[None]:
     """Where torch and libraries treat tensor subclasses otherwise, fakes count as plain tensors."""
@@ -57,7 +104,9 @@ def _fakes_pass_for_tensors() -> Iterator[None]:
         if hasattr(fake_tensor, "init_gpu_context"):
             scope.enter_context(patched(fake_tensor, init_gpu_context=lambda _: None))
         scope.enter_context(patched(torch, tensor=_tensor_function()))
-        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function()))
+        mover = _Mover()
+        scope.callback(mover.restore)
+        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function(mover)))
         # transformers takes a path of its own where it sees fakes (is_tracing).
         hidden = type("FakeTensor", (), {})
         scope.enter_context(patched(torch._subclasses, FakeTensor=hidden))
@@ -97,6 +146,14 @@ class _Mover:
 
     def __init__(self) -> None:
         self._moved: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
+        # Tensors with data that fakes have replaced, and where they were.
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+
+    def restore(self) -> None:
+        """Give modules that were made outside the scope their tensors back."""
+        while self._before:
+            table, name, tensor = self._before.pop()
+            table[name] = tensor
 
     def apply(
         self, module: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool
@@ -107,11 +164,16 @@ class _Mover:
                 child._apply(fn)
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = self._renewed(parameter, fn)
+                self._replace(module._parameters, name, self._renewed(parameter, fn))
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = fn(buffer)
+                self._replace(module._buffers, name, fn(buffer))
         return module
+
+    def _replace(self, table: dict[str, Any], name: str, new: Any) -> None:
+        if not isinstance(table[name], FakeTensor):
+            self._before.append((table, name, table[name]))
+        table[name] = new
 
     def _renewed(self, parameter: Any, change: Callable[[Any], Any]) -> Any:
         known = self._moved.get(id(parameter))
@@ -128,9 +190,7 @@ class _Mover:
         return new
 
 
-def _apply_function() -> Callable[..., torch.nn.Module]:
-    mover = _Mover()
-
+def _apply_function(mover: _Mover) -> Callable[..., torch.nn.Module]:
     def apply(
         self: torch.nn.Module, fn: Callable[[Any], Any], recurse: bool = True
     ) -> torch.nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, Literal
 
 import torch
@@ -72,11 +72,22 @@ def _run(
         )
     for number in range(steps):
         tracer.begin_step()
-        step()
+        _check_ran(step())
         tracer.mark_gradients()
         if progress is not None:
             progress(number + 1, steps)
+    tracer.check_threads()
     return _result(tracer)
+
+
+def _check_ran(result: Any) -> None:
+    if isinstance(result, Coroutine | Generator | AsyncGenerator):
+        if isinstance(result, Coroutine | Generator):
+            result.close()  # without a warning that it was not awaited
+        raise ArgumentTypeError(
+            f"the step returned a {type(result).__name__}, so that none of it has run; make_step "
+            "must return a plain function that runs one step"
+        )
 
 
 def _result(tracer: Tracer) -> Trace:

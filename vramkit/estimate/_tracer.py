@@ -50,6 +50,7 @@ class Tracer(TorchDispatchMode):
         operators: Names of all operators that were called on the device.
         unknown: Operators whose allocations inside are not known.
         step: Number of the step; -1 before the first.
+        elsewhere: The refusal of what another thread of the step computed.
     """
 
     def __init__(self, target: Target, guess: Literal["refuse", "allow"]) -> None:
@@ -70,19 +71,34 @@ class Tracer(TorchDispatchMode):
         self.unmeasured: set[str] = set()
         self.operators: set[str] = set()
         self.step = -1
+        self.elsewhere: UntraceableError | None = None
         self._target = target
         self._may_guess = guess == "allow"
+        # By storage: the number of its block, and the bytes that the storage had then.
         self._live: dict[int, int] = {}
+        self._bytes: dict[int, int] = {}
         self._deaths: dict[int, Any] = {}
         self._workspaces: set[tuple[str, bool]] = set()
         # Modules of parameters, by identity; the modules that are traced keep them alive.
         self._owners: dict[int, str] = {}
+        # Parameters that were made outside the scope, and their gradients.
+        self._outside: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._operator = ""
         self._place: tuple[str, str] | None = None
 
     def begin_step(self) -> None:
         """Say that a step begins."""
+        self.check_threads()
         self.step = self.recorder.begin_step()
+
+    def check_threads(self) -> None:
+        """Raise what another thread was refused.
+
+        Raises:
+            UntraceableError: Another thread has computed with the step's tensors.
+        """
+        if self.elsewhere is not None:
+            raise self.elsewhere
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes and record what it allocates."""
@@ -199,21 +215,52 @@ class Tracer(TorchDispatchMode):
     def _birth(self, tensor: torch.Tensor, size_bytes: int | None = None) -> None:
         if tensor.device.type != "cuda":
             return
+        if tensor.device.index:
+            raise UntraceableError(
+                f"{line_of_caller()} uses {tensor.device}, but one GPU is estimated; keep to 'cuda'"
+            )
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._live or not storage.nbytes():
+        if storage._cdata in self._live:
+            self.follow_size(storage)
+        elif storage.nbytes():
+            number = self._allocate(size_bytes or storage.nbytes(), self._kind())
+            self._watch(storage, number)
+
+    def loaded(self, tree: Any) -> None:
+        """Record the tensors of a file, which no operator makes."""
+        self._operator, self._place = "torch.load", None
+        self._births(tree_leaves(tree))
+
+    def resized(self, storage: Any) -> None:
+        """Record that Python has given a storage another size, which no operator says."""
+        if storage._cdata in self._live:
+            self._operator, self._place = "UntypedStorage.resize_", None
+            self.follow_size(storage)
+
+    def follow_size(self, storage: Any) -> None:
+        """Record that a storage has another size: CUDA makes a new block and drops the old one."""
+        key, size_bytes = storage._cdata, storage.nbytes()
+        if self._bytes.get(key, size_bytes) == size_bytes:
             return
-        number = self._allocate(size_bytes or storage.nbytes(), self._kind())
-        self._watch(storage, number)
+        old, self._bytes[key] = self._live[key], size_bytes
+        self._live[key] = _ON_HOST
+        if size_bytes:
+            self._live[key] = self._allocate(size_bytes, self._kind())
+        if old != _ON_HOST:
+            self.recorder.free(old)
 
     def _watch(self, storage: Any, number: int) -> None:
         key = storage._cdata
         self._live[key] = number
+        if number != _ON_HOST:
+            self._bytes[key] = storage.nbytes()
 
         def died(_: Any) -> None:
-            del self._live[key], self._deaths[key]
-            if number != _ON_HOST:
-                self.recorder.free(number)
+            last = self._live.pop(key)
+            self._bytes.pop(key, None)
+            del self._deaths[key]
+            if last != _ON_HOST:
+                self.recorder.free(last)
 
         self._deaths[key] = weakref.ref(storage, died)
 
@@ -241,9 +288,19 @@ class Tracer(TorchDispatchMode):
         for name, parameter in module.named_parameters():
             owner = name.rpartition(".")[0] or root
             self._owners[id(parameter)] = owner
+            if not isinstance(parameter, FakeTensor) and id(parameter) not in self._outside:
+                # Autograd would add to a gradient with data.
+                self._outside[id(parameter)] = parameter, parameter.grad
+                parameter.grad = None
             self.mark(parameter, Kind.PARAMETER, owner)
         for name, buffer in module.named_buffers():
             self.mark(buffer, Kind.PARAMETER, name.rpartition(".")[0] or root)
+
+    def restore_gradients(self) -> None:
+        """Give parameters that were made outside the scope their gradients back."""
+        for parameter, gradient in self._outside.values():
+            parameter.grad = gradient
+        self._outside.clear()
 
     def mark_gradients(self) -> None:
         """Mark the gradients that modules hold now."""

@@ -143,3 +143,6 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_of_the_machine_are_never_read() -> None:
     with pytest.raises(InvalidArgumentError, match="the catalogue has no model"):
         _page.answer_of(wanted(model="./config.json"))
+    for name in ("target", "budget"):
+        with pytest.raises(InvalidArgumentError, match="is a file, and the page reads no files"):
+            _page.answer_of(wanted(**{name: "/tmp/gpu.json"}))

@@ -35,6 +35,12 @@ def test_names_with_an_organisation_are_found() -> None:
     assert read_model("Qwen/Qwen2.5-7B") == read_model("qwen2.5-7b")
 
 
+@pytest.mark.parametrize("path", ["/models/qwen2.5-7b", "./qwen2.5-7b", "../models/qwen2.5-7b"])
+def test_a_path_that_is_not_there_is_no_name_of_the_catalogue(path: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"is neither a config\.json"):
+        read_model(path, hub=False)
+
+
 def test_kinds_of_layers() -> None:
     assert read_model("gemma-3-27b").kinds() == {"GQA, window 1,024": 52, "GQA": 10}
     assert read_model("gpt-oss-20b").kinds() == {"GQA, window 128": 12, "GQA": 12}

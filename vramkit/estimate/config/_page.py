@@ -142,6 +142,11 @@ def answer_of(wanted: dict[str, Any]) -> dict[str, Any]:
     if mode not in ("serve", "train") or not isinstance(target, str) or not isinstance(given, dict):
         raise InvalidArgumentError("the request needs a mode, a target and options")
     budget = wanted.get("budget") or None
+    for name in (target, budget):
+        if isinstance(name, str) and name.endswith(".json"):
+            raise InvalidArgumentError(
+                f"{name!r} is a file, and the page reads no files; use vramkit estimate --config"
+            )
     model = _model_of(wanted)
     options = read_options(mode, given)
     estimate = estimate_of(model, options, target)

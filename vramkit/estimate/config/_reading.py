@@ -73,7 +73,9 @@ def read_configuration(
             raise InvalidArgumentError(f"the folder {text!r} has no config.json")
     if path.is_file():
         return _parsed(path), text
-    known = configuration_of(text)
+    # A path that is not there must not pass for the model of the catalogue with its last name.
+    plain = "/" not in text or (_HUB_NAME.fullmatch(text) and not text.startswith("."))
+    known = configuration_of(text) if plain else None
     if known is not None:
         return known, text.rsplit("/", 1)[-1].lower()
     if hub and path.suffix != ".json" and _HUB_NAME.fullmatch(text):
