@@ -196,7 +196,7 @@ def test_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UnsupportedDeviceError, match="vramkit calibrate measures a GPU, but"):
+    with pytest.raises(UnsupportedDeviceError, match="calibration measures a GPU, but"):
         calibrate(tmp_path / "gpu.json")
     assert main(["calibrate", "--output", str(tmp_path / "gpu.json")]) == 2
     assert "run it on the machine that the estimates are for" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def _count_gpus() -> int:
     if not count:
         why = "sees none" if torch.version.cuda else "is built without CUDA"
         raise UnsupportedDeviceError(
-            f"vramkit calibrate measures a GPU, but torch {torch.__version__} {why}; run it on the "
+            f"calibration measures a GPU, but torch {torch.__version__} {why}; run it on the "
             "machine that the estimates are for (estimates themselves need no GPU)"
         )
     return count

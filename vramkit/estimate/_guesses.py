@@ -55,10 +55,16 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
     name, where = func.name(), line or "a place without Python code"
     if func in (_aten._local_scalar_dense.default, _aten.is_nonzero.default):
         reason = "reads a value that depends on the data"
-        advice = "keep the branch out of the step, or pass guess='allow' (the value counts as 1)"
+        advice = (
+            "keep the branch, the item() or the print() out of the step, or pass guess='allow', on "
+            "the command line --guess allow (the value counts as 1)"
+        )
     elif func in (_aten.nonzero.default, _aten.masked_select.default, _aten.index.Tensor):
         reason = "makes a tensor whose size depends on the data"
-        advice = "use torch.where or a fixed size, or pass guess='allow' (all are selected)"
+        advice = (
+            "use torch.where or a fixed size, or pass guess='allow', on the command line --guess "
+            "allow (all are selected)"
+        )
     else:
         reason = f"cannot run without data ({_first_line(err)})"
         advice = "give it a fake implementation by torch.library.register_fake, or leave it out"

@@ -135,7 +135,8 @@ class _Survey:
         module = self._modules[str(node.target)]
         if not self._fold:
             raise RefusedError(
-                f"{node.target} comes before the ReLU; fold_batch_norm=True folds it"
+                f"batch normalization {node.target} comes before the ReLU; fold_batch_norm=True "
+                "folds it in evaluation mode"
             )
         self._check_module(module, str(node.target))
         if getattr(module, "running_var", None) is None:
@@ -153,7 +154,9 @@ class _Survey:
             raise RefusedError(f"{subject} has hooks, which would no longer see what they saw")
         shared = self._names[id(module)] > 1 or any(c[id(module)] > 1 for c in self._calls)
         if shared:
-            raise RefusedError(f"{subject} is used more than once")
+            relu = type(module) is nn.ReLU
+            advice = "; give each convolution an nn.ReLU of its own" if relu else ""
+            raise RefusedError(f"{subject} is used more than once{advice}")
         if "forward" in module.__dict__:
             raise RefusedError(f"{subject} has a forward() of its own")
 

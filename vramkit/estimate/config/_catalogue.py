@@ -64,8 +64,9 @@ def unknown(name: str) -> InvalidArgumentError:
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return InvalidArgumentError(
         f"{name!r} is neither a config.json, nor a folder with one, nor one of the "
-        f"{len(known)} models of the catalogue{hint} (vramkit.estimate.config.catalogue() lists "
-        "them; a model of the Hugging Face hub is written 'organisation/model')"
+        f"{len(known)} models of the catalogue{hint} (vramkit estimate --list prints them, "
+        "vramkit.estimate.config.catalogue() returns them; a model of the Hugging Face hub is "
+        "written 'organisation/model')"
     )
 
 

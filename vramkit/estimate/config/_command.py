@@ -160,7 +160,11 @@ def read_options(mode: str, given: dict[str, Any]) -> Options:
             else:
                 foreign.append(_flag(name))
     if foreign:
-        raise InvalidArgumentError(f"{', '.join(foreign)} cannot be used with --mode {mode}")
+        mode_of_these = "train" if mode == "serve" else "serve"
+        raise InvalidArgumentError(
+            f"{', '.join(foreign)} cannot be used with --mode {mode}, but with --mode "
+            f"{mode_of_these}"
+        )
     ranks = {name: given[name] for name in _RANKS if given.get(name) is not None}
     if "context_ranks" in ranks:
         ranks["context"] = ranks.pop("context_ranks")
