@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import Any
 
 import pytest
 
-from vramkit.cli import main
+from vramkit.cli import _calculator, main
 from vramkit.cli._calculator import allowed_hosts
 
 
@@ -18,6 +19,7 @@ def test_it_serves_the_page_here(
     pytest.importorskip("starlette")
     served: list[dict[str, Any]] = []
     monkeypatch.setattr(uvicorn, "run", lambda _, **options: served.append(options))
+    monkeypatch.setattr(_calculator, "_check_address", lambda *_: None)
     assert main(["calculator", "--port", "9000"]) == 0
     assert served == [{"host": "127.0.0.1", "port": 9000, "log_level": "warning"}]
     assert "http://127.0.0.1:9000/ (stop with Ctrl-C)" in capsys.readouterr().err
@@ -38,3 +40,12 @@ def test_without_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     assert main(["calculator"]) == 2
     assert "pip install 'vramkit[web]'" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["calculator", "--port", str(port)]) == 2
+    assert f"cannot listen on port {port} of 127.0.0.1" in capsys.readouterr().err

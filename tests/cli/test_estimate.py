@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,9 @@ def broken():
 
 def exits():
     raise SystemExit(0)
+
+def nothing():
+    return lambda: torch.ones(3)
 
 def talks():
     print("a line of the program")
@@ -113,3 +119,20 @@ def test_a_file_that_cannot_be_written_is_no_fault_of_the_program(
     errors = capsys.readouterr().err
     assert "a.html' cannot be written: No such file or directory; write elsewhere" in errors
     assert "Traceback" not in errors
+
+
+def test_a_step_that_uses_no_gpu_does_not_pass_for_one_that_fits(
+    program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate", f"{program}:nothing", "--budget", "24GiB"]) == 2
+    assert "allocates nothing on 'cuda'" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_no_fault_of_the_program(program: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "vramkit", "estimate", f"{program}:make_step"]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""

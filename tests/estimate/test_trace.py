@@ -408,3 +408,42 @@ def test_tensors_of_a_file_are_counted(tmp_path: Path) -> None:
     found = traced(make_step)
     assert found.events().peak_live_bytes == 4 * _MIB
     assert sizes_of(found, "torch.load") == [4 * _MIB]
+
+
+def test_tensors_of_the_host_that_were_made_outside_keep_their_values() -> None:
+    counter, table = torch.zeros(3), torch.zeros(2, 2)
+    seen: list[float] = []
+
+    def make() -> Callable[[], None]:
+        layer = torch.nn.Linear(4, 4, device="cuda")
+
+        def step() -> None:
+            counter.add_(1)
+            table[0] = 7
+            torch._foreach_add_([counter], 0.5)
+            seen.append(counter[0].item())
+            layer(torch.ones(2, 4, device="cuda")).sum().backward()
+
+        return step
+
+    trace(make, target=_H100, steps=3)
+    assert seen == [1.5, 3.0, 4.5]
+    assert counter.tolist() == [0, 0, 0]
+    assert table.tolist() == [[0, 0], [0, 0]]
+
+
+def test_what_is_unknown_stays_so_in_a_tensor_from_outside() -> None:
+    kept = torch.zeros(())
+
+    def make() -> Callable[[], None]:
+        x = torch.randn(4, device="cuda")
+
+        def step() -> None:
+            kept.copy_(x.sum())
+            assert kept.item() == 0
+
+        return step
+
+    with pytest.raises(UntraceableError, match="item"):
+        trace(make, target=_H100, steps=1)
+    assert kept.item() == 0

@@ -7,10 +7,12 @@ usage.
 
 import argparse
 import ipaddress
+import socket
 
 from vramkit.cli._arguments import integer
 from vramkit.cli._output import note
 from vramkit.cli._status import Status
+from vramkit.errors import InvalidArgumentError
 
 _LOCAL = ("localhost", "127.0.0.1")
 
@@ -37,6 +39,7 @@ def run(arguments: argparse.Namespace) -> Status:
         import uvicorn
     except ImportError as err:
         raise _page.missing() from err
+    _check_address(arguments.host, arguments.port)
     shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{shown}:{arguments.port}/"
     note(f"vramkit calculator: {address} (stop with Ctrl-C)")
@@ -46,6 +49,19 @@ def run(arguments: argparse.Namespace) -> Status:
         webbrowser.open(address)
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
     return Status.OK
+
+
+def _check_address(host: str, port: int) -> None:
+    """Tell a port that is in use, or an address of another machine, before anything is opened."""
+    try:
+        socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ).close()
+    except OSError as err:
+        raise InvalidArgumentError(
+            f"cannot listen on port {port} of {host}: {err.strerror or err}; choose another --port "
+            "or --host"
+        ) from err
 
 
 def allowed_hosts(host: str) -> tuple[str, ...]:

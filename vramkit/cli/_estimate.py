@@ -13,7 +13,7 @@ from vramkit.cli._arguments import integer
 from vramkit.cli._functions import load_function, user_code
 from vramkit.cli._output import note, write, write_json
 from vramkit.cli._progress import ProgressLine
-from vramkit.cli._status import CommandError, Status
+from vramkit.cli._status import CommandError, OutputError, Status
 from vramkit.errors import InvalidArgumentError, VramkitError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _of_step(arguments: argparse.Namespace) -> Status:
         raise InvalidArgumentError("--advice needs a --budget to advise for")
     try:
         return _traced(arguments, budget)
-    except (VramkitError, CommandError):
+    except (VramkitError, CommandError, OutputError):
         raise
     except Exception as err:
         note("".join(traceback.format_exception(err)).rstrip())
@@ -157,6 +157,13 @@ def _traced(arguments: argparse.Namespace, budget: int | None) -> Status:
         )
         if arguments.advice and budget is not None:
             advice = found.advice(budget)
+    if found.peak_requested_bytes == 0:
+        raise CommandError(
+            f"{arguments.step} allocates nothing on 'cuda', so there is nothing to estimate; it "
+            "must use the device 'cuda' itself (torch.cuda.is_available() is False until it runs)",
+            status=Status.BAD_INPUT,
+            kind="InvalidArgumentError",
+        )
     _write_files(arguments, found)
     fits = None if budget is None else found.fits(budget)
     _report(found, fits, advice, None, as_json=arguments.json)

@@ -30,7 +30,7 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
         scope.enter_context(fake_device(target))
-        scope.callback(tracer.restore_gradients)
+        scope.callback(tracer.restore_outside)
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(operators_of_cuda(target, _counter(tracer)))
         scope.enter_context(tracer.attribution.following())

@@ -36,6 +36,10 @@ class Shadows:
         """Start with none."""
         # Storages of shadows that no longer hold what the fake would; kept so that no id returns.
         self._stale: dict[int, torch.Tensor] = {}
+        # Tensors of the host that were made outside the trace, and what they held.
+        self._outside: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Those of them into which something unknown was written.
+        self._unknown: set[int] = set()
 
     def set(self, fake: torch.Tensor, value: torch.Tensor) -> None:
         """Say what a fake tensor holds."""
@@ -44,17 +48,69 @@ class Shadows:
     def of(self, tensor: Any) -> torch.Tensor | None:
         """Return the value of a tensor, or None where it is not known."""
         if not isinstance(tensor, FakeTensor):
-            return tensor if isinstance(tensor, torch.Tensor) else None
+            known = isinstance(tensor, torch.Tensor) and id(tensor) not in self._unknown
+            return tensor if known else None
         shadow: torch.Tensor | None = getattr(tensor, _NAME, None)
         if shadow is not None and shadow.untyped_storage()._cdata not in self._stale:
             return shadow
         constant: torch.Tensor | None = getattr(tensor, "constant", None)
         return constant
 
-    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """Compute what an operator's results hold, where its inputs are known."""
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
+    def keep(self, func: Any, args: Any, kwargs: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keep what an operator, or one through a view of it, may write into outside the trace.
+
+        Returns:
+            What it writes into outside the trace, each with what this holds.
+        """
+        mutable: bool = func._schema.is_mutable
+        written = [id(each) for each in _written(func, args, kwargs)] if mutable else []
+        found = []
+        for leaf in tree_leaves((args, kwargs)):
+            if not isinstance(leaf, torch.Tensor) or isinstance(leaf, FakeTensor):
+                continue
+            new = id(leaf) not in self._outside
+            if id(leaf) in written or (new and leaf.numel() <= _MOST_ELEMENTS):
+                with _disable_current_modes(), torch.no_grad():
+                    copy = leaf.detach().clone()
+                found += [(leaf, copy)] if id(leaf) in written else []
+                self._outside.setdefault(id(leaf), (leaf, copy))
+        return found
+
+    def give_back(self) -> None:
+        """Let tensors from outside the trace hold what they held before it."""
+        with _disable_current_modes(), torch.no_grad():
+            for tensor, before in self._outside.values():
+                if tensor.shape == before.shape:
+                    tensor.detach().copy_(before)
+                else:
+                    tensor.data = before
+        self._outside.clear()
+
+    def follow(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        out: Any,
+        before: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Compute what an operator's results hold, where its inputs are known.
+
+        Args:
+            func: The operator, with ``args`` and ``kwargs``.
+            args: Its arguments.
+            kwargs: Its arguments with names.
+            out: Its result on fakes.
+            before: What :meth:`keep` has returned.
+        """
         written = _written(func, args, kwargs) if func._schema.is_mutable else []
+        with _disable_current_modes():
+            computed = any(not torch.equal(tensor, copy) for tensor, copy in before)
+        if computed:
+            # FakeTensorMode has done so with the real tensors.
+            self._attach(out, written[0] if isinstance(out, torch.Tensor) else written)
+            return
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, FakeTensor)]
         if func.name() == _KEEPS_FLAGS:
             return
         concerned = outputs + written
@@ -72,6 +128,7 @@ class Shadows:
     def _compute(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func.name() in _OVERWRITES:
+            self._unknown.discard(id(args[0]))
             self._give_room(args[0])
         values = {id(tensor): self.of(tensor) for tensor in inputs}
         if any(value is None for value in values.values()):
@@ -95,7 +152,7 @@ class Shadows:
     def _attach(self, out: Any, result: Any) -> None:
         fakes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         reals = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        for fake, real in zip(fakes, reals, strict=True):
+        for fake, real in zip(fakes, reals, strict=bool(fakes)):
             if isinstance(fake, FakeTensor):
                 self.set(fake, real)
                 # FakeTensorMode would compute with its own constants, on `cuda` too.
@@ -108,18 +165,20 @@ class Shadows:
                 room = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
             self.set(tensor, room)
 
-    def _forget(self, tensors: list[FakeTensor]) -> None:
+    def _forget(self, tensors: list[torch.Tensor]) -> None:
         for tensor in tensors:
+            if not isinstance(tensor, FakeTensor):
+                self._unknown.add(id(tensor))
             shadow = getattr(tensor, _NAME, None)
             if shadow is not None:
                 self._stale[shadow.untyped_storage()._cdata] = shadow
 
 
-def _written(func: Any, args: Any, kwargs: Any) -> list[FakeTensor]:
-    found: list[FakeTensor] = []
+def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         value = kwargs.get(argument.name, args[place] if place < len(args) else None)
-        found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, FakeTensor)]
+        found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
     return found

@@ -121,11 +121,12 @@ class Tracer(TorchDispatchMode):
         known = self._known_value(func, args)
         if known is not NotImplemented:
             return known
+        before = self.shadows.keep(func, args, kwargs)
         try:
             out = func(*args, **kwargs)
         except _REFUSED as err:
             return self._guess(func, args, err)
-        self.shadows.follow(func, args, kwargs, out)
+        self.shadows.follow(func, args, kwargs, out, before)
         return out
 
     def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
@@ -296,8 +297,9 @@ class Tracer(TorchDispatchMode):
         for name, buffer in module.named_buffers():
             self.mark(buffer, Kind.PARAMETER, name.rpartition(".")[0] or root)
 
-    def restore_gradients(self) -> None:
-        """Give parameters that were made outside the scope their gradients back."""
+    def restore_outside(self) -> None:
+        """Give what was made outside the scope its gradients and values back."""
+        self.shadows.give_back()
         for parameter, gradient in self._outside.values():
             parameter.grad = gradient
         self._outside.clear()

@@ -16,6 +16,7 @@ from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._parameters import count_parameters
 from vramkit.estimate.config._policies import OPTIMIZERS, POLICIES
 from vramkit.estimate.config._reading import read_model
+from vramkit.estimate.config._results import limited
 from vramkit.estimate.config._serving import Serving
 from vramkit.estimate.config._training_options import Training
 from vramkit.units import format_mib
@@ -120,19 +121,18 @@ def run(arguments: argparse.Namespace, write: Callable[[str], object] = print) -
         raise InvalidArgumentError("give --config FILE or --config NAME; --list shows the names")
     model = read_model(arguments.config)
     options = read_options(arguments.mode or "serve", vars(arguments))
-    estimate = estimate_of(model, options, arguments.target)
+    target = limited(arguments.target, arguments.budget)
+    estimate = estimate_of(model, options, target)
     advice: tuple[Change, ...] = ()
     if arguments.advice:
-        advice = advise(model, options, target=arguments.target, budget=arguments.budget)
-    fits = estimate.fits(arguments.budget)
+        advice = advise(model, options, target=target)
+    fits = estimate.fits()
     if arguments.json:
         values = {**estimate.json(), "fits": fits, "advice": [asdict(each) for each in advice]}
         values["parameters"] = asdict(count_parameters(model))
         write(json.dumps(values, indent=2))
     else:
         write(_text(model, str(estimate), advice, with_parameters=arguments.parameters))
-        if arguments.budget is not None:
-            write(f"\n{'fits' if fits else 'does not fit'} into {arguments.budget}")
     return 0 if fits else 1
 
 

@@ -18,7 +18,7 @@ from vramkit.estimate.config._gguf import gguf_kinds
 from vramkit.estimate.config._parameters import count_parameters
 from vramkit.estimate.config._policies import OPTIMIZERS, POLICIES
 from vramkit.estimate.config._reading import read_model
-from vramkit.estimate.config._results import budget_bytes
+from vramkit.estimate.config._results import limited
 from vramkit.estimate.config._schemes import scheme_names
 
 if TYPE_CHECKING:
@@ -149,12 +149,13 @@ def answer_of(wanted: dict[str, Any]) -> dict[str, Any]:
             )
     model = _model_of(wanted)
     options = read_options(mode, given)
-    estimate = estimate_of(model, options, target)
+    gpu = limited(target, budget)
+    estimate = estimate_of(model, options, gpu)
     return {
-        "estimate": {**estimate.json(), "fits": estimate.fits(budget)},
-        "budget_bytes": budget_bytes(target if budget is None else budget),
+        "estimate": {**estimate.json(), "fits": estimate.fits()},
+        "budget_bytes": gpu.total_bytes,
         "answers": estimate.answers(),
-        "advice": [asdict(each) for each in advise(model, options, target=target, budget=budget)],
+        "advice": [asdict(each) for each in advise(model, options, target=gpu)],
         "parameters": asdict(count_parameters(model)),
         "kinds": model.kinds(),
     }

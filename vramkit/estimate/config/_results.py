@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vramkit.estimate._target import Target
@@ -130,6 +131,12 @@ def interval(amount: Amount) -> str:
     if amount.low_bytes == amount.high_bytes:
         return ""
     return f"({format_mib(amount.low_bytes)} to {format_mib(amount.high_bytes)})"
+
+
+def limited(target: str | os.PathLike[str] | Target, budget: str | int | Target | None) -> Target:
+    """Return a target with the memory of a budget, if one is given."""
+    found = find_target(target)
+    return found if budget is None else replace(found, total_bytes=budget_bytes(budget))
 
 
 def budget_bytes(budget: str | int | Target) -> int:
