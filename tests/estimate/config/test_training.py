@@ -308,3 +308,20 @@ def test_each_architecture_has_an_estimate(name: str) -> None:
 def test_options_that_cannot_work(options: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidArgumentError, match=text):
         estimate_training(read_model("mixtral-8x7b"), Training(**options))
+
+
+def test_the_fewest_replicas_are_found() -> None:
+    model = read_model("llama-3.1-70b")
+    for options in (
+        Training(zero=3, recompute="full"),
+        Training(zero=1, recompute="full", parallel=Parallel(tensor=8)),
+    ):
+        needed = estimate_training(model, options).needed
+        assert needed is not None
+        assert estimate_training(model, replace(options, parallel=needed)).fits()
+        fewer = replace(options, parallel=replace(needed, data=needed.data - 1))
+        assert not estimate_training(model, fewer).fits()
+    assert estimate_training(model, Training(zero=3)).needed is None
+    assert "do not help without ZeRO" in str(estimate_training(model, Training()))
+    small = estimate_training(read_model("llama-3.2-1b"), Training())
+    assert ("GPUs needed (h100)", "1 (1 data-parallel replica)") in small.answers()

@@ -144,6 +144,10 @@ def _of_training(options: Training) -> Iterator[tuple[str, dict[str, Any], str]]
     if options.parallel.data == 1 and options.zero < 3:
         wide = replace(options.parallel, data=8)
         yield "ZeRO 3 over 8 replicas", {"zero": 3, "parallel": wide}, "eight times the GPUs"
+    if options.zero:
+        more = 2 * options.parallel.data
+        wide = replace(options.parallel, data=more)
+        yield f"{more} replicas", {"parallel": wide}, "twice the GPUs"
     if not options.lora_rank:
         name = f"LoRA of rank {_LORA_RANK}"
         yield name, {"lora_rank": _LORA_RANK}, "trains adapters only"

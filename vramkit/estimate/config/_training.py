@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from vramkit.estimate.config._overhead import (
     outside_allocator,
     training_workspaces,
 )
+from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._policies import FLOAT8_INPUT, policy_of
 from vramkit.estimate.config._results import Amount, RankEstimate, exact
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
@@ -37,6 +39,7 @@ from vramkit.estimate.config._training_options import Training
 from vramkit.units import counted
 
 _BUSY_LAYERS = 2
+_MOST_REPLICAS = 4096
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,32 @@ class TrainingEstimate(RankEstimate):
         trainable: Parameters that are trained, of the whole model.
         stage_bytes: Total of a rank of each pipeline stage.
         in_flight: Micro-batches whose activations the worst rank holds at once.
+        needed: The layout with the fewest data-parallel replicas that fits on the target, other
+            ranks as they are; ``None`` if none of up to 4,096 does.
     """
 
     options: Training
     trainable: int
     stage_bytes: tuple[int, ...]
     in_flight: int
+    needed: Parallel | None
 
     def answers(self) -> list[tuple[str, str]]:
-        """The parameters, and what a step processes."""
+        """The parameters, what a step processes, and the GPUs needed."""
         options = self.options
         tokens = options.sequence * options.micro_batch * options.microbatches
         return [
             ("trainable parameters", f"{self.trainable:,}"),
             ("tokens of a step", f"{tokens * options.parallel.data:,}"),
+            (f"GPUs needed ({self.target.name})", self._needed_in_words()),
         ]
+
+    def _needed_in_words(self) -> str:
+        if self.needed is not None:
+            return f"{self.needed.gpus:,} ({counted(self.needed.data, 'data-parallel replica')})"
+        if self.options.zero == 0:
+            return "replicas alone do not help without ZeRO"
+        return "no number of replicas is enough; change other options or ranks"
 
 
 def estimate_training(
@@ -85,8 +99,8 @@ def estimate_training(
     >>> from vramkit.estimate.config import Parallel, Training, read_model
     >>> options = Training(zero=3, recompute="full", parallel=Parallel(data=64))
     >>> estimate = estimate_training(read_model("llama-3.1-70b"), options)
-    >>> estimate.fits(), estimate.trainable
-    (True, 70553706496)
+    >>> estimate.fits(), estimate.trainable, estimate.needed.gpus
+    (True, 70553706496, 21)
     """
     options = options or Training()
     gpu = find_target(target)
@@ -105,7 +119,29 @@ def estimate_training(
         trainable=plan.trainable(),
         stage_bytes=totals,
         in_flight=plan.in_flight(worst),
+        needed=_needed(model, options, gpu),
     )
+
+
+def _needed(model: Architecture, options: Training, target: Target) -> Parallel | None:
+    """The fewest data-parallel replicas that fit; experts stay spread as they are."""
+    parallel = options.parallel
+    unit = parallel.data if parallel.expert > 1 else 1
+
+    def layout(replicas: int) -> Parallel:
+        return replace(parallel, data=unit * replicas)
+
+    def fits(replicas: int) -> bool:
+        plan = _Plan(model, replace(options, parallel=layout(replicas)), target)
+        return all(
+            sum(amount.size_bytes for amount in plan.amounts(at)) <= target.total_bytes
+            for at in range(parallel.pipeline)
+        )
+
+    most = _MOST_REPLICAS // unit if options.zero else 1
+    # States shrink with each replica, and nothing grows.
+    found = bisect.bisect_left(range(1, most + 1), True, key=fits) + 1
+    return layout(found) if found <= most else None
 
 
 class _Plan:
