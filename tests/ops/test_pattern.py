@@ -19,14 +19,6 @@ def _word(index: int, seed: int) -> int:
     return x >> 32
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return name
-
-
 @pytest.mark.parametrize("seed", [0, 1, -5, 2**62])
 @pytest.mark.parametrize("size_bytes", [1, 3, 4, 16, 21, 4099])
 def test_the_pattern_is_the_documented_one(device: str, size_bytes: int, seed: int) -> None:

@@ -22,14 +22,6 @@ SHAPES = [
 LAYOUTS = [(shape, False) for shape in SHAPES] + [(s, True) for s in SHAPES if len(s) > 3]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return name
-
-
 def _random(shape: tuple[int, ...], channels_last: bool, device: str, dtype: torch.dtype) -> Tensor:
     """Values of all kinds: zeros of both signs, infinities and NaN too."""
     tensor = torch.randn(shape, device=device)

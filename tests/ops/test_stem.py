@@ -14,14 +14,6 @@ OPS = torch.ops.vramkit
 CASES = 40
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return name
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_random_stems_equal_float64(device: str, dtype: torch.dtype) -> None:
     seed = stress_seed()
