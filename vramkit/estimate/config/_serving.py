@@ -29,6 +29,7 @@ from vramkit.estimate.config._results import Amount, RankEstimate, exact
 from vramkit.estimate.config._schemes import DTYPE_BYTES, base_dtype
 from vramkit.estimate.config._serving_activations import activation_bytes
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
+from vramkit.units import counted
 
 _GIB = 1 << 30
 _LONGEST = 1 << 28
@@ -131,7 +132,7 @@ class ServingEstimate(RankEstimate):
             ),
             (
                 f"largest batch at context {self.options.context:,}",
-                f"{self.largest_batch:,} sequences in {part}",
+                f"{counted(self.largest_batch, 'sequence')} in {part}",
             ),
         ]
         if self.needed is None:
@@ -249,7 +250,7 @@ class _Plan:
         found.append(exact("KV cache", cache * local_batch, held))
         if state:
             found.append(
-                exact("recurrent states", state * local_batch, f"{local_batch:,} sequences")
+                exact("recurrent states", state * local_batch, counted(local_batch, "sequence"))
             )
         detail = f"{tokens:,} tokens at once"
         if options.fused:
