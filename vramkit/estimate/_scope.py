@@ -19,6 +19,7 @@ from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._rewrites import operators_of_cuda
+from vramkit.estimate._settings import settings_kept
 from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
 
@@ -29,6 +30,7 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
     # Its keys do not say which device was pretended.
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
+        scope.enter_context(settings_kept())
         scope.enter_context(fake_device(target))
         scope.callback(tracer.restore_outside)
         scope.enter_context(_fakes_pass_for_tensors())
