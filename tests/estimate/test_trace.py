@@ -467,3 +467,16 @@ def test_settings_of_the_program_end_with_the_trace() -> None:
     assert not torch.backends.cudnn.benchmark
     assert torch.is_grad_enabled()
     assert torch.ones(2).device.type == "cpu"
+
+
+def test_the_first_device_may_be_selected() -> None:
+    def make(index: int) -> Callable[[], object]:
+        def step() -> torch.Tensor:
+            with torch.cuda.device(index):
+                return torch.ones(64, device="cuda") + 1
+
+        return step
+
+    assert trace(lambda: make(0), target=_H100, steps=1).blocks
+    with pytest.raises(UntraceableError, match="uses cuda:1, but one GPU is estimated"):
+        trace(lambda: make(1), target=_H100, steps=1)

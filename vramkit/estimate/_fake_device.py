@@ -177,6 +177,7 @@ def _answers(target: Target) -> dict[str, Any]:
     return {
         **nothing,
         **zero,
+        **dict.fromkeys(("_exchange_device", "_maybe_exchange_device"), _exchange),
         **dict.fromkeys(("Stream", "ExternalStream", "CUDAGraph", "graph", "stream"), _OwnStream),
         "Event": _Idle,
         "current_stream": _Idle,
@@ -192,6 +193,15 @@ def _answers(target: Target) -> dict[str, Any]:
         "get_device_properties": _always(properties),
         "mem_get_info": _always((target.total_bytes, target.total_bytes)),
     }
+
+
+def _exchange(index: int) -> int:
+    """Enter or leave ``torch.cuda.device``."""
+    if index > 0:
+        raise UntraceableError(
+            f"{line_of_caller()} uses cuda:{index}, but one GPU is estimated; use cuda:0 there"
+        )
+    return 0
 
 
 def _always(value: object) -> Callable[..., Any]:
