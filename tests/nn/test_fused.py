@@ -121,7 +121,8 @@ def test_ever_new_sizes_are_served_as_the_nearest(monkeypatch: pytest.MonkeyPatc
         taken.clear()
         for size, name in ((3, "first"), (100, "fast")):
             key = Key(("a",), (size, 11))
-            assert _selection.choose(key, lambda: {"first": None, "fast": None}).name == name
+            choice = _selection.choose(key, lambda: {"first": None, "fast": None})
+            assert choice == Choice(name, {})
         assert taken == []
         # What serves the nearest size does not serve this one.
         runs = {"first": lambda: 2.0, "other": lambda: 1.0}

@@ -149,8 +149,9 @@ def _known_for(key: Key, runs: Mapping[str, Run]) -> Choice | None:
     if len(sizes) < _MOST_SIZES:
         return None
     nearest = min(sizes, key=lambda other: abs(math.prod(other.size) - math.prod(key.size)))
-    choice = _State.known[nearest]
-    return choice if choice.name in runs else None
+    name = _State.known[nearest].name
+    # Its times are not those of this size.
+    return Choice(name, {}) if name in runs else None
 
 
 def _measured(key: Key, runs: Mapping[str, Run]) -> Choice:
