@@ -149,22 +149,14 @@ def forward_names(x: Tensor, weight: Tensor, at: Geometry) -> tuple[str, ...]:
     return (PASS, *cudnn, *depthwise, *stem)
 
 
-def grad_input_names(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> tuple[str, ...]:
-    """Return what can compute the gradient of the input."""
-    return (ATEN, *(_DEPTHWISE if _fits_gradients(grad, x, weight, at) else ()))
-
-
-def grad_weight_names(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> tuple[str, ...]:
-    """Return what can compute the gradient of the weight."""
-    return (ATEN, *(_DEPTHWISE if _fits_gradients(grad, x, weight, at) else ()))
-
-
-def _fits_gradients(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> bool:
-    return (
+def gradient_names(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> tuple[str, ...]:
+    """Return what can compute the gradient of the input, and that of the weight."""
+    fits = (
         fits_depthwise(x, weight, *at)
         and grad.is_contiguous(memory_format=torch.channels_last)
         and grad.data_ptr() % 16 == 0
     )
+    return (ATEN, *(_DEPTHWISE if fits else ()))
 
 
 def describe(name: str, has_bias: bool) -> str:

@@ -20,8 +20,7 @@ from vramkit.nn._candidates import (
     aten_gradients,
     convolve,
     forward_names,
-    grad_input_names,
-    grad_weight_names,
+    gradient_names,
 )
 from vramkit.nn._operators import format_of
 from vramkit.nn._selection import Choice, Key, Run, choose, is_capturing
@@ -123,11 +122,8 @@ def _gradients(
     arguments = (grad, x, weight, at)
     described = (*_describe(x, weight, at), _order(grad), grad.data_ptr() % 16)
     names = []
-    for kind, table, names_of, want in (
-        ("input", GRAD_INPUT, grad_input_names, wanted[0]),
-        ("weight", GRAD_WEIGHT, grad_weight_names, wanted[1]),
-    ):
-        runs = partial(_backward_runs, table, names_of, arguments)
+    for kind, table, want in (("input", GRAD_INPUT, wanted[0]), ("weight", GRAD_WEIGHT, wanted[1])):
+        runs = partial(_backward_runs, table, arguments)
         key = Key((kind, *described), tuple(x.shape))
         names.append(choose(key, runs).name if want else ATEN)
     if names == [ATEN, ATEN]:
@@ -138,7 +134,5 @@ def _gradients(
     )
 
 
-def _backward_runs(
-    table: Mapping[str, Backward], names_of: Any, arguments: Any
-) -> Mapping[str, Run]:
-    return {name: partial(table[name], *arguments) for name in names_of(*arguments)}
+def _backward_runs(table: Mapping[str, Backward], arguments: Any) -> Mapping[str, Run]:
+    return {name: partial(table[name], *arguments) for name in gradient_names(*arguments)}
