@@ -9,10 +9,11 @@ from benchmarks._shared.provenance import gpu_provenance, measure_this_tree
 from benchmarks.conv.contest import bench_shape
 from benchmarks.conv.host import bench_host
 from benchmarks.conv.networks import NETWORKS, bench_network
+from benchmarks.conv.passes import bench_passes
 from benchmarks.conv.shapes import SHAPES
 from benchmarks.conv.timing import ceilings
 
-PARTS = ("forward", "training", "host", "networks")
+PARTS = ("forward", "training", "passes", "host", "networks")
 
 
 def main() -> int:
@@ -21,6 +22,7 @@ def main() -> int:
     add = options.add_argument
     add("--only", default=",".join(PARTS), help="parts, separated by commas")
     add("--shapes", default="", help="beginnings of names, separated by commas")
+    add("--networks", default="", help="beginnings of names, separated by commas")
     add("--compiled", default="default,max-autotune", help="modes of torch.compile; may be empty")
     add("--rounds", type=int, default=15, help="turns of each contestant")
     add("--commit", help="label of the commit, where there is no repository")
@@ -44,10 +46,13 @@ def main() -> int:
                     *(recorder, shape, rates), compiled=compiled, rounds=rounds, backward=backward
                 )
                 torch.cuda.empty_cache()
+    if "passes" in parts:
+        bench_passes(recorder, rounds=rounds)
     if "host" in parts:
         bench_host(recorder, rounds=rounds)
     for name in NETWORKS if "networks" in parts else ():
-        bench_network(recorder, name, compiled=bool(compiled), rounds=rounds)
+        if name.startswith(tuple(chosen.networks.split(","))):
+            bench_network(recorder, name, compiled=bool(compiled), rounds=rounds)
     return 0
 
 
