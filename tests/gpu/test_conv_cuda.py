@@ -29,7 +29,7 @@ def _case(draw: random.Random, dtype: torch.dtype):
     kernel = draw.choice((1, 3, 5, 7)) if kind != "grouped" or draw.random() < 0.2 else 3
     stride = 2 if kind == "stem" else draw.choice((1, 2))
     group = draw.choice((2, 4, 8, 16, 32))
-    several = max(group, 8) * draw.randint(1, max(1, 96 // group))
+    several = max(group, 8) * draw.randint(1, 96 // max(group, 8))
     channels = {"stem": 3, "dense": 24, "grouped": several}.get(kind, 8 * draw.randint(1, 12))
     groups = {"depthwise": channels, "grouped": channels // group}.get(kind, 1)
     whole = kind in ("depthwise", "grouped") and draw.random() < 0.9
