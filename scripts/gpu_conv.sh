@@ -10,7 +10,7 @@ export PYTHONPATH
 mkdir -p "$folder"
 {
   timeout 150 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/ops/test_depthwise.py \
-    tests/ops/test_stem.py tests/ops/test_rectify.py tests/gpu/test_conv_cuda.py
+    tests/ops/test_grouped.py tests/ops/test_stem.py tests/ops/test_rectify.py tests/gpu/test_conv_cuda.py
   for part in forward training host; do
     timeout 110 "$python" -m benchmarks.conv --only "$part" --quick --compiled default --record \
       --commit "${2:-conv-session}"

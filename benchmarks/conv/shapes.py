@@ -35,6 +35,7 @@ class Shape:
         return read + weights + self.batch * self.outputs * self.out_size**2
 
 
+# Geometric means are those of the first 16.
 SHAPES = (
     Shape("stem7x7", 128, 3, 224, 64, 7, 2),
     Shape("r50_1x1_64_256", 128, 64, 56, 256, 1),
@@ -56,4 +57,8 @@ SHAPES = (
     Shape("dw3x3s2_96_112", 64, 96, 112, 96, 3, 2, 96),
     Shape("dw5x5_672_14", 128, 672, 14, 672, 5, 1, 672),
     Shape("dw7x7_384_14", 64, 384, 14, 384, 7, 1, 384),
+    Shape("grp32_3x3_128_56", 64, 128, 56, 128, 3, 1, 32),
+    Shape("grp32_3x3_256s2_56", 64, 256, 56, 256, 3, 2, 32),
+    Shape("grp32_3x3_512_14", 64, 512, 14, 512, 3, 1, 32),
+    Shape("grp32_3x3_1024_7", 64, 1024, 7, 1024, 3, 1, 32),
 )

@@ -25,12 +25,15 @@ def _exact_and_fresh(monkeypatch: pytest.MonkeyPatch):
 
 
 def _case(draw: random.Random, dtype: torch.dtype):
-    kernel = draw.choice((1, 3, 5, 7))
-    kind = draw.choice(("dense", "depthwise", "depthwise", "stem", "grouped"))
+    kind = draw.choice(("dense", "depthwise", "depthwise", "stem", "grouped", "grouped"))
+    kernel = draw.choice((1, 3, 5, 7)) if kind != "grouped" or draw.random() < 0.2 else 3
     stride = 2 if kind == "stem" else draw.choice((1, 2))
-    channels = {"stem": 3, "dense": 24, "grouped": 32}.get(kind, 8 * draw.randint(1, 12))
-    groups = {"depthwise": channels, "grouped": 4}.get(kind, 1)
-    outputs = channels if kind == "depthwise" else 8 * groups * draw.randint(1, 3)
+    group = draw.choice((2, 4, 8, 16, 32))
+    several = max(group, 8) * draw.randint(1, 96 // max(group, 8))
+    channels = {"stem": 3, "dense": 24, "grouped": several}.get(kind, 8 * draw.randint(1, 12))
+    groups = {"depthwise": channels, "grouped": channels // group}.get(kind, 1)
+    whole = kind in ("depthwise", "grouped") and draw.random() < 0.9
+    outputs = channels if whole else 8 * groups * draw.randint(1, 3)
     size = [kernel + draw.randint(0, 24) for _ in range(2)]
     x = torch.randn(draw.randint(1, 4), channels, *size, device="cuda").to(dtype)
     weight = torch.randn(outputs, channels // groups, kernel, kernel, device="cuda").to(dtype)

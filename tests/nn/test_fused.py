@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import conv2d
 
 from vramkit.nn import _fused, _selection
-from vramkit.nn._candidates import FORWARD, Geometry, forward_names
+from vramkit.nn._candidates import FORWARD, Geometry, forward_names, gradient_names
 from vramkit.nn._fused import ConvReLUNode, fused_conv_relu, waits_for_host
 from vramkit.nn._selection import Choice, Key
 
@@ -45,6 +45,59 @@ def test_depthwise_outputs_and_gradients_are_torchs(
         torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
         found = torch.autograd.grad(output, tensors, grad)
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("group", [2, 8, 16, 32])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grouped_outputs_and_gradients_are_torchs(
+    stride: int, group: int, form: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(group)
+    x = torch.randn(1, 32, 9, 10).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(32, group, 3, 3).bfloat16().contiguous(memory_format=form)
+    tensors = [t.requires_grad_() for t in (x, weight, torch.randn(32).bfloat16())]
+    at = Geometry((stride, stride), (1, 0), (1, 1), 32 // group)
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    wanted = conv2d(*wide, stride, at.padding, groups=at.groups)
+    names = forward_names(x, weight, at)
+    assert names == ("torch+pass", "grouped0", "grouped1", "grouped2")
+    for name in names[1:]:
+        monkeypatch.setattr(_fused, "choose", lambda *_, name=name: Choice(name, {}))
+        output = ConvReLUNode.apply(*tensors, at, name)
+        torch.testing.assert_close(output.double(), wanted.relu(), rtol=1e-2, atol=1e-2)
+        grad = torch.randn_like(output)
+        exact = torch.autograd.grad(
+            wanted, wide, torch.where(output > 0, grad, 0).double(), retain_graph=True
+        )
+        found = torch.autograd.grad(output, tensors, grad)
+        assert found[1].is_contiguous(memory_format=form)
+        for gradient, reference in zip(found, exact, strict=True):
+            torch.testing.assert_close(gradient.double(), reference, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": torch.float32},
+        {"form": torch.contiguous_format},
+        {"outputs": 64},
+        {"kernel": 5},
+        {"dilation": 2},
+        {"channels": 48, "group": 24},
+        {"channels": 12, "group": 4},
+    ],
+)
+def test_what_the_grouped_kernels_do_not_take(change: dict[str, Any]) -> None:
+    given = {"channels": 32, "group": 8, "kernel": 3, "dilation": 1, "dtype": torch.bfloat16}
+    given |= {"form": torch.channels_last, "outputs": change.get("channels", 32)} | change
+    x = torch.randn(1, given["channels"], 11, 11).to(given["dtype"])
+    x = x.contiguous(memory_format=given["form"])
+    weight = torch.randn(given["outputs"], given["group"], given["kernel"], given["kernel"])
+    at = Geometry((1, 1), (0, 0), (given["dilation"],) * 2, given["channels"] // given["group"])
+    weight = weight.to(given["dtype"])
+    assert forward_names(x, weight, at) == ("torch+pass",)
+    assert gradient_names(conv2d(x, weight, None, *at), x, weight, at) == ("torch",)
 
 
 def test_second_derivatives() -> None:

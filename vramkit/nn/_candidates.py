@@ -16,8 +16,11 @@ from torch import Tensor
 from vramkit.nn._operators import format_of
 from vramkit.nn._own import (
     DEPTHWISE_VARIANTS,
+    GROUPED_VARIANTS,
+    MOST_GROUP,
     STEM_VARIANTS,
     fits_depthwise,
+    fits_grouped,
     fits_stem,
 )
 
@@ -73,6 +76,15 @@ def _depthwise(
     return output
 
 
+def _grouped(
+    x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry, *, variant: int
+) -> Tensor:
+    output: Tensor = _OWN.grouped_conv_relu.default(
+        x, weight, bias, at.stride[0], *at.padding, True, variant
+    )
+    return output
+
+
 def _stem(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry, *, variant: int) -> Tensor:
     output: Tensor = _OWN.stem_conv_relu.default(x, weight, bias, *at.padding, True, variant)
     return output
@@ -119,25 +131,48 @@ def _depthwise_weight(
     return found
 
 
+def _grouped_input(
+    grad: Tensor, x: Tensor, weight: Tensor, at: Geometry, *, variant: int
+) -> Tensor:
+    found: Tensor = _OWN.grouped_grad_input.default(
+        grad, weight, *x.shape[2:], at.stride[0], *at.padding, variant
+    )
+    return found
+
+
+def _grouped_weight(
+    grad: Tensor, x: Tensor, weight: Tensor, at: Geometry, *, variant: int
+) -> Tensor:
+    channels_last = not weight.is_contiguous()
+    found: Tensor = _OWN.grouped_grad_weight.default(
+        grad, x, weight.shape[1], at.stride[0], *at.padding, channels_last, variant
+    )
+    return found
+
+
 PASS = "torch+pass"
 ATEN = "torch"
 CUDNN = "cudnn"
 _DEPTHWISE = tuple(f"depthwise{variant}" for variant in range(DEPTHWISE_VARIANTS))
+_GROUPED = tuple(f"grouped{variant}" for variant in range(GROUPED_VARIANTS))
 _STEM = tuple(f"stem{variant}" for variant in range(STEM_VARIANTS))
 
 FORWARD: dict[str, Forward] = {
     PASS: _pass,
     CUDNN: _cudnn,
     **{name: partial(_depthwise, variant=v) for v, name in enumerate(_DEPTHWISE)},
+    **{name: partial(_grouped, variant=v) for v, name in enumerate(_GROUPED)},
     **{name: partial(_stem, variant=v) for v, name in enumerate(_STEM)},
 }
 GRAD_INPUT: dict[str, Backward] = {
     ATEN: _aten_input,
     **{name: partial(_depthwise_input, variant=v) for v, name in enumerate(_DEPTHWISE)},
+    **{name: partial(_grouped_input, variant=v) for v, name in enumerate(_GROUPED)},
 }
 GRAD_WEIGHT: dict[str, Backward] = {
     ATEN: _aten_weight,
     **{name: partial(_depthwise_weight, variant=v) for v, name in enumerate(_DEPTHWISE)},
+    **{name: partial(_grouped_weight, variant=v) for v, name in enumerate(_GROUPED)},
 }
 
 
@@ -146,17 +181,23 @@ def forward_names(x: Tensor, weight: Tensor, at: Geometry) -> tuple[str, ...]:
     cudnn = (CUDNN,) if x.is_cuda and torch.backends.cudnn.enabled else ()
     depthwise = _DEPTHWISE if fits_depthwise(x, weight, *at) else ()
     stem = _STEM if fits_stem(x, weight, *at) else ()
-    return (PASS, *cudnn, *depthwise, *stem)
+    grouped = _GROUPED if fits_grouped(x, weight, *at) else ()
+    return (PASS, *cudnn, *depthwise, *grouped, *stem)
+
+
+def may_have_own_gradients(weight: Tensor, at: Geometry) -> bool:
+    """Tell quickly whether kernels of vramkit's may compute the gradients."""
+    channels = weight.shape[1]
+    return weight.ndim == 4 and channels <= MOST_GROUP and weight.shape[0] == channels * at.groups
 
 
 def gradient_names(grad: Tensor, x: Tensor, weight: Tensor, at: Geometry) -> tuple[str, ...]:
     """Return what can compute the gradient of the input, and that of the weight."""
-    fits = (
-        fits_depthwise(x, weight, *at)
-        and grad.is_contiguous(memory_format=torch.channels_last)
-        and grad.data_ptr() % 16 == 0
-    )
-    return (ATEN, *(_DEPTHWISE if fits else ()))
+    if not grad.is_contiguous(memory_format=torch.channels_last) or grad.data_ptr() % 16 != 0:
+        return (ATEN,)
+    depthwise = _DEPTHWISE if fits_depthwise(x, weight, *at) else ()
+    grouped = _GROUPED if fits_grouped(x, weight, *at) else ()
+    return (ATEN, *depthwise, *grouped)
 
 
 def describe(name: str, has_bias: bool) -> str:
@@ -166,5 +207,5 @@ def describe(name: str, has_bias: bool) -> str:
         return f"PyTorch's convolution, then {work}"
     if name == CUDNN:
         return "cuDNN's convolution with fused bias and ReLU"
-    kind = "depthwise" if name in _DEPTHWISE else "few-channel"
+    kind = "few-channel" if name in _STEM else name.rstrip("0123456789")
     return f"vramkit's {kind} convolution with bias and ReLU ({name})"

@@ -21,6 +21,7 @@ from vramkit.nn._candidates import (
     convolve,
     forward_names,
     gradient_names,
+    may_have_own_gradients,
 )
 from vramkit.nn._operators import format_of
 from vramkit.nn._selection import Choice, Key, Run, choose, is_capturing
@@ -117,7 +118,7 @@ class ConvReLUNode(torch.autograd.Function):
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, at: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    if weight.ndim != 4 or weight.shape[1] != 1:
+    if not may_have_own_gradients(weight, at):
         return aten_gradients(grad, x, weight, at, wanted)
     arguments = (grad, x, weight, at)
     described = (*_describe(x, weight, at), _order(grad), grad.data_ptr() % 16)

@@ -11,7 +11,12 @@ import vramkit._ops  # noqa: F401 - loads the libraries that define the native o
 DEPTHWISE_VARIANTS = 2
 # Rows of a tile that a warp of the stem takes.
 STEM_VARIANTS = 2
+# Shapes of a grouped window: channels and rows.
+GROUPED_VARIANTS = 3
 _STEM_OUTPUTS = 96
+# Channels of a group, at most.
+MOST_GROUP = 32
+_GROUPED_CHANNELS = (1, 2, 4, 8, 16, MOST_GROUP)
 _DEPTHWISE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -68,11 +73,35 @@ def fits_stem(
     )
 
 
+def fits_grouped(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> bool:
+    """Tell whether the operators for groups of up to 32 channels serve a convolution."""
+    return (
+        x.ndim == 4
+        and tuple(weight.shape) == (x.shape[1], x.shape[1] // groups, 3, 3)
+        and weight.shape[1] in _GROUPED_CHANNELS
+        and x.shape[1] % 8 == 0
+        and stride in ((1, 1), (2, 2))
+        and dilation == (1, 1)
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (weight.is_contiguous() or _is_channels_last(weight))
+        and x.data_ptr() % 16 == 0
+        and all(n + 2 * p >= 3 for n, p in zip(x.shape[2:], padding, strict=True))
+    )
+
+
 def _is_channels_last(*tensors: Tensor) -> bool:
     return any(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
 
 
-def _fake_depthwise_conv_relu(
+def _fake_conv_relu(
     x: Tensor,
     weight: Tensor,
     _bias: Tensor | None,
@@ -88,7 +117,7 @@ def _fake_depthwise_conv_relu(
     return _channels_last(x, (x.shape[0], x.shape[1], height, width))
 
 
-def _fake_depthwise_grad_input(
+def _fake_grad_input(
     grad: Tensor, _weight: Tensor, height: int, width: int, *_options: int
 ) -> Tensor:
     return _channels_last(grad, (grad.shape[0], grad.shape[1], height, width))
@@ -108,13 +137,30 @@ def _fake_stem_conv_relu(
     return _channels_last(x, (x.shape[0], weight.shape[0], *sizes))
 
 
+def _fake_grouped_grad_weight(
+    grad: Tensor,
+    x: Tensor,
+    group: int,
+    _stride: int,
+    _pad_top: int,
+    _pad_left: int,
+    channels_last: bool,
+    _variant: int,
+) -> Tensor:
+    shape = (x.shape[1], group, 3, 3)
+    return _channels_last(grad, shape) if channels_last else grad.new_empty(shape)
+
+
 def _channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(
         shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
     )
 
 
-torch.library.register_fake("vramkit::depthwise_conv_relu", _fake_depthwise_conv_relu)
-torch.library.register_fake("vramkit::depthwise_grad_input", _fake_depthwise_grad_input)
+torch.library.register_fake("vramkit::depthwise_conv_relu", _fake_conv_relu)
+torch.library.register_fake("vramkit::depthwise_grad_input", _fake_grad_input)
 torch.library.register_fake("vramkit::depthwise_grad_weight", _fake_depthwise_grad_weight)
 torch.library.register_fake("vramkit::stem_conv_relu", _fake_stem_conv_relu)
+torch.library.register_fake("vramkit::grouped_conv_relu", _fake_conv_relu)
+torch.library.register_fake("vramkit::grouped_grad_input", _fake_grad_input)
+torch.library.register_fake("vramkit::grouped_grad_weight", _fake_grouped_grad_weight)

@@ -4,13 +4,11 @@
 // the image. Each of its threads then computes a tile of pixels of two channels from there.
 #pragma once
 
-#include <torch/headeronly/core/MemoryFormat.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 
-#include "ops/conv/vectors.h"
+#include "ops/conv/operands.h"
 
 namespace vramkit::ops {
 
@@ -102,14 +100,6 @@ struct BlockPlan {
   int windows;  // of all images: what the blocks of a slab compute
 };
 
-VRAMKIT_ON_BOTH constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-/// Of the numbers up to `most`, the one that divides `count` into the fewest parts, as equal as can
-/// be.
-constexpr int even_part(int count, int most) {
-  return ceil_div(count, ceil_div(count, std::max(1, most)));
-}
-
 /// Pixels of the window that a block copies, in a row and in a column.
 template <class Map, class Tile>
 VRAMKIT_ON_BOTH constexpr int window_width(const BlockPlan& plan) {
@@ -154,11 +144,6 @@ BlockPlan plan_blocks(const Slide& slide, int most_tiles, const Bytes& bytes_of)
   return plan;
 }
 
-inline Tensor empty_channels_last(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return torch::stable::empty({n, c, h, w}, like.scalar_type(), std::nullopt, like.device(),
-                              std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
 /// A depthwise convolution with its arguments checked.
 struct Depthwise {
   int batch;
@@ -189,12 +174,6 @@ struct Depthwise {
   }
 };
 
-inline int checked_int(int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value <= std::numeric_limits<int>::max(),
-                  "vramkit: a size of the depthwise convolution is out of range: ", value);
-  return static_cast<int>(value);
-}
-
 inline Depthwise depthwise_of(int64_t batch, int64_t channels, int64_t height, int64_t width,
                               int64_t kernel, int64_t stride, int64_t pad_top, int64_t pad_left) {
   STD_TORCH_CHECK(kernel == 3 || kernel == 5 || kernel == 7,
@@ -212,15 +191,6 @@ inline Depthwise depthwise_of(int64_t batch, int64_t channels, int64_t height, i
           checked_int(width),       checked_int(out_height),  checked_int(out_width),
           static_cast<int>(kernel), static_cast<int>(stride), checked_int(pad_top),
           checked_int(pad_left)};
-}
-
-inline void check_operand(const Tensor& tensor, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(tensor.dim() == 4 && is_channels_last(tensor), "vramkit: ", name,
-                  " must be (N, C, H, W), channels-last");
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "vramkit: ", name,
-                  " must have the dtype of the other tensors");
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0, "vramkit: ", name,
-                  " must be aligned to 16 bytes");
 }
 
 inline void check_depthwise_weight(const Tensor& weight, int64_t channels) {

@@ -109,16 +109,6 @@ class CudaRunner {
   }
 
  private:
-  /// More than 48 KiB must be asked for.
-  template <class Kernel>
-  static void allow_shared(Kernel* kernel, std::size_t bytes) {
-    constexpr std::size_t kWithoutAsking = 48 << 10;
-    if (bytes <= kWithoutAsking) return;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(bytes)),
-               "cudaFuncSetAttribute");
-  }
-
   Tensor like_;
   Launch launch_;
 };

@@ -7,16 +7,6 @@
 
 namespace vramkit::ops {
 
-template <class Type>
-const typename Type::Bits* bits_in(const Tensor& tensor) {
-  return static_cast<const typename Type::Bits*>(tensor.const_data_ptr());
-}
-
-template <class Type>
-typename Type::Bits* mutable_bits_in(const Tensor& tensor) {
-  return static_cast<typename Type::Bits*>(tensor.mutable_data_ptr());
-}
-
 template <class Runner>
 Tensor depthwise_conv_relu(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t stride,
                            int64_t pad_top, int64_t pad_left, bool relu, int64_t variant) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "ops/conv/depthwise.h"
+#include "ops/conv/staging.h"
 
 namespace vramkit::ops {
 
@@ -71,26 +72,6 @@ VRAMKIT_ON_BOTH void stage_weights(const TilePass<Type>& pass, int slab, int ind
         to_float<Type>(pass.weight[first * kTaps + i]);
   }
 }
-
-/// Copies 16 bytes, or writes zeros; on a GPU the copy runs on until await_copies.
-VRAMKIT_ON_BOTH inline void copy_or_clear(void* to, const void* from, bool copy) {
-#if defined(__CUDA_ARCH__)
-  const auto address = static_cast<unsigned int>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
-               "r"(copy ? 16 : 0)
-               : "memory");
-#else
-  copy ? memcpy(to, from, 16) : memset(to, 0, 16);
-#endif
-}
-
-VRAMKIT_ON_BOTH inline void await_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
-VRAMKIT_ON_BOTH inline bool is_inside(int at, int size) { return at >= 0 && at < size; }
 
 /// A window of an image, for some of its channels. It may reach beyond the image: there are zeros.
 template <class Bits>

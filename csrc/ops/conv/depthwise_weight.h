@@ -6,11 +6,9 @@
 #pragma once
 
 #include "ops/conv/depthwise_tile.h"
+#include "ops/conv/partials.h"
 
 namespace vramkit::ops {
-
-// The second pass divides the blocks among so many threads for each weight.
-inline constexpr int kPartialThreads = 32;
 
 template <class Type>
 struct WeightPass {
@@ -141,16 +139,6 @@ VRAMKIT_ON_BOTH inline void add_groups(const float* shared, const BlockPlan& pla
     partials[tap * partial_channels<Tile>(plan) + slab * Tile::kChannels + i % Tile::kChannels] =
         sum;
   }
-}
-
-/// The sum over every kPartialThreads-th block of what is at `position` in each.
-VRAMKIT_ON_BOTH inline float add_blocks(const float* partials, int64_t block_size, int blocks,
-                                        int64_t position, int thread) {
-  float sum = 0;
-  for (int block = thread; block < blocks; block += kPartialThreads) {
-    sum += partials[block * block_size + position];
-  }
-  return sum;
 }
 
 }  // namespace vramkit::ops

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 namespace vramkit::ops {
@@ -40,17 +41,31 @@ class Launch {
 
   int64_t most_blocks() const { return multiprocessors() * kBlocksPerMultiprocessor; }
 
-  int64_t multiprocessors() const {
-    int count = 0;
-    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_),
-               "cudaDeviceGetAttribute");
-    return count;
-  }
+  int64_t multiprocessors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+
+  /// Shared memory of a multiprocessor.
+  int64_t shared_bytes() const { return attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor); }
 
  private:
+  int attribute(cudaDeviceAttr name) const {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, name, device_), "cudaDeviceGetAttribute");
+    return value;
+  }
+
   int device_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
+
+/// Allows a kernel so much shared memory: more than 48 KiB must be asked for.
+template <class Kernel>
+void allow_shared(Kernel* kernel, std::size_t bytes) {
+  constexpr std::size_t kWithoutAsking = 48 << 10;
+  if (bytes <= kWithoutAsking) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             "cudaFuncSetAttribute");
+}
 
 }  // namespace vramkit::ops

@@ -8,30 +8,12 @@
 #include <cstddef>
 #include <vector>
 
+#include "ops/conv/matrix_cpu.h"
+
 namespace vramkit::ops {
 namespace {
 
-constexpr int kLanes = 32;
 constexpr int kMostBlocks = 8;
-
-template <class Type>
-float half_of(uint32_t word, int index) {
-  return to_float<Type>(static_cast<uint16_t>(word >> (16 * index)));
-}
-
-/// Element (row, k) of the left operand, from the lane that holds it.
-template <class Type>
-float left_at(const std::array<LeftFragment, kLanes>& lanes, int row, int k) {
-  const auto lane = static_cast<std::size_t>(row % 8 * 4 + k % 8 / 2);
-  return half_of<Type>(lanes[lane].words[row / 8 + k / 8 * 2], k % 2);
-}
-
-/// Element (k, column) of the right operand, from the lane that holds it.
-template <class Type>
-float right_at(const std::array<RightFragment, kLanes>& lanes, int k, int column) {
-  const auto lane = static_cast<std::size_t>(column * 4 + k % 8 / 2);
-  return half_of<Type>(lanes[lane].words[k / 8], k % 2);
-}
 
 template <class Shape>
 using Warp = std::array<StemSums<Shape>, kLanes>;

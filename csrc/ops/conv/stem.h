@@ -14,6 +14,7 @@
 #include <limits>
 #include <optional>
 
+#include "ops/conv/matrix.h"
 #include "ops/conv/vectors.h"
 
 namespace vramkit::ops {
@@ -37,19 +38,6 @@ struct StemShape {
   static constexpr int kInputWidth = 2 * (kStemWidth - 1) + 4 * kSteps;
   static constexpr int kInputWords = kInputHeight * kInputWidth * 2;
   static constexpr int kWeightWords = kSize * kSteps * kColumns * 2 * 32;
-};
-
-/// Two neighbours in a row of the left operand for each word: rows g and g + 8, then columns + 8.
-struct LeftFragment {
-  uint32_t words[4];
-};
-/// Two neighbours in a column of the right operand for each word.
-struct RightFragment {
-  uint32_t words[2];
-};
-/// Row g, columns 2 t and 2 t + 1; then row g + 8.
-struct SumFragment {
-  float values[4];
 };
 
 struct Stem {
@@ -201,15 +189,6 @@ VRAMKIT_ON_BOTH void store_stem(const StemPass<Type>& pass, const StemOrigin& at
   }
 }
 
-/// Calls `f` with Float16 or BFloat16.
-template <class F>
-void for_half_type_of(const Tensor& tensor, F&& f) {
-  if (tensor.scalar_type() == ScalarType::Half) return f(Float16{});
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::BFloat16,
-                  "vramkit: a stem needs float16 or bfloat16");
-  f(BFloat16{});
-}
-
 /// Calls `f` with the shape of a stem; the variant is how many rows of a tile a warp takes.
 template <class F>
 void for_stem_shape(int64_t kernel, int64_t outputs, int64_t variant, F&& f) {
@@ -278,7 +257,7 @@ Tensor stem_conv_relu(Tensor x, Tensor weight, std::optional<Tensor> bias, int64
                                        torch::headeronly::MemoryFormat::ChannelsLast);
   if (bias.has_value()) check_bias(result, *bias);
   if (result.numel() == 0) return result;
-  for_half_type_of(x, [&]<class Type>(Type) {
+  for_half_type_of(x, "a stem", [&]<class Type>(Type) {
     using Bits = typename Type::Bits;
     for_stem_shape(weight.size(2), stem.outputs, variant, [&]<class Shape>(Shape) {
       divide_stem<Shape>(stem);

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "ops/conv/launch_cuda.h"
+#include "ops/conv/matrix_cuda.h"
 #include "ops/conv/stem.h"
 
 namespace vramkit::ops {
@@ -10,26 +11,6 @@ namespace {
 constexpr int64_t kStemBlocksPerMultiprocessor = 4;
 // More shared memory must be asked for.
 constexpr int kPlainSharedBytes = 48 << 10;
-
-template <class Type>
-__device__ void multiply_add(const LeftFragment& a, const RightFragment& b, SumFragment& sum) {
-  float* const c = sum.values;
-  if constexpr (std::is_same_v<Type, BFloat16>) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.words[0]),
-          "r"(b.words[1]));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.words[0]),
-          "r"(b.words[1]));
-  }
-}
 
 template <class Type, class Shape>
 __device__ void add_step(const uint32_t* input, const uint32_t* weights, int warp, int lane, int y,

@@ -59,6 +59,34 @@ VRAMKIT_ON_BOTH inline void store_floats(typename Type::Bits* to, const float* v
   *reinterpret_cast<Vector<typename Type::Bits, kCount>*>(to) = vector;
 }
 
+/// The larger of a value and `least`; NaN stays.
+VRAMKIT_ON_BOTH inline float at_least(float least, float value) {
+#if defined(__CUDA_ARCH__)
+  // One instruction, where a comparison and a selection are two.
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(least));
+  return result;
+#else
+  return value <= least ? least : value;
+#endif
+}
+
+/// Two neighbours of 16 bits, rounded.
+template <class Type>
+VRAMKIT_ON_BOTH inline uint32_t packed(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  uint32_t word;
+  if constexpr (std::is_same_v<Type, BFloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  }
+  return word;
+#else
+  return from_float<Type>(low) | static_cast<uint32_t>(from_float<Type>(high)) << 16;
+#endif
+}
+
 /// Calls `f` with the Float32, Float16 or BFloat16 that a tensor's elements are.
 template <class F>
 void for_float_type_of(const Tensor& tensor, F&& f) {
@@ -72,6 +100,15 @@ void for_float_type_of(const Tensor& tensor, F&& f) {
     default:
       STD_TORCH_CHECK(false, "vramkit: expected float32, float16 or bfloat16");
   }
+}
+
+/// Calls `f` with Float16 or BFloat16.
+template <class F>
+void for_half_type_of(const Tensor& tensor, const char* what, F&& f) {
+  if (tensor.scalar_type() == ScalarType::Half) return f(Float16{});
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::BFloat16, "vramkit: ", what,
+                  " needs float16 or bfloat16");
+  f(BFloat16{});
 }
 
 }  // namespace vramkit::ops
