@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import conv2d
 from torch.utils.checkpoint import checkpoint
@@ -206,6 +207,23 @@ def test_hooks_of_saved_tensors_and_of_gradients(node: str, on_gpu: Decisions) -
     output.grad_fn.register_hook(lambda *_: seen.append("after"))
     _check_against_torch(tensors, output, tolerance=1e-5)
     assert seen == ["output", "before", "after"]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own
+@pytest.mark.parametrize("save", ["output", "mask"])
+def test_compiled_autograd(save: Any, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {"output": Path.BIAS, "mask": Path.MASK_BIAS}
+    monkeypatch.setattr(vf, "torch_is_best", lambda *_: False)
+    monkeypatch.setattr(vf, "choose_path", lambda *_: paths[save])
+    tensors = _tensors(groups=1)
+    wanted = torch.autograd.grad(conv2d(*tensors, 1, 1).relu().sum(), tensors)
+    call = _fused.call_of(_selection.Choice("torch+pass", {}), tensors[1], AT._replace(groups=1))
+    for run in (call, functools.partial(conv_relu, padding=1, save=save)):
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            run(*tensors).sum().backward()
+        torch.testing.assert_close([t.grad for t in tensors], list(wanted))
+        for t in tensors:
+            t.grad = None
 
 
 def test_checkpointing(node: str, on_gpu: Decisions) -> None:

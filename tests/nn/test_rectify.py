@@ -18,7 +18,10 @@ from vramkit.nn.functional import conv_relu
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Lets conv_relu add the bias itself, as on a GPU, with nodes of either language."""
     path, language = request.param
-    monkeypatch.setattr(_rectify, "has_native_nodes", lambda: language == "C++")
+    if language == "C++":
+        assert _rectify.has_native_nodes()
+    else:
+        monkeypatch.setattr(_rectify, "has_native_nodes", lambda: False)
     monkeypatch.setattr("vramkit.nn.functional.torch_is_best", lambda *_: False)
     monkeypatch.setattr("vramkit.nn.functional.choose_path", lambda *_: path)
     return path

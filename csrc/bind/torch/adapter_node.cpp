@@ -69,7 +69,7 @@ class ConvReLU : public torch::autograd::Function<ConvReLU> {
   }
 };
 
-/// Overwrites `x` by relu(x + bias), and keeps it or its mask.
+/// Overwrites `x`, which nothing else uses, by relu(x + bias), and keeps that or its mask.
 class Rectify : public torch::autograd::Function<Rectify> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& bias,
@@ -77,12 +77,14 @@ class Rectify : public torch::autograd::Function<Rectify> {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto format = format_of(x);
     TORCH_CHECK(format.has_value(), "vramkit: the tensor to rectify must be without gaps");
-    ctx->mark_dirty({x});
-    ctx->save_for_backward({rectify(x, bias, mask)});
+    const Tensor bits = rectify(x, bias, mask);
+    // Not `x` marked as dirty, which compiled autograd refuses in C++; nothing else uses `x`.
+    Tensor output = x.alias();
+    ctx->save_for_backward({mask ? bits : output});
     ctx->saved_data["mask"] = mask;
     ctx->saved_data["bias"] = bias.has_value();
     ctx->saved_data["format"] = static_cast<int64_t>(*format);
-    return x;
+    return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {

@@ -196,7 +196,7 @@ Tensor rectify(const Tensor& x, const OptionalTensor& bias, bool mask) {
       find_operator<Tensor(const Tensor&, const OptionalTensor&)>("vramkit::relu_mask_");
   if (mask) return relu_mask.call(x, bias);
   bias.has_value() ? bias_relu.call(x, *bias) : void(x.relu_());
-  return x;
+  return {};
 }
 
 Rectified gradients_by_mask(const Tensor& grad, const Tensor& mask, bool wants_bias) {

@@ -78,8 +78,8 @@ struct Rectified {
 /// Returns both from the output in one pass, or by PyTorch's operators where they are needed.
 Rectified gradients_of_relu(const at::Tensor& grad, const at::Tensor& output, bool wants_bias);
 
-/// Overwrites `x`, which has no gaps, by relu(x + bias), below autograd. Returns what its gradient
-/// needs: `x`, or one bit an element.
+/// Overwrites `x`, which has no gaps, by relu(x + bias), below autograd. Returns its mask, one bit
+/// an element, if wanted.
 at::Tensor rectify(const at::Tensor& x, const std::optional<at::Tensor>& bias, bool mask);
 
 /// As gradients_of_relu, from the mask; `grad` has the memory format that the mask was made of.
