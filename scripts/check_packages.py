@@ -83,7 +83,7 @@ def main() -> int:
         python(
             "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "full", work / "clone"
         )
-        adapters = {"libvramkit_adapter_cpu", "libvramkit_adapter_fake"}
+        adapters = {f"libvramkit_adapter_{kind}" for kind in ("cpu", "fake", "node")}
         everything = {"libvramkit_core.so", *adapters, "libvramkit_ops_cpu.so"}
         check_wheel(work / "full", everything)
     return 0

@@ -8,8 +8,10 @@ from helpers.convolutions import check_case, random_case
 from helpers.seeds import stress_seed
 from torch import nn
 from torch.nn.functional import conv2d
+from torch.utils.checkpoint import checkpoint
 
 from vramkit.nn import ConvReLU2d, explain, fuse_conv_relu, set_kernel_choice
+from vramkit.nn._paths import choose_path
 from vramkit.nn.functional import conv_relu
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -99,3 +101,79 @@ def test_a_fused_network_trains_alike_under_autocast() -> None:
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     torch.testing.assert_close(losses[0], losses[1], rtol=2e-2, atol=2e-2)
+
+
+def _layer(kind: str) -> tuple[nn.Module, torch.Tensor]:
+    """A layer that the named kernels can serve, in bfloat16 and channels-last, and its input."""
+    made = {
+        "depthwise": lambda: (ConvReLU2d(64, 64, 3, padding=1, groups=64), 64),
+        "stem": lambda: (ConvReLU2d(3, 32, 3, stride=2, padding=1), 3),
+        "dense": lambda: (ConvReLU2d(16, 32, 3, padding=1), 16),
+    }
+    layer, channels = made[kind]()
+    layer.to("cuda", torch.bfloat16, memory_format=torch.channels_last)
+    x = torch.randn(4, channels, 32, 32, device="cuda", dtype=torch.bfloat16)
+    return layer, x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def _check_call(layer: nn.Module, x: torch.Tensor, output: torch.Tensor) -> None:
+    inputs = [x, *layer.parameters()]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    arguments = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    wanted = conv2d(*exact, *arguments).relu()
+    torch.testing.assert_close(output.double(), wanted, rtol=2e-2, atol=2e-2)
+    grad = torch.randn_like(output)
+    # Where the output is rounded to zero or up from it, the gradients would differ.
+    grad[(output > 0) != (wanted > 0)] = 0
+    found = torch.autograd.grad(output, inputs, grad)
+    for one, other in zip(found, torch.autograd.grad(wanted, exact, grad.double()), strict=True):
+        scale = float(other.abs().max())
+        torch.testing.assert_close(one.double(), other, rtol=3e-2, atol=2e-2 * scale)
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "stem", "dense"])
+def test_calls_that_are_ready_compute_what_the_first_one_does(kind, monkeypatch) -> None:
+    set_kernel_choice("measured")
+    torch.manual_seed(4)
+    layer, x = _layer(kind)
+    decided = []
+    monkeypatch.setattr(
+        "vramkit.nn.functional.choose_path", lambda *a: decided.append(0) or choose_path(*a)
+    )
+    for _ in range(3):
+        output = layer(x)
+        assert "CppNode" in output.grad_fn.name()
+        _check_call(layer, x, output)
+    output = checkpoint(layer, x, use_reentrant=False)
+    _check_call(layer, x, output)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), output)
+    assert len(decided) == 1
+    assert explain(layer, x).node == "C++"
+    with torch.autocast("cuda", torch.float16):
+        assert layer(x).dtype == layer(x).dtype == torch.float16
+    assert len(decided) == 2
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "dense"])
+def test_a_graph_captures_what_was_chosen(kind) -> None:
+    set_kernel_choice("measured")
+    torch.manual_seed(5)
+    layer, x = _layer(kind)
+    grad = torch.randn_like(layer(x))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            layer(x).backward(grad)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = layer(x)
+        found = torch.autograd.grad(output, list(layer.parameters()), grad)
+    with torch.no_grad():
+        x.normal_()
+    graph.replay()
+    wanted = layer(x)
+    torch.testing.assert_close(output, wanted)
+    exact = torch.autograd.grad(wanted, list(layer.parameters()), grad)
+    torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)

@@ -8,7 +8,7 @@ from helpers.seeds import stress_seed
 from torch.nn.functional import conv2d
 
 from vramkit.nn import ConvReLU2d, _fused, explain, set_kernel_choice
-from vramkit.nn._candidates import FORWARD, Geometry, forward_names
+from vramkit.nn._candidates import FORWARD, Geometry, forward_names, gradient_names
 from vramkit.nn._selection import Choice
 from vramkit.nn.functional import conv_relu
 
@@ -49,6 +49,19 @@ def _check(found: torch.Tensor, exact: torch.Tensor, text: str) -> None:
     assert (found.double() - exact).abs().max() <= limit, text
 
 
+def _node(draw: random.Random, name: str, output: torch.Tensor, arguments) -> torch.Tensor:
+    """Compute the output with the node in Python or in C++, which may know its gradients or ask."""
+    x, weight, bias, at = arguments
+    if draw.random() < 0.3:
+        return _fused.ConvReLUNode.apply(*arguments, name)
+    call = _fused.call_of(Choice(name, {}), weight, at)
+    assert isinstance(call, _fused._NativeCall), name
+    if draw.random() < 0.7:
+        known = gradient_names(output, x, weight, at)
+        call.settle((draw.choice(known), draw.choice(known)))
+    return call(x, weight, bias)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_candidate_equals_float64(dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     seed = stress_seed()
@@ -69,7 +82,7 @@ def test_every_candidate_equals_float64(dtype, monkeypatch: pytest.MonkeyPatch) 
                 continue
             _check(output, exact.relu(), text)
             assert output.stride() == conv2d(x, weight, bias, *at).stride(), text
-            node = _fused.ConvReLUNode.apply(x, weight, bias, at, name)
+            node = _node(draw, name, output, (x, weight, bias, at))
             grad = torch.randn_like(node)
             signed = torch.where(node > 0, grad, 0).double()
             wanted = torch.autograd.grad(exact, wide, signed, retain_graph=True)

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d
 
 from vramkit.nn import _fused, _selection
 from vramkit.nn._candidates import FORWARD, Geometry, forward_names, gradient_names
-from vramkit.nn._fused import ConvReLUNode, fused_conv_relu, waits_for_host
+from vramkit.nn._fused import ConvReLUNode
 from vramkit.nn._selection import Choice, Key
 
 
@@ -182,16 +182,3 @@ def test_ever_new_sizes_are_served_as_the_nearest(monkeypatch: pytest.MonkeyPatc
         assert _selection.choose(Key(("a",), (101, 11)), lambda: runs).name == "other"
     finally:
         _selection.set_kernel_choice("measured")
-
-
-def test_small_steps_have_torchs_own_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = _tensors(3, True, torch.float32)
-    at = Geometry((1, 1), (1, 1), (1, 1), 8)
-    for ms, node in ((0.01, "ReluBackward0"), (1.0, "ConvReLUNodeBackward")):
-        choice = Choice("depthwise0", {"torch+pass": ms, "depthwise0": ms / 2})
-        monkeypatch.setattr(_fused, "choose", lambda *_, choice=choice: choice)
-        output = fused_conv_relu(*tensors, at, gradient=True)
-        assert output.grad_fn.name() == node
-        wanted = conv2d(*tensors, padding=1, groups=8).relu()
-        torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-5)
-    assert not waits_for_host(Choice("torch+pass", {}))

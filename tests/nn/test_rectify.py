@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vramkit.nn import _paths, _selection
+from vramkit.nn import _paths, _rectify, _selection
 from vramkit.nn._paths import Path
-from vramkit.nn._rectify import bias_relu, relu_keeping_mask
 from vramkit.nn.functional import conv_relu
 
 
-@pytest.fixture(params=[bias_relu, relu_keeping_mask])
+@pytest.fixture(params=itertools.product((Path.BIAS, Path.MASK_BIAS), ("C++", "Python")))
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lets conv_relu add the bias itself, as on a GPU."""
-    path = Path.BIAS if request.param is bias_relu else Path.MASK_BIAS
+    """Lets conv_relu add the bias itself, as on a GPU, with nodes of either language."""
+    path, language = request.param
+    if language == "C++":
+        assert _rectify.has_native_nodes()
+    else:
+        monkeypatch.setattr(_rectify, "has_native_nodes", lambda: False)
     monkeypatch.setattr("vramkit.nn.functional.torch_is_best", lambda *_: False)
     monkeypatch.setattr("vramkit.nn.functional.choose_path", lambda *_: path)
     return path
@@ -99,7 +104,7 @@ def test_paths_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_selection._State, "mode", choice)
-    monkeypatch.setattr(_paths, "_is_plain", lambda _: True)
+    monkeypatch.setattr(_paths, "is_plain", lambda _: True)
     monkeypatch.setattr(_paths, "has_kernels", lambda _: kernels)
     x, weight = _OnGpu(torch.ones(1, 1, 4, 4)), torch.ones(2, 1, 3, 3, requires_grad=True)
     assert _paths.choose_path(x, weight, bias, 1, 0, 1, 1, save) is path  # type: ignore[arg-type]

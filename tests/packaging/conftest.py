@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> Path:
     (root / "base" / "bytes.cpp").write_text('#include "base/one.h"\nint a() { return one(); }\n')
     (root / "bind" / "b.cpp").write_text('extern "C" int vramkit_b() { return 2; }\n')
     (root / "bind" / "version.h").write_text('inline const char* kVersion = "2.13.0";\n')
-    for kind in ("cpu", "fake"):
+    for kind in ("cpu", "fake", "node"):
         (root / "bind" / f"adapter_{kind}.cpp").write_text(_ADAPTER)
     return root
 

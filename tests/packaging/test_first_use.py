@@ -136,7 +136,7 @@ def test_a_torch_without_cuda_has_no_cuda_adapter(
 
 
 def test_an_unknown_adapter(package: Path) -> None:
-    known = r"\['adapter_cpu', 'adapter_fake'\]"
+    known = r"\['adapter_cpu', 'adapter_fake', 'adapter_node'\]"
     with pytest.raises(BuildError, match=rf"no adapter for 'tpu': .* there are {known}"):
         _first_use.adapter_path("tpu")
 

@@ -9,13 +9,16 @@ from ._errors import BuildError
 from ._objects import Recipe
 from ._torch import Torch
 
+WITHOUT_CUDA = ("cpu", "fake", "node")
+
 
 def kinds(torch: Torch) -> tuple[str, ...]:
-    """Return the kinds of adapters for a torch: ``cpu``, ``fake``, and ``cuda`` where it has CUDA.
+    """Return the kinds of adapters for a torch; ``cuda`` only where it has CUDA.
 
-    ``cpu`` and ``cuda`` are allocator adapters; ``fake`` pretends a CUDA device (vramkit.estimate).
+    ``cpu`` and ``cuda`` are allocator adapters, ``fake`` pretends a CUDA device (vramkit.estimate),
+    and ``node`` has nodes of autograd (vramkit.nn).
     """
-    return ("cpu", "fake", "cuda") if torch.has_cuda else ("cpu", "fake")
+    return (*WITHOUT_CUDA, "cuda") if torch.has_cuda else WITHOUT_CUDA
 
 
 def recipe(root: Path, kind: str, torch: Torch) -> Recipe:
@@ -24,8 +27,8 @@ def recipe(root: Path, kind: str, torch: Torch) -> Recipe:
     Raises:
         BuildError: There is no such adapter, or not for this torch, or CUDA's headers are missing.
     """
-    if kind == "fake":
-        return _recipes.fake_device(root, torch)
+    if kind in ("fake", "node"):
+        return _recipes.torch_adapter(root, kind, torch)
     if kind != "cuda":
         return _recipes.adapter(root, kind, torch)
     if not torch.has_cuda:

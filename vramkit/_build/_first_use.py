@@ -24,7 +24,8 @@ def adapter_path(kind: str) -> Path:
     Imports torch. The adapter has been asked for its torch version, so it is safe to load.
 
     Args:
-        kind: ``cpu`` or ``cuda`` for an allocator, ``fake`` for a pretended CUDA device.
+        kind: ``cpu`` or ``cuda`` for an allocator, ``fake`` for a pretended CUDA device, ``node``
+            for nodes of autograd.
 
     Raises:
         BuildError: No compiler, no torch, an unsupported torch, one without CUDA for ``cuda``, or

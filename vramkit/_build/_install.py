@@ -35,7 +35,7 @@ def build_all(output_dir: Path, object_dir: Path) -> list[Path]:
 
 def _torch_recipes(torch: Torch, object_dir: Path) -> list[Recipe]:
     root = source_root()
-    recipes = [_adapters.recipe(root, kind, torch) for kind in ("cpu", "fake")]
+    recipes = [_adapters.recipe(root, kind, torch) for kind in _adapters.WITHOUT_CUDA]
     recipes.append(_recipes.ops_cpu(root, torch))
     if torch.has_cuda:
         try:

@@ -71,9 +71,12 @@ def adapter(root: Path, kind: str, torch: Torch) -> Recipe:
     )
 
 
-def fake_device(root: Path, torch: Torch) -> Recipe:
-    """Return the recipe of the pretended CUDA device, which also asks libtorch_cpu for its hooks."""
-    plain = adapter(root, "fake", torch)
+def torch_adapter(root: Path, kind: str, torch: Torch) -> Recipe:
+    """Return the recipe of an adapter that also links to libtorch_cpu.
+
+    ``fake`` asks it for its hooks; ``node`` derives from its autograd and calls its operators.
+    """
+    plain = adapter(root, kind, torch)
     return replace(plain, link_tail=(*plain.link_tail, "-ltorch_cpu"))
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vramkit.errors import ArgumentTypeError
-from vramkit.nn._candidates import describe
-from vramkit.nn._fused import forward_key, waits_for_host
+from vramkit.nn._candidates import Geometry, describe
+from vramkit.nn._fused import forward_key, node_of
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Path, choose_path, needs_gradient
-from vramkit.nn._selection import known
+from vramkit.nn._selection import Choice, known
 from vramkit.nn.functional import as_computed, geometry_of
 
 _FORWARD = {
@@ -32,13 +32,15 @@ _BACKWARD = {
         "one vramkit pass for the gradients of ReLU and bias, then PyTorch's convolution"
     ),
 }
+_OWN_NODES = (Path.BIAS, Path.CHOSEN, Path.MASK, Path.MASK_BIAS)
+_CHOOSES = "the fastest kernels, which the first call will measure"
 _TORCH = "PyTorch's convolution, then an in-place ReLU"
 _TORCH_BACKWARD = "PyTorch's gradients of ReLU and convolution"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What serves a call; ``print`` shows it in four lines.
+    """What serves a call; ``print`` shows it in four lines or more.
 
     Attributes:
         forward: The kernels of the forward pass.
@@ -46,6 +48,9 @@ class Explanation:
         saved: What ReLU keeps for its gradient; None if no gradient is needed.
         reason: Why these serve the call.
         tried: The kernels that were measured for the forward pass, with their milliseconds.
+        node: Which nodes autograd records: ``"PyTorch"``'s, vramkit's in ``"C++"``, or vramkit's in
+            ``"Python, because ..."``, which cost the host more and are printed for that reason;
+            None if no gradient is needed.
     """
 
     forward: str
@@ -53,12 +58,14 @@ class Explanation:
     saved: str | None
     reason: str
     tried: str = ""
+    node: str | None = None
 
     def __str__(self) -> str:
         return (
             f"forward:  {self.forward}\nbackward: {self.backward or 'not needed'}\n"
             f"saved:    {self.saved or 'nothing'}\nbecause:  {self.reason}"
             + (f"\ntried:    {self.tried}" if self.tried else "")
+            + (f"\nnode:     {self.node}" if (self.node or "").startswith("Python") else "")
         )
 
 
@@ -93,28 +100,32 @@ def explain(module: torch.nn.Module, input: Tensor) -> Explanation:  # noqa: A00
         *(module.groups, module.save),
     )
     forward, tried = _FORWARD.get(path, _TORCH), ""
-    backward = _BACKWARD.get(path, _TORCH_BACKWARD)
+    gradient = needs_gradient(input, module.weight, module.bias)
+    node = _node(path) if gradient else None
     if path is Path.CHOSEN:
-        forward, backward, tried = _explain_choice(module, input, padding)
-    if not needs_gradient(input, module.weight, module.bias):
+        choice, at = _choice(module, input, padding)
+        forward = _CHOOSES if choice is None else describe(choice.name, module.bias is not None)
+        tried = "" if choice is None else str(choice)
+        node = node_of(choice, at) if gradient and choice is not None else node
+    if not gradient:
         return Explanation(forward, None, None, path.value, tried)
     masked = path in (Path.MASK, Path.MASK_BIAS, Path.COMPILED_MASK)
     saved = "one bit an element" if masked else "the output, which the next operation may share"
-    return Explanation(forward, backward, saved, path.value, tried)
+    backward = _BACKWARD.get(path, _TORCH_BACKWARD)
+    return Explanation(forward, backward, saved, path.value, tried, node)
 
 
-def _explain_choice(
+def _node(path: Path) -> str:
+    """Return whose node serves a path, whatever was chosen."""
+    return node_of() if path in _OWN_NODES else "PyTorch"
+
+
+def _choice(
     module: ConvReLUModule,
     input: Tensor,  # noqa: A002
     padding: str | int | tuple[int, ...],
-) -> tuple[str, str, str]:
-    """Return what was chosen for a call, forward and backward, and what was tried."""
+) -> tuple[Choice | None, Geometry]:
+    """Return what was chosen for a call, if anything was yet, and where the convolution reads."""
     x, weight, bias = as_computed(input, module.weight, module.bias)
     at = geometry_of(weight, module.stride, padding, module.dilation, module.groups)
-    choice = known(forward_key(x, weight, bias, at))
-    backward = _BACKWARD[Path.CHOSEN]
-    if choice is None:
-        return "the fastest kernels, which the first call will measure", backward, ""
-    if needs_gradient(input, module.weight, module.bias) and waits_for_host(choice):
-        return f"{_TORCH}: so small a step waits for the host", _TORCH_BACKWARD, str(choice)
-    return describe(choice.name, bias is not None), backward, str(choice)
+    return known(forward_key(x, weight, bias, at)), at

@@ -11,6 +11,8 @@ import vramkit._ops  # noqa: F401 - loads the libraries that define the native o
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Of torch.autograd.grad(is_grads_batched=True), and of torch.func.vmap.
+_BATCHED = ("Batched", "FuncTorchBatched")
 # False where vramkit was built without nvcc, or for a torch that is not NVIDIA's.
 _CUDA_KERNELS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("vramkit::bias_relu_", "CUDA")
 
@@ -29,6 +31,17 @@ def format_of(tensor: Tensor) -> torch.memory_format | None:
     if channels_last is not None and tensor.is_contiguous(memory_format=channels_last):
         return channels_last
     return None
+
+
+def needs_torch(grad: Tensor) -> bool:
+    """Tell whether a gradient needs PyTorch's operators.
+
+    Those of vramkit have no gradients themselves, and take no batches of gradients (vmap).
+    """
+    if torch.is_grad_enabled():
+        return True
+    keys = torch._C._dispatch_keys(grad)
+    return any(keys.has(key) for key in _BATCHED)
 
 
 def unpack_mask(mask: Tensor, like: Tensor) -> Tensor:

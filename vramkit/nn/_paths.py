@@ -58,7 +58,7 @@ def choose_path(
     """Return what serves a call."""
     if torch.compiler.is_compiling():
         return _choose_compiled(x, weight, bias, save)
-    if not (_is_plain(x) and _is_plain(weight) and (bias is None or _is_plain(bias))):
+    if not (is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias))):
         return Path.SUBCLASS
     if is_transformed():
         return Path.TRANSFORMED
@@ -101,7 +101,8 @@ def needs_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is of no subclass but a parameter."""
     kind = type(tensor)
     return kind is Parameter or kind is Tensor
 

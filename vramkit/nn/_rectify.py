@@ -1,7 +1,7 @@
 """ReLU of a convolution's output, in place, as autograd sees it.
 
-The convolution stays PyTorch's, with its own gradients. Only this pass is a node of its own, in
-Python for a single native call each way, which is what keeps the host's share of a call small.
+The convolution stays PyTorch's, with its own gradients. Only this pass is a node of its own: in
+C++, or where its library cannot be had, in Python for a single native call each way.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vramkit.nn._operators import format_of, masked_gradient
+from vramkit.nn._node import has_native_nodes
+from vramkit.nn._operators import format_of, masked_gradient, needs_torch
 
 Gradients = tuple[Tensor | None, Tensor | None]
 
@@ -23,8 +24,7 @@ def bias_relu(x: Tensor, bias: Tensor) -> Tensor:
         x: ``(N, C, ...)`` that nothing else uses.
         bias: ``(C,)``.
     """
-    output: Tensor = _BiasReLU.apply(_dense(x), _cast(bias, x))  # type: ignore[no-untyped-call]
-    return output
+    return _rectify(_BiasReLU, _dense(x), _cast(bias, x))
 
 
 def relu_keeping_mask(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,8 +34,16 @@ def relu_keeping_mask(x: Tensor, bias: Tensor | None = None) -> Tensor:
         x: ``(N, C, ...)`` that nothing else uses.
         bias: ``(C,)``, or None for ``relu(x)``.
     """
-    cast = None if bias is None else _cast(bias, x)
-    output: Tensor = _MaskedReLU.apply(_dense(x), cast)  # type: ignore[no-untyped-call]
+    return _rectify(_MaskedReLU, _dense(x), None if bias is None else _cast(bias, x))
+
+
+def _rectify(node: type[torch.autograd.Function], x: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a node: that of the same kind in C++ where it can be had."""
+    output: Tensor
+    if has_native_nodes():
+        output = torch.ops.vramkit.rectify_.default(x, bias, node is _MaskedReLU)
+    else:
+        output = node.apply(x, bias)
     return output
 
 
@@ -60,7 +68,7 @@ class _BiasReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         (output,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if needs_torch(grad):
             result = torch.ops.aten.threshold_backward.default(grad, output.detach(), 0)
             return result, _bias_gradient(ctx, result)
         dense = grad.contiguous(memory_format=ctx.format)

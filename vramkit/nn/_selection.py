@@ -59,6 +59,10 @@ class Choice:
         )
 
 
+# Calls whose choice is settled, and what serves them: see _fused.py.
+READY: dict[Hashable, Callable[..., torch.Tensor]] = {}
+
+
 class _State:
     mode: Mode = "measured"
     file: Path | None = None
@@ -95,14 +99,16 @@ def set_kernel_choice(mode: Mode, *, file: str | os.PathLike[str] | None = None)
     with _State.lock:
         _State.mode, _State.file = mode, path
         _State.known, _State.measured, _State.stored = {}, {}, stored
+        READY.clear()
 
 
 def measures() -> bool:
     """Tell whether calls are served by what was measured to be fastest."""
     return (
         _State.mode == "measured"
-        and not torch.are_deterministic_algorithms_enabled()
-        and not torch.backends.cudnn.deterministic
+        and not torch._C._get_deterministic_algorithms()
+        # torch.backends.cudnn.deterministic, without its property.
+        and not torch._C._get_cudnn_deterministic()
     )
 
 
@@ -129,15 +135,18 @@ def choose(key: Key, candidates: Callable[[], Mapping[str, Run]]) -> Choice:
         return choice
     runs = candidates()
     first = Choice(next(iter(runs)), {})
-    if len(runs) == 1 or not measures():
+    if not measures():
         return first
-    choice = _known_for(key, runs)
+    choice = first if len(runs) == 1 else _known_for(key, runs)
     if choice is None:
-        if is_capturing():
-            return first
-        return _measured(key, runs)
+        return first if is_capturing() else _measured(key, runs)
     _State.known[key] = choice
     return choice
+
+
+def is_settled(key: Key) -> bool:
+    """Tell whether later calls are served as :func:`choose` said last."""
+    return key in _State.known and measures()
 
 
 def _known_for(key: Key, runs: Mapping[str, Run]) -> Choice | None:

@@ -16,9 +16,9 @@ from vramkit.nn._paths import (
     Sizes,
     as_tuple,
     choose_path,
-    needs_gradient,
     torch_is_best,
 )
+from vramkit.nn._ready import autocast_dtype, ready_call, remember
 from vramkit.nn._rectify import bias_relu, relu_keeping_mask
 
 __all__ = ["conv_relu"]
@@ -68,9 +68,13 @@ def conv_relu(
         tensor([[[0., 0.],
                  [3., 3.]]])
     """
-    if save == "output" and input.is_cpu and torch_is_best(input, weight, bias):
-        convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
-        return torch.relu_(convolution(input, weight, bias, stride, padding, dilation, groups))
+    if save == "output":
+        if input.is_cpu and torch_is_best(input, weight, bias):
+            convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
+            return torch.relu_(convolution(input, weight, bias, stride, padding, dilation, groups))
+        ready = ready_call(input, weight, bias, stride, padding, dilation, groups)
+        if ready is not None:
+            return ready(input, weight, bias)
     return _by_path(input, weight, bias, stride, padding, dilation, groups, save)
 
 
@@ -87,7 +91,7 @@ def _by_path(
     check_save(save)
     path = choose_path(x, weight, bias, stride, padding, dilation, groups, save)
     if path is Path.CHOSEN:
-        return _chosen(x, weight, bias, geometry_of(weight, stride, padding, dilation, groups))
+        return _choose(x, weight, bias, stride, padding, dilation, groups)
     if path is Path.ONEDNN:
         return _onednn(x, weight, bias, stride, padding, dilation, groups)
     apart = bias if path is Path.BIAS or path is Path.MASK_BIAS else None
@@ -97,18 +101,36 @@ def _by_path(
     return _rectify(output, apart, path)
 
 
-def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
-    gradient = needs_gradient(x, weight, bias)
-    return fused_conv_relu(*as_computed(x, weight, bias), at, gradient=gradient)
+def _choose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
+) -> Tensor:
+    """Serve a call, and from then on all calls with such arguments alike if that is settled."""
+    at = geometry_of(weight, stride, padding, dilation, groups)
+    output, call = fused_conv_relu(*as_computed(x, weight, bias), at)
+    if call is not None:
+        dtype = autocast_dtype()
+        serve = call if dtype is None else lambda *tensors: call(*_cast(dtype, *tensors))
+        remember(serve, x, weight, bias, stride, padding, dilation, groups)
+    return output
 
 
 def as_computed(
     x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the tensors in the dtype that autocast would convolve them in."""
-    if not torch.is_autocast_enabled("cuda"):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype("cuda")
+    dtype = autocast_dtype()
+    return (x, weight, bias) if dtype is None else _cast(dtype, x, weight, bias)
+
+
+def _cast(
+    dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
