@@ -31,13 +31,14 @@ def mem_tracker(workload: Workload) -> int | None:
     from vramkit.estimate import find_target
     from vramkit.estimate._fake_device import fake_device, patched
     from vramkit.estimate._recipe import _copy_of_fakes
-    from vramkit.estimate._scope import _apply_function
+    from vramkit.estimate._scope import _apply_function, _Mover
 
-    tracker, model = MemTracker(), workload.model()
+    tracker, model, mover = MemTracker(), workload.model(), _Mover()
     with contextlib.ExitStack() as scope:
+        scope.callback(mover.restore)
         scope.enter_context(fake_device(find_target("h100")))
         # Modules of fakes can be moved and made channels-last.
-        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function()))
+        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function(mover)))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
         scope.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         step = workload.make_step(_copy_of_fakes(model))
