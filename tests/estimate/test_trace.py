@@ -480,3 +480,59 @@ def test_the_first_device_may_be_selected() -> None:
     assert trace(lambda: make(0), target=_H100, steps=1).blocks
     with pytest.raises(UntraceableError, match="uses cuda:1, but one GPU is estimated"):
         trace(lambda: make(1), target=_H100, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("cell", "saved"), [(torch.nn.GRUCell, 5), (torch.nn.LSTMCell, 4)], ids=["GRU", "LSTM"]
+)
+def test_fused_cells_keep_their_gates(cell: Any, saved: int) -> None:
+    def make_step() -> Callable[[], None]:
+        layer, x = cell(128, 256, device="cuda"), torch.randn(32, 128, device="cuda")
+
+        def step() -> None:
+            out = layer(x)
+            (out[0] if isinstance(out, tuple) else out).sum().backward()
+
+        return step
+
+    found = traced(make_step, steps=1)
+    forward = [b for b in found.blocks if "_thnn_fused" in b.operator and b.phase is Phase.FORWARD]
+    assert max(block.size_bytes for block in forward) == saved * 32 * 256 * 4
+    gates = 3 if saved == 5 else 4
+    backward = [b for b in found.blocks if "cell_backward" in b.operator]
+    assert backward[0].size_bytes == gates * 32 * 256 * 4
+
+
+def test_quantised_tensors_have_the_size_of_their_dtype() -> None:
+    def make_step() -> Callable[[], object]:
+        x = torch.randn(64, 64, device="cuda")
+        return lambda: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+    assert sizes_of(traced(make_step, steps=1), "aten::quantize_per_tensor") == [64 * 64]
+
+
+def test_saving_writes_nothing(tmp_path: Path) -> None:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(8, 8, device="cuda")
+        return lambda: torch.save(layer.state_dict(), tmp_path / "model.pt")
+
+    assert traced(make_step, steps=1).events().peak_live_bytes == (64 + 8) * 4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "mixes",
+    [
+        lambda x: torch.nn.functional.conv2d(x.view(1, 1, 64, 64), torch.ones(1, 1, 3, 3)),
+        lambda x: torch.ones(64)[torch.arange(3, device="cuda")] + x,
+        lambda x: x + torch.ones(64),
+    ],
+    ids=["convolution", "index", "sum"],
+)
+def test_tensors_of_two_devices_in_one_operator_are_refused(mixes: Callable[[Any], Any]) -> None:
+    def make_step() -> Callable[[], object]:
+        x = torch.randn(64, 64, device="cuda")
+        return lambda: mixes(x)
+
+    with pytest.raises(RuntimeError, match=r"same device"):
+        traced(make_step, steps=1)
