@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -536,3 +537,68 @@ def test_tensors_of_two_devices_in_one_operator_are_refused(mixes: Callable[[Any
 
     with pytest.raises(RuntimeError, match=r"same device"):
         traced(make_step, steps=1)
+
+
+def test_models_are_copied_with_their_parameters_and_nothing_more() -> None:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.TransformerEncoderLayer(64, 4, 128)
+        model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).to("cuda")
+        model(torch.randn(4, 8, 64, device="cuda")).sum().backward()
+
+        def step() -> None:
+            average = copy.deepcopy(model)
+            assert all(each.is_leaf and each.requires_grad for each in average.parameters())
+            assert all(each.grad is None for each in average.parameters())
+
+        return step
+
+    found = traced(make_step, steps=1)
+    copied = sum(block.size_bytes for block in found.blocks if block.step == 0)
+    assert copied == 4 * found.parameters
+
+
+def test_a_tensor_is_copied_with_its_whole_storage_and_its_gradient() -> None:
+    def make_step() -> Callable[[], object]:
+        whole = torch.randn(64, 64, device="cuda")
+        part = whole[:2].detach().requires_grad_()
+        (2 * part).sum().backward()
+
+        def step() -> None:
+            first, second = copy.deepcopy([part, part])
+            assert first is second
+            assert first.shape == first.grad.shape == (2, 64)
+            with pytest.raises(RuntimeError, match="graph leaves"):
+                copy.deepcopy(2 * part)
+
+        return step
+
+    sizes = [block.size_bytes for block in traced(make_step, steps=1).blocks if block.step == 0]
+    assert sizes[:2] == [64 * 64 * 4, 2 * 64 * 4]
+
+
+def test_sizes_that_follow_from_known_values_are_known() -> None:
+    shapes: list[Any] = []
+
+    def make_step() -> Callable[[], None]:
+        mask = torch.arange(16, device="cuda") % 3 == 0
+        x = torch.randn(16, 8, device="cuda")
+        return lambda: shapes.append((mask.nonzero().shape, x[mask.nonzero()[:, 0]].shape))
+
+    found = traced(make_step, steps=1)
+    assert shapes == [((6, 1), (6, 8))]
+    assert sizes_of(found, "aten::nonzero") == [48, 48]
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("but its data is not allocated yet.", "its buckets are as large as the gradients"),
+        ("Distributed package doesn't have NCCL built in", "leave communication out"),
+    ],
+)
+def test_communication_is_refused_with_advice(message: str, advice: str) -> None:
+    def make_step() -> Callable[[], None]:
+        raise RuntimeError(message)
+
+    with pytest.raises(UntraceableError, match=rf"test_trace\.py:\d+ .*; .*{advice}"):
+        traced(make_step)

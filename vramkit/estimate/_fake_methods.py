@@ -1,4 +1,4 @@
-"""What methods of fake tensors return to Python: numbers, lists, texts and arrays."""
+"""What methods of fake tensors return to Python: numbers, lists, texts, arrays and copies."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OF_MATH = ("exp", "expm1", "log", "log2", "log10", "log1p", "sqrt", "pow", "fab
 def methods_of_fakes(
     shadows: Shadows, notes: _readings.Notes, *, may_guess: bool
 ) -> Iterator[None]:
-    """Let fake tensors be read, listed and formatted.
+    """Let fake tensors be read, listed, formatted and copied.
 
     Args:
         shadows: The values that are known.
@@ -36,7 +36,7 @@ def methods_of_fakes(
         may_guess: Whether a number is guessed when it is read, so that all of its uses work.
     """
     with contextlib.ExitStack() as scope:
-        scope.enter_context(patched(FakeTensor, __format__=_format))
+        scope.enter_context(patched(FakeTensor, __format__=_format, __deepcopy__=_deepcopy))
         scope.enter_context(patched(FakeTensor, tolist=_tolist_function(shadows)))
         scope.enter_context(patched(FakeTensor, numpy=_numpy_function(shadows)))
         if not may_guess:
@@ -87,6 +87,40 @@ def _format(self: Any, spec: str) -> str:
     if self.dim() == 0:
         return format(self.item(), spec)
     return object.__format__(self, spec)
+
+
+def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+    """What ``Tensor.__deepcopy__`` does, which would copy a storage's data.
+
+    Raises:
+        RuntimeError: Torch's, for a tensor that autograd computes.
+    """
+    if id(self) in memo:
+        return memo[id(self)]
+    if not self.is_leaf:
+        raise RuntimeError(
+            "Only Tensors created explicitly by the user (graph leaves) support the deepcopy "
+            "protocol at the moment"
+        )
+    with torch.no_grad():
+        new = _copy(self.detach())
+    if isinstance(self, torch.nn.Parameter):
+        new = torch.nn.Parameter(new, self.requires_grad)
+    else:
+        new.requires_grad_(self.requires_grad)
+        if self.grad is not None:
+            new.grad = _deepcopy(self.grad, memo)
+    memo[id(self)] = new
+    return new
+
+
+def _copy(tensor: Any) -> Any:
+    """A part of a larger storage is copied with all of it."""
+    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if elements == tensor.numel():
+        return tensor.clone()
+    whole = tensor.new_empty(elements)
+    return whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
 
 def _numpy_function(shadows: Shadows) -> Callable[..., Any]:

@@ -16,6 +16,20 @@ _WITHOUT_KERNELS = {
         "calls a kernel that only a torch with CUDA has (nn.LSTM and nn.GRU do)",
         "estimate it beside such a torch, or replace the layer, for instance by cells",
     ),
+    "but its data is not allocated yet": (
+        "gives a tensor's data to code outside PyTorch's operators (DistributedDataParallel does)",
+        (
+            "estimate the model of one rank without it, and add what it allocates: its buckets are as "
+            "large as the gradients, unless gradient_as_bucket_view=True"
+        ),
+    ),
+    "doesn't have NCCL built in": (
+        "starts NCCL, whose memory is not simulated",
+        (
+            "leave communication out of the estimated step; for ranks of large models see vramkit "
+            "estimate --config"
+        ),
+    ),
     "Cannot access storage of": (
         "makes a sparse or nested tensor, whose storages are not followed",
         "use dense tensors in the estimated step",

@@ -164,12 +164,27 @@ class Tracer(TorchDispatchMode):
                 self.take_as_finite()
             with _disable_current_modes():
                 return NotImplemented if value is None else value.item()
+        if func is _aten.nonzero.default:
+            return self._known_places(args[0])
         if func is _aten.equal.default:
             first, second = map(self.shadows.of, args[:2])
             with _disable_current_modes():
                 if first is not None and second is not None:
                     return torch.equal(first, second)
         return NotImplemented
+
+    def _known_places(self, tensor: Any) -> Any:
+        """Where a tensor is not zero, if its values are known; this decides the result's size."""
+        value = self.shadows.of(tensor)
+        if value is None:
+            return NotImplemented
+        if follows_from_finite(value):
+            self.take_as_finite()
+        with _disable_current_modes():
+            places = value.nonzero()
+        found = tensor.new_empty(places.shape, dtype=torch.int64)
+        self.shadows.set(found, places)
+        return found
 
     def _guess(self, func: Any, args: Any, err: Exception) -> Any:
         line = line_of_caller()
