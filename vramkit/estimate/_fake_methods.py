@@ -90,18 +90,11 @@ def _format(self: Any, spec: str) -> str:
 
 
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
-    """What ``Tensor.__deepcopy__`` does, which would copy a storage's data.
-
-    Raises:
-        RuntimeError: Torch's, for a tensor that autograd computes.
-    """
+    """What ``Tensor.__deepcopy__`` does, which would copy a storage's data."""
     if id(self) in memo:
         return memo[id(self)]
     if not self.is_leaf:
-        raise RuntimeError(
-            "Only Tensors created explicitly by the user (graph leaves) support the deepcopy "
-            "protocol at the moment"
-        )
+        return torch.Tensor.__deepcopy__(self, memo)  # type: ignore[no-untyped-call]  # raises
     with torch.no_grad():
         new = _copy(self.detach())
     if isinstance(self, torch.nn.Parameter):

@@ -19,12 +19,12 @@ _WITHOUT_KERNELS = {
     "but its data is not allocated yet": (
         "gives a tensor's data to code outside PyTorch's operators (DistributedDataParallel does)",
         (
-            "estimate the model of one rank without it, and add what it allocates: its buckets are as "
-            "large as the gradients, unless gradient_as_bucket_view=True"
+            "estimate the model of one rank without it, and add what it allocates: its buckets are "
+            "as large as the gradients, unless gradient_as_bucket_view=True"
         ),
     ),
     "doesn't have NCCL built in": (
-        "starts NCCL, whose memory is not simulated",
+        "starts NCCL, which is not simulated",
         (
             "leave communication out of the estimated step; for ranks of large models see vramkit "
             "estimate --config"
