@@ -37,7 +37,16 @@ def _sums(call: Call) -> Plan:
     return plan
 
 
-RULES = {"aten::_thnn_fused_gru_cell_backward": _sums}
+def _workspace_first(call: Call) -> Plan:
+    states = len(call.outputs) - 1
+    return [Give(states), *map(Give, range(states))]
+
+
+RULES = {
+    "aten::_thnn_fused_gru_cell": _workspace_first,
+    "aten::_thnn_fused_lstm_cell": _workspace_first,
+    "aten::_thnn_fused_gru_cell_backward": _sums,
+}
 
 # What fakes run where torch has no implementation for them.
 RESULTS: dict[str, Callable[..., Any]] = {
