@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.estimate.own_second import SECOND
+
 Step = Callable[[], Any]
 MakeStep = Callable[[], Step]
 
@@ -413,9 +415,12 @@ def accumulated() -> Step:
 
 
 OWN: dict[str, MakeStep] = {
-    make.__name__: make
-    for make in (
-        *(recommender, dlrm, diffusion, speech, graph, recurrent, lora, decode, vit, vae),
-        accumulated,
-    )
+    **{
+        make.__name__: make
+        for make in (
+            *(recommender, dlrm, diffusion, speech, graph, recurrent, lora, decode, vit, vae),
+            accumulated,
+        )
+    },
+    **SECOND,
 }

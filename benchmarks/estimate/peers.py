@@ -25,19 +25,25 @@ def mem_tracker(workload: Workload) -> int | None:
     It runs inside vramkit's pretended device, without which no fake can be on ``cuda`` on a machine
     without a GPU, and gets a copy of the model without data.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
     from vramkit.estimate import find_target
     from vramkit.estimate._fake_device import fake_device, patched
     from vramkit.estimate._recipe import _copy_of_fakes
-    from vramkit.estimate._scope import _apply_function
+    from vramkit.estimate._rewrites import operators_of_cuda
+    from vramkit.estimate._scope import _fakes_pass_for_tensors
 
     tracker, model = MemTracker(), workload.model()
     with contextlib.ExitStack() as scope:
-        scope.enter_context(fake_device(find_target("h100")))
-        # Modules of fakes can be moved and made channels-last.
-        scope.enter_context(patched(torch.nn.Module, _apply=_apply_function()))
+        target = find_target("h100")
+        scope.enter_context(fake_device(target))
+        # Attention is computed by the kernels of the target.
+        scope.enter_context(operators_of_cuda(target, lambda _: None))
+        # Modules of fakes can be moved, and lists become tensors; transformers may see that it is
+        # traced, as a value cannot be asked for.
+        scope.enter_context(_fakes_pass_for_tensors())
+        scope.enter_context(patched(torch._subclasses, FakeTensor=FakeTensor))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
         scope.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         step = workload.make_step(_copy_of_fakes(model))

@@ -292,3 +292,17 @@ def test_parameters_and_buffers_with_gaps_or_overlap_become_dense() -> None:
 
     found = vramkit.estimate(Layer(), torch.empty(0), steps=1)
     assert found.peak_requested_bytes == 8 * _MIB
+
+
+def test_a_peak_that_no_machine_has_is_estimated_without_a_pool() -> None:
+    tebibyte = 1 << 40
+
+    def make_step() -> Callable[[], object]:
+        return lambda: torch.empty(32 * tebibyte, dtype=torch.uint8, device="cuda")
+
+    found = vramkit.estimate(step=make_step, steps=1)
+    assert found.peak_allocated_bytes == 32 * tebibyte
+    assert set(found.reserved_bytes) == {"native", "expandable"}
+    assert any("MemoryPool is not searched for" in reason for reason in found.uncertain)
+    assert not found.fits("b200")
+    assert "MemoryPool" not in " ".join(each.change for each in found.advice("b200").proposals)

@@ -96,6 +96,8 @@ def _without_tracing(estimate: Estimate, budget_bytes: int) -> Iterator[Proposal
         ("expandable", "set PYTORCH_ALLOC_CONF=expandable_segments:True", "slower first steps"),
     )
     for name, change, cost in ways:
+        if name not in estimate.reserved_bytes:
+            continue
         device = estimate.reserved_bytes[name] + estimate.target.outside_bytes
         saved = estimate.device_bytes - device
         yield Proposal(change, cost, device, saved, device <= budget_bytes)

@@ -33,6 +33,9 @@ from vramkit.units import format_mib
 
 MakeStep = Callable[..., Callable[[], Any]]
 _PAGE_BYTES = 2 << 20
+# The pool's core simulates a machine of twice as much; a peak of this size needs more than it has
+# only where placement wastes half of it.
+_MOST_REPLAYED_BYTES = 1 << 43
 # Operators by the library that they use, of libraries that most steps do not.
 _LIBRARIES: dict[str, tuple[str, ...]] = {
     "cuSOLVER": ("aten::linalg_eigh", "aten::_linalg", "aten::linalg_c", "aten::cholesky"),
@@ -176,11 +179,15 @@ def evaluate(traced: Trace, request: Request) -> Estimate:
     reserved = {
         "native": native.reserved_bytes,
         "expandable": expandable.reserved_bytes,
-        "pool": pool_bytes(events),
     }
+    if events.peak_live_bytes <= _MOST_REPLAYED_BYTES:
+        reserved["pool"] = pool_bytes(events)
     used = expandable if settings.expandable_segments else native
     target = with_libraries(request.target, traced)
     low, high, reasons = _interval(traced, used.reserved_bytes, target)
+    if "pool" not in reserved:
+        most = format_mib(_MOST_REPLAYED_BYTES)
+        reasons += (f"The smallest MemoryPool is not searched for: the peak is above {most}.",)
     return Estimate(
         target=target,
         steps=request.steps,

@@ -40,7 +40,8 @@ class Estimate:
         peak_allocated_bytes: What ``torch.cuda.max_memory_allocated`` would say.
         reserved_bytes: What the process reserves: by PyTorch's allocator (``"native"``), by the
             same with ``expandable_segments:True`` (``"expandable"``), and the smallest capacity of
-            a :class:`vramkit.MemoryPool` that completes (``"pool"``).
+            a :class:`vramkit.MemoryPool` that completes (``"pool"``; missing where the
+            peak is above 8 TiB).
         device_bytes: Used memory of the device: what is reserved under the allocator's settings,
             and what the driver, the context and the libraries take.
         device_low_bytes: Least of it that is plausible.

@@ -16,6 +16,20 @@ _WITHOUT_KERNELS = {
         "calls a kernel that only a torch with CUDA has (nn.LSTM and nn.GRU do)",
         "estimate it beside such a torch, or replace the layer, for instance by cells",
     ),
+    "but its data is not allocated yet": (
+        "gives a tensor's data to code outside PyTorch's operators (DistributedDataParallel does)",
+        (
+            "estimate the model of one rank without it, and add what it allocates: its buckets are "
+            "as large as the gradients, unless gradient_as_bucket_view=True"
+        ),
+    ),
+    "doesn't have NCCL built in": (
+        "starts NCCL, which is not simulated",
+        (
+            "leave communication out of the estimated step; for ranks of large models see vramkit "
+            "estimate --config"
+        ),
+    ),
     "Cannot access storage of": (
         "makes a sparse or nested tensor, whose storages are not followed",
         "use dense tensors in the estimated step",
@@ -56,8 +70,8 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
     if func in (_aten._local_scalar_dense.default, _aten.is_nonzero.default):
         reason = "reads a value that depends on the data"
         advice = (
-            "keep the branch, the item() or the print() out of the step, or pass guess='allow', on "
-            "the command line --guess allow (the value counts as 1)"
+            "keep this out of the step (what is only printed or averaged may be read by item()), "
+            "or pass guess='allow', on the command line --guess allow (the value counts as 1)"
         )
     elif func in (_aten.nonzero.default, _aten.masked_select.default, _aten.index.Tensor):
         reason = "makes a tensor whose size depends on the data"

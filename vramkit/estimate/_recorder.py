@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -104,6 +104,7 @@ class Trace:
         unknown: Operators whose allocations inside are not known; their results are counted.
         unmeasured: Signatures of the calls for which a formula was used.
         operators: Names of all operators that were called.
+        finite: Lines that ask whether numbers are finite, and how often; they are taken as finite.
     """
 
     blocks: tuple[Block, ...]
@@ -116,6 +117,7 @@ class Trace:
     unknown: tuple[str, ...]
     unmeasured: tuple[str, ...] = ()
     operators: frozenset[str] = frozenset()
+    finite: dict[str, int] = field(default_factory=dict)
 
     def events(self) -> Events:
         """Return the events as :mod:`vramkit.simulate` replays them."""

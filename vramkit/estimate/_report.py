@@ -68,6 +68,7 @@ def to_dict(estimate: Estimate) -> dict[str, Any]:
         "peak": peak,
         "guesses": dict(estimate.guesses),
         "attention": dict(estimate.attention),
+        "finite": dict(estimate.trace.finite),
     }
 
 
@@ -108,6 +109,10 @@ def _notes(estimate: Estimate) -> list[str]:
     notes = list(estimate.uncertain)
     notes += [
         f"Guessed {counted(count, 'time')}: {where}" for where, count in estimate.guesses.items()
+    ]
+    notes += [
+        f"Numbers are taken as finite where {where} asks, {counted(count, 'time')}."
+        for where, count in estimate.trace.finite.items()
     ]
     return notes
 

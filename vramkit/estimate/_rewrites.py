@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from vramkit.estimate import _engine
-from vramkit.estimate._ops import _attention
+from vramkit.estimate._ops import _attention, _recurrent
 from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
@@ -120,6 +120,9 @@ def operators_of_cuda(target: Target, count: Callable[[str], None]) -> Iterator[
         for name in _WITH_CUDA_KERNEL:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA"):
                 library.impl(name, _never, "CUDA")
+        for name, results in _recurrent.RESULTS.items():
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
+                library.impl(name, results, "Meta")
         attention = _attention_for(target, count)
         for key in ("AutogradCUDA", "CUDA"):
             library.impl("scaled_dot_product_attention", attention, key)

@@ -18,6 +18,7 @@ from torch.utils import _foreach_utils
 from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._fake_device import fake_device, patched
+from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
 from vramkit.estimate._rewrites import operators_of_cuda
 from vramkit.estimate._settings import settings_kept
 from vramkit.estimate._target import Target
@@ -34,10 +35,11 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(fake_device(target))
         scope.callback(tracer.restore_outside)
         scope.enter_context(_fakes_pass_for_tensors())
+        scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
         scope.enter_context(operators_of_cuda(target, _counter(tracer)))
         scope.enter_context(tracer.attribution.following())
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
-        scope.enter_context(patched(torch, load=_load_function(tracer)))
+        scope.enter_context(patched(torch, load=_load_function(tracer), save=_save))
         scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
         scope.enter_context(torch.random.fork_rng(devices=()))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -78,16 +80,21 @@ def _load_function(tracer: Tracer) -> Callable[..., Any]:
     return load
 
 
+def _save(*_: Any, **__: Any) -> None:
+    """``torch.save`` needs no memory of the device; without data there is nothing to write."""
+
+
 def _only_here(tracer: Tracer) -> Any:
     """Fakes note the other threads of the step, which the tracer's mode does not see."""
     owner, real = threading.get_ident(), FakeTensor.__torch_dispatch__
 
     def dispatch(_: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if threading.get_ident() != owner:
-            # Raised by the tracer after the step: a thread may drop the error.
-            tracer.elsewhere = UntraceableError(
-                f"{line_of_caller()} computes in a thread of its own, which is not followed, so "
-                "its memory cannot be known; compute in the thread that runs the step"
+            tracer.refuse(
+                UntraceableError(
+                    f"{line_of_caller()} computes in a thread of its own, which is not followed, "
+                    "so its memory cannot be known; compute in the thread that runs the step"
+                )
             )
         return real(func, types, args, kwargs or {})
 
@@ -135,7 +142,10 @@ def _tensor_function() -> Callable[..., torch.Tensor]:
         if device is None:
             device = torch.utils._device.CURRENT_DEVICE or "cpu"
         with torch.device("cpu"):
-            made = real(data, dtype=dtype)
+            if holds_readings(data):
+                made = torch.empty_like(real(without_readings(data), dtype=dtype))
+            else:
+                made = real(data, dtype=dtype)
         if torch.device(device).type != "cpu":
             made = made.to(device)
         return made.requires_grad_(requires_grad) if requires_grad else made

@@ -7,6 +7,7 @@ numbers of the device has no such shadow.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,9 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+_aten = torch.ops.aten
+
 # Elements up to which values are computed.
 _MOST_ELEMENTS = 1 << 16
 _NAME = "_vramkit_shadow"
+# Elements of a tensor of truths up to which all() and any() of it are computed.
+_MOST_TRUTHS = 1 << 26
+# Marks values that follow from numbers being finite.
+_AS_FINITE = "_vramkit_as_finite"
+_INFINITE = (math.inf, -math.inf)
 _RANDOM = (
     *("rand", "normal", "bernoulli", "uniform", "dropout", "multinomial"),
     *("exponential", "cauchy", "geometric", "poisson"),
@@ -114,7 +122,7 @@ class Shadows:
         if func.name() == _KEEPS_FLAGS:
             return
         concerned = outputs + written
-        if not concerned:
+        if not concerned or self._take_as_finite(func, args, outputs):
             return
         name = func.name()
         known = all(tensor.numel() <= _MOST_ELEMENTS for tensor in concerned)
@@ -144,9 +152,28 @@ class Shadows:
                 result = func(*tree_map(on_host, args), **tree_map(on_host, kwargs))
                 if "lift_fresh" in func.name():
                     result = result.clone()
+                results = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
+                # A number that was read from unknown data is a NaN.
+                if any(each.is_floating_point() and each.isnan().any() for each in results):
+                    _drop_constants(out)
+                    return False
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
             return False  # no such operator on the host: the value is unknown
+        if any(follows_from_finite(value) for value in values.values()):
+            for each in results:
+                setattr(each, _AS_FINITE, True)
         self._attach(out, result)
+        return True
+
+    def _take_as_finite(self, func: Any, args: Any, outputs: list[FakeTensor]) -> bool:
+        """Let tests of unknown numbers for NaN and infinity say that these are finite."""
+        truth = _of_finite(func, args)
+        if truth is None or self.of(args[0]) is not None or args[0].numel() > _MOST_TRUTHS:
+            return False
+        with _disable_current_modes():
+            value = torch.tensor(truth).expand(args[0].shape)
+        setattr(value, _AS_FINITE, True)
+        self.set(outputs[0], value)
         return True
 
     def _attach(self, out: Any, result: Any) -> None:
@@ -155,8 +182,7 @@ class Shadows:
         for fake, real in zip(fakes, reals, strict=bool(fakes)):
             if isinstance(fake, FakeTensor):
                 self.set(fake, real)
-                # FakeTensorMode would compute with its own constants, on `cuda` too.
-                fake.constant = None
+        _drop_constants(out)
 
     def _give_room(self, tensor: torch.Tensor) -> None:
         """A tensor that is wholly overwritten may have been unknown before."""
@@ -172,6 +198,29 @@ class Shadows:
             shadow = getattr(tensor, _NAME, None)
             if shadow is not None:
                 self._stale[shadow.untyped_storage()._cdata] = shadow
+
+
+def _drop_constants(out: Any) -> None:
+    """FakeTensorMode knows values of its own, and would compute with them on `cuda`, too."""
+    for fake in tree_leaves(out):
+        if isinstance(fake, FakeTensor):
+            fake.constant = None
+
+
+def follows_from_finite(value: Any) -> bool:
+    """Tell whether a value is known only because numbers are taken as finite."""
+    return hasattr(value, _AS_FINITE)
+
+
+def _of_finite(func: Any, args: Any) -> bool | None:
+    """What a comparison says of finite numbers, where it is a test for others; None elsewhere."""
+    if func in (_aten.isnan.default, _aten.isinf.default):
+        return False
+    if func in (_aten.eq.Tensor, _aten.ne.Tensor) and args[0] is args[1]:
+        return bool(func is _aten.eq.Tensor) if args[0].is_floating_point() else None
+    if func in (_aten.eq.Scalar, _aten.ne.Scalar) and args[1] in _INFINITE:
+        return bool(func is _aten.ne.Scalar)
+    return None
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

@@ -76,7 +76,7 @@ def _run(
         tracer.mark_gradients()
         if progress is not None:
             progress(number + 1, steps)
-    tracer.check_threads()
+    tracer.check_refusal()
     return _result(tracer)
 
 
@@ -108,4 +108,5 @@ def _result(tracer: Tracer) -> Trace:
         unknown=tuple(sorted(tracer.unknown)),
         unmeasured=tuple(sorted(tracer.unmeasured)),
         operators=frozenset(tracer.operators),
+        finite=dict(tracer.finite),
     )

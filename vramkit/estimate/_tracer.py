@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_leaves
 from vramkit.errors import UntraceableError
 from vramkit.estimate import _engine, _guesses
 from vramkit.estimate._attribution import Attribution, line_of_caller
+from vramkit.estimate._devices import check_devices
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
 from vramkit.estimate._recorder import Block, Kind, Phase, Recorder
 from vramkit.estimate._rewrites import REWRITES
-from vramkit.estimate._shadow import Shadows
+from vramkit.estimate._shadow import Shadows, follows_from_finite
 from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
@@ -50,7 +51,8 @@ class Tracer(TorchDispatchMode):
         operators: Names of all operators that were called on the device.
         unknown: Operators whose allocations inside are not known.
         step: Number of the step; -1 before the first.
-        elsewhere: The refusal of what another thread of the step computed.
+        finite: Lines that ask whether numbers are finite, and how often.
+        may_guess: Whether results that depend on data may be guessed.
     """
 
     def __init__(self, target: Target, guess: Literal["refuse", "allow"]) -> None:
@@ -71,9 +73,10 @@ class Tracer(TorchDispatchMode):
         self.unmeasured: set[str] = set()
         self.operators: set[str] = set()
         self.step = -1
-        self.elsewhere: UntraceableError | None = None
+        self.finite: Counter[str] = Counter()
+        self.may_guess = guess == "allow"
+        self._refusal: UntraceableError | None = None
         self._target = target
-        self._may_guess = guess == "allow"
         # By storage: the number of its block, and the bytes that the storage had then.
         self._live: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
@@ -88,17 +91,25 @@ class Tracer(TorchDispatchMode):
 
     def begin_step(self) -> None:
         """Say that a step begins."""
-        self.check_threads()
+        self.check_refusal()
         self.step = self.recorder.begin_step()
 
-    def check_threads(self) -> None:
-        """Raise what another thread was refused.
+    def refuse(self, err: UntraceableError) -> None:
+        """Keep a refusal that the step, or a thread of it, may drop."""
+        self._refusal = self._refusal or err
+
+    def check_refusal(self) -> None:
+        """Raise the first refusal that was kept.
 
         Raises:
-            UntraceableError: Another thread has computed with the step's tensors.
+            UntraceableError: There is one.
         """
-        if self.elsewhere is not None:
-            raise self.elsewhere
+        if self._refusal is not None:
+            raise self._refusal
+
+    def take_as_finite(self) -> None:
+        """Count that the step asks whether a number is finite."""
+        self.finite[line_of_caller()] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes and record what it allocates."""
@@ -118,6 +129,7 @@ class Tracer(TorchDispatchMode):
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on fakes, without the births of its results."""
+        check_devices(func, args)
         known = self._known_value(func, args)
         if known is not NotImplemented:
             return known
@@ -148,8 +160,12 @@ class Tracer(TorchDispatchMode):
     def _known_value(self, func: Any, args: Any) -> Any:
         if func is _aten._local_scalar_dense.default or func is _aten.is_nonzero.default:
             value = self.shadows.of(args[0])
+            if follows_from_finite(value):
+                self.take_as_finite()
             with _disable_current_modes():
                 return NotImplemented if value is None else value.item()
+        if func is _aten.nonzero.default:
+            return self._known_places(args[0])
         if func is _aten.equal.default:
             first, second = map(self.shadows.of, args[:2])
             with _disable_current_modes():
@@ -157,11 +173,24 @@ class Tracer(TorchDispatchMode):
                     return torch.equal(first, second)
         return NotImplemented
 
+    def _known_places(self, tensor: Any) -> Any:
+        """Where a tensor is not zero, if its values are known; this decides the result's size."""
+        value = self.shadows.of(tensor)
+        if value is None:
+            return NotImplemented
+        if follows_from_finite(value):
+            self.take_as_finite()
+        with _disable_current_modes():
+            places = value.nonzero()
+        found = tensor.new_empty(places.shape, dtype=torch.int64)
+        self.shadows.set(found, places)
+        return found
+
     def _guess(self, func: Any, args: Any, err: Exception) -> Any:
         line = line_of_caller()
-        guessed = _guesses.guess(func, args) if self._may_guess else NotImplemented
+        guessed = _guesses.guess(func, args) if self.may_guess else NotImplemented
         if guessed is NotImplemented:
-            raise UntraceableError(_guesses.refusal(func, line, err, self._may_guess)) from err
+            raise UntraceableError(_guesses.refusal(func, line, err, self.may_guess)) from err
         self.guesses[f"{func.name()} at {line}"] += 1
         return guessed
 

@@ -8,7 +8,9 @@ from vramkit.estimate._ops import (
     _loss,
     _matmul,
     _norm,
+    _quantize,
     _random,
+    _recurrent,
     _reduce,
     _softmax,
     _sort,
@@ -20,7 +22,7 @@ RULES: dict[str, Rule] = {
     name: rule
     for family in (
         *(_attention, _convolution, _embedding, _foreach, _loss, _matmul, _norm, _random),
-        *(_reduce, _softmax, _sort),
+        *(_quantize, _recurrent, _reduce, _softmax, _sort),
     )
     for name, rule in family.RULES.items()
 }
