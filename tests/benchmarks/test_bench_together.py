@@ -5,12 +5,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import benchmarks.together.__main__ as bench
+from benchmarks._shared.harness import Recorder, Row
 from benchmarks.together.__main__ import CONTESTANTS, GIB, LIMIT_BYTES, ON_CPU, PEER, guesses
 from benchmarks.together.child import Child
 from benchmarks.together.search import largest, next_try
+from benchmarks.together.worker import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,3 +94,61 @@ def test_it_runs_on_the_cpu() -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == len(CONTESTANTS) - 1
     assert all("samples_per_s" in line and PEER in line for line in lines)
+
+
+class _Rows(Recorder):
+    """Keeps what would be recorded."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Row] = {}
+
+    def add(self, row: Row) -> None:
+        self.rows[row.metric, str(row.settings.get("contestant"))] = row
+
+
+def _trained(spec: Spec) -> dict[str, Any]:
+    """What a process would say whose full tables take 1,000 bytes a row, and a sample 1 MiB."""
+    table = 1000 * spec.rows if spec.stock or spec.fill else 1000
+    peak = table + (spec.batch << 20)
+    if peak > spec.limit_bytes > 0:
+        return {"ok": False, "out_of_memory": "full"}
+    figures = {"peak_bytes": peak, "reserved_bytes": peak, "device_bytes": peak + 1}
+    return {"ok": True, "table_bytes": table, "rows_in_use": 10} | figures
+
+
+def test_all_rows_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "once", _trained)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (140 * GIB, 141 * GIB))
+    recorder = _Rows()
+    report = bench.Report(recorder, {"batch": bench.ON_GPU.batch})
+    base = replace(bench.ON_GPU, untimed=20, steps=30)
+    turns: dict[str, list[dict[str, Any]]] = {}
+    for name, change in CONTESTANTS.items():
+        figures = _trained(replace(base, **change)) | {"loss": 0.5}
+        turns[name] = [figures | {"samples_per_s": rate} for rate in (1.0, 2.0, 4.0)]
+    bench.report_contest(report, base, turns)
+    bench.search_all(report, base, turns)
+    rows = recorder.rows
+    assert rows["samples_per_s", "vramkit"].own.median == 3.0
+    assert rows["device", "vramkit, bfloat16 rows"].own.median == pytest.approx(8, abs=0.01)
+    batch, table = rows["largest_batch", "None"], rows["largest_table", "None"]
+    assert batch.theirs is not None
+    assert table.theirs is not None
+    for value, taken in ((batch.own.median, 1000), (batch.theirs.median, 1000 * base.rows)):
+        assert 0.98 < value / ((LIMIT_BYTES - taken) / (1 << 20)) <= 1
+    assert table.own.median == 10 * bench.guesses(base, turns)["stock_table"]
+    assert table.settings["does_not_fit"] is None
+    full = rows["largest_table_all_rows", "None"]
+    assert full.settings["bfloat16"]
+    assert full.own.median == table.theirs.median
+    assert len(rows) == 9
+
+
+def test_an_attempt_that_fails_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(spec: Spec) -> dict[str, Any]:
+        raise TimeoutError("a worker has not answered")
+
+    monkeypatch.setattr(bench, "once", once)
+    attempts = bench.Attempts(bench.ON_GPU, "rows")
+    assert not attempts(1000)
+    assert attempts.complaints == ["1000: a worker has not answered"]
