@@ -59,7 +59,7 @@ native-test: $(STAMPS)/base ## run the core's own tests plainly, under ASan+UBSa
 	$(PYTHON) scripts/native_tests.py $(ARGS)
 
 bench: $(STAMPS)/bench build ## run the benchmarks
-	for question in pool_core pool_cpu pool_cuda loader embedding; do $(PYTHON) -m benchmarks.$$question $(ARGS) || exit; done
+	for question in pool_core pool_cpu pool_cuda loader embedding together; do $(PYTHON) -m benchmarks.$$question $(ARGS) || exit; done
 
 torch-headers: $(STAMPS)/base ## compile the adapters for each supported torch (needs network)
 	$(PYTHON) scripts/check_torch_headers.py $(ARGS)
