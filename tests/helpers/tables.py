@@ -45,8 +45,26 @@ class DictTable:
         return output
 
 
-def random_tables(chance: random.Random, make: Callable[[Callable[[], Any]], Any]) -> list[Any]:
-    """Build a table on the CPU, and one that ``make`` builds from the same arguments."""
+def random_placement(chance: random.Random, row_bytes: int) -> dict[str, Any]:
+    """Return arguments that put rows into host memory, some or all of them."""
+    budget = 6000 + row_bytes * chance.choice([0, 0, 10, 100])
+    return chance.choice(
+        [
+            {"placement": "host"},
+            {"placement": "cached", "budget": budget},
+            {"placement": "cached", "budget": budget},
+            {"when_full": "spill", "budget": budget},
+        ]
+    )
+
+
+def random_tables(
+    chance: random.Random, make: Callable[[Callable[[], Any]], Any], *, placed: bool = False
+) -> list[Any]:
+    """Build a table on the CPU, and one that ``make`` builds from the same arguments.
+
+    If it is ``placed``, the second has rows in host memory.
+    """
     dtype = chance.choice(list(_TOLERANCES))
     optimizer: Any = chance.choice(["sgd", "adagrad", "rowwise_adagrad", "adam"])
     bag = chance.random() < 0.6
@@ -69,7 +87,8 @@ def random_tables(chance: random.Random, make: Callable[[Callable[[], Any]], Any
     if bag:
         options |= {"mode": mode, "include_last_offset": chance.random() < 0.5}
     kind: Any = SparseEmbeddingBag if bag else SparseEmbedding
-    return [kind(rows, dim, **options), make(lambda: kind(rows, dim, **options))]
+    where = random_placement(chance, 12 * dim + 100) if placed else {}
+    return [kind(rows, dim, **options), make(lambda: kind(rows, dim, **options, **where))]
 
 
 def _random_ids(chance: random.Random, count: int) -> Tensor:
@@ -94,8 +113,13 @@ def _random_inputs(chance: random.Random, table: Any) -> list[Tensor | None]:
     return [_random_ids(chance, count), offsets, torch.rand(count) if weighted else None]
 
 
-def assert_same_history(chance: random.Random, first: Any, second: Any, device: str) -> None:
-    """Train two tables alike, the second on ``device``; their outputs and states are the same."""
+def assert_same_history(
+    chance: random.Random, first: Any, second: Any, device: str, *, placed: bool = False
+) -> None:
+    """Train two tables alike, the second on ``device``; their outputs and states are the same.
+
+    If it is ``placed``, its rows may be in other slots, and batches to come are announced.
+    """
     tolerance = _TOLERANCES[first._table.config.dtype]
     for _ in range(5):
         inputs = _random_inputs(chance, first)
@@ -110,18 +134,26 @@ def assert_same_history(chance: random.Random, first: Any, second: Any, device: 
             outputs.append(table(*given))
         close = {"rtol": tolerance, "atol": tolerance}
         torch.testing.assert_close(outputs[1].cpu(), outputs[0], **close)
+        if placed and chance.random() < 0.5:
+            # Rows move between forward and backward.
+            second.prefetch(_random_ids(chance, chance.choice([1, 40, 700])).to(device))
         if outputs[0].requires_grad:
             grad = torch.randn_like(outputs[0])
             for output in outputs:
                 output.backward(grad.to(output.device))
         if len(weights) == 2 and weights[0].grad is not None:
             torch.testing.assert_close(weights[1].grad.cpu(), weights[0].grad, rtol=1e-4, atol=1e-3)
-    assert_same_state(first, second, tolerance)
+    assert_same_state(first, second, tolerance, placed=placed)
 
 
-def assert_same_state(first: Any, second: Any, tolerance: float) -> None:
-    """The tables have the same rows in the same slots, used equally often."""
+def assert_same_state(first: Any, second: Any, tolerance: float, *, placed: bool = False) -> None:
+    """The tables have the same rows in the same slots, used equally often.
+
+    If the second is ``placed``, its rows may be in other slots.
+    """
     states = [table.state_dict() for table in (first, second)]
+    if placed:
+        states = [sorted_by_key(state) for state in states]
     for name, wanted in states[0].items():
         found = states[1][name].cpu()
         if name in ("keys", "stamps", "counters"):
@@ -135,6 +167,15 @@ def assert_same_state(first: Any, second: Any, tolerance: float) -> None:
             torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     for table in (first, second):
         table._table.check()
+
+
+def sorted_by_key(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict whose rows are in the order of their keys."""
+    order = state["keys"].argsort()
+    return {
+        name: value if name in ("counters", "init_std") else value[order.to(value.device)]
+        for name, value in state.items()
+    }
 
 
 def assert_evicts_alike(chance: random.Random, first: Any, second: Any, device: str) -> None:

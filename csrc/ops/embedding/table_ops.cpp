@@ -106,7 +106,7 @@ TablesOf<Table>& tables() {
 std::shared_ptr<Table> table_of(int64_t number) { return tables().find(number); }
 
 int64_t create(Tensor /*selects the CPU*/, Tensor integers, Tensor numbers) {
-  const StoreConfig config = config_of(integers, numbers);
+  const StoreConfig config = without_tiers(config_of(integers, numbers));
   return tables().add(translated([&] {
     return std::make_shared<Table>(
         config, [](uint64_t bytes) { return std::make_unique<TensorMemory>(bytes); });
@@ -304,12 +304,16 @@ void load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps,
   store.stamps_changed();
 }
 
+/// All rows are in host memory.
+void prefetch(Tensor /*selects the CPU*/, int64_t /*number*/) {}
+
 Tensor facts(Tensor like, int64_t number) {
   const std::shared_ptr<Table> table = table_of(number);
   const std::shared_lock lock(table->mutex);
   const StoreFacts of = table->store.facts();
-  const std::array<int64_t, 8> all{of.rows,        of.bytes,    of.capacity,  of.evictions,
-                                   table->lookups, table->hits, table->steps, table->store.clock()};
+  const std::array<int64_t, 9> all{of.rows,        of.bytes,    of.capacity,  of.evictions,
+                                   table->lookups, table->hits, table->steps, table->store.clock(),
+                                   of.bytes};
   Tensor result = torch::stable::new_empty(like, {all.size()}, ScalarType::Long);
   std::memcpy(write<int64_t>(result), all.data(), sizeof all);
   return result;
@@ -350,6 +354,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def(
       "table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
       "int table) -> ()");
+  m.def("table_prefetch(Tensor ids, int table) -> ()");
   m.def("table_facts(Tensor like, int table) -> Tensor");
   m.def("table_resume(Tensor like, Tensor counters, int table) -> ()");
   m.def("table_check(Tensor like, int table) -> ()");
@@ -365,6 +370,7 @@ STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
   m.impl("table_weights_gradient", TORCH_BOX(&weights_gradient));
   m.impl("table_dump", TORCH_BOX(&dump));
   m.impl("table_load", TORCH_BOX(&load));
+  m.impl("table_prefetch", TORCH_BOX(&prefetch));
   m.impl("table_facts", TORCH_BOX(&facts));
   m.impl("table_resume", TORCH_BOX(&resume));
   m.impl("table_check", TORCH_BOX(&check));

@@ -128,6 +128,7 @@ inline StoreConfig config_of(const Tensor& integers, const Tensor& numbers) {
   config.when_full = static_cast<WhenFull>(from[5]);
   config.seed = static_cast<uint64_t>(from[6]);
   if (from[7] != 0) config.padding = from[8];
+  config.placement = static_cast<Placement>(from[9]);
   config.deviation = static_cast<float>(read<double>(numbers)[0]);
   config.initial_state = static_cast<float>(read<double>(numbers)[1]);
   return config;

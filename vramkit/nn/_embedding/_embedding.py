@@ -39,19 +39,22 @@ class SparseEmbedding(EmbeddingModule):
             is then float32). Updates are computed in float32 and rounded stochastically.
         **options: Of tables with a fused optimizer: ``optimizer`` (``"sgd"``, ``"adagrad"``,
             ``"rowwise_adagrad"``, ``"adam"``, lazy as ``torch.optim.SparseAdam``), ``lr``,
-            ``betas``, ``eps``, ``lr_decay``, ``initial_accumulator_value``, ``placement``
-            (``"device"``), ``budget`` in bytes or as ``"1GiB"``, ``when_full`` (``"grow"``,
-            ``"error"``, ``"evict_lru"``, ``"evict_lfu"``), ``seed`` and ``init_std`` of the initial
-            values, which are normally distributed and depend on seed and id alone.
+            ``betas``, ``eps``, ``lr_decay``, ``initial_accumulator_value``, ``placement`` on a CUDA
+            device (``"device"``; ``"host"``, in host memory; ``"cached"``, the rows used last on
+            the device), ``budget`` in bytes or as ``"1GiB"``, ``when_full`` (``"grow"``,
+            ``"error"``, ``"evict_lru"``, ``"evict_lfu"``, or ``"spill"`` into host memory),
+            ``seed`` and ``init_std`` of the initial values, which are normally distributed and
+            depend on seed and id alone.
 
     Shape:
         Any shape of int64 or int32 to that shape and ``embedding_dim``.
 
     Raises:
         InvalidArgumentError: Arguments that contradict each other or cannot be honoured.
-        UnsupportedDeviceError: A device or a placement that this version has no tables for.
+        UnsupportedDeviceError: A device that this version has no tables for.
         RowIndexError: In forward, an id outside a fixed table.
-        TableFullError: In forward, the budget holds fewer rows than are needed.
+        TableFullError: In forward, the budget holds fewer rows than are needed, or host memory
+            cannot be locked.
         TableUsageError: In forward under ``DistributedDataParallel``.
 
     Example:

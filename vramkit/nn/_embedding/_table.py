@@ -50,6 +50,7 @@ class Facts(NamedTuple):
     hits: int
     steps: int
     clock: int
+    host_bytes: int
 
 
 def _on_host(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
@@ -77,6 +78,7 @@ class Table:
         self.config = config
         self.lr = lr
         self.held = False
+        self._side: torch.cuda.Stream | None = None
         self._ops = _OPS
         self._numbers: tuple[tuple[float, ...], Tensor] = (), torch.empty(0, device="cpu")
         self._pending: dict[int, list[_Gradient]] = {}
@@ -178,6 +180,28 @@ class Table:
     def facts(self) -> Facts:
         """Return the counters."""
         return Facts(*self._ops.table_facts.default(self._here, self.number).tolist())
+
+    def prefetch(self, ids: Tensor) -> None:
+        """Bring the rows of ids to the device, on a stream of its own."""
+        if ids.device != self._here.device:
+            raise InvalidArgumentError(
+                f"the ids are on {ids.device}, the table is on {self._here.device}; move one of "
+                "them"
+            )
+        if not ids.is_cuda:
+            self._ops.table_prefetch.default(ids, self.number)
+            return
+        if torch.cuda.is_current_stream_capturing():
+            raise InvalidArgumentError(
+                "prefetch() cannot be captured in a CUDA graph; call it before the capture"
+            )
+        if self._side is None:
+            self._side = torch.cuda.Stream(ids.device)
+        self._side.wait_stream(torch.cuda.current_stream(ids.device))
+        # The table's next call waits for this one on the device, on whatever stream it is made.
+        with torch.cuda.stream(self._side):
+            self._ops.table_prefetch.default(ids, self.number)
+        ids.record_stream(self._side)
 
     def dump(self, since: int = -1) -> list[Tensor]:
         """Return keys, rows, headers (scale, sum), state, stamps of rows changed after a clock."""

@@ -12,9 +12,11 @@
 #include <cstring>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "ops/embedding/device/lanes_cuda.h"
 #include "ops/embedding/device/lookup.h"
+#include "ops/embedding/device/pinned_cuda.h"
 #include "ops/embedding/device/primitives_cuda.h"
 #include "ops/embedding/memory.h"
 
@@ -126,6 +128,18 @@ class Cuda {
     if (static_cast<CudaMemory&>(*memory).stream() != stream_) synchronize();
   }
 
+  /// Locked host memory, by its address on the device.
+  std::unique_ptr<Memory> allocate_host(uint64_t bytes) {
+    return std::make_unique<PinnedMemory>(bytes);
+  }
+  /// Frees it when the table's kernels are done with it.
+  void retire_host(std::vector<std::unique_ptr<Memory>> memory) {
+    // Waiting is refused while some stream is being captured, but this event is older.
+    const Uncaptured uncaptured;
+    if (mailbox_.used_) check_cuda(cudaEventSynchronize(mailbox_.last_), "cudaEventSynchronize");
+    memory.clear();
+  }
+
   void fill(void* to, int byte, uint64_t bytes) {
     if (bytes != 0) check_cuda(cudaMemsetAsync(to, byte, bytes, stream_), "cudaMemsetAsync");
   }
@@ -187,6 +201,22 @@ class Cuda {
   }
 
  private:
+  /// Lets the thread make calls that are unsafe while it captures a graph.
+  class Uncaptured {
+   public:
+    Uncaptured() { exchange(); }
+    Uncaptured(const Uncaptured&) = delete;
+    Uncaptured& operator=(const Uncaptured&) = delete;
+    ~Uncaptured() { exchange(); }
+
+   private:
+    void exchange() {
+      Mailbox::warn_on_failure(cudaThreadExchangeStreamCaptureMode(&mode_),
+                               "cudaThreadExchangeStreamCaptureMode");
+    }
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  };
+
   // Blocks for the few rows that occur very often; more than multiprocessors.
   static constexpr unsigned int kTeams = 256;
 

@@ -14,6 +14,7 @@
 #include "ops/embedding/device/lanes.h"
 #include "ops/embedding/device/lanes_host.h"
 #include "ops/embedding/device/lookup.h"
+#include "ops/embedding/device/pinned.h"
 #include "ops/embedding/memory.h"
 
 namespace vramkit::embedding::device {
@@ -39,6 +40,17 @@ class Host {
   void check_waiting(const char* /*what*/) const {}
   std::unique_ptr<Memory> allocate(uint64_t bytes) { return std::make_unique<Heap>(bytes); }
   void retire(std::unique_ptr<Memory> memory) { memory.reset(); }
+  /// Memory that stands for the host's, whose sum is known and can be limited.
+  std::unique_ptr<Memory> allocate_host(uint64_t bytes) { return std::make_unique<Pinned>(bytes); }
+  void retire_host(std::vector<std::unique_ptr<Memory>> memory) { memory.clear(); }
+  static std::atomic<uint64_t>& pinned_bytes() {
+    static std::atomic<uint64_t> bytes{0};
+    return bytes;
+  }
+  static std::atomic<uint64_t>& most_pinned_bytes() {
+    static std::atomic<uint64_t> most{UINT64_MAX};
+    return most;
+  }
   void fill(void* to, int byte, uint64_t bytes) { std::memset(to, byte, bytes); }
   void write(void* to, const void* from, uint64_t bytes) { std::memcpy(to, from, bytes); }
   void read(void* to, const void* from, uint64_t bytes) { std::memcpy(to, from, bytes); }
@@ -110,6 +122,18 @@ class Host {
 
    private:
     void* data_;
+  };
+
+  class Pinned : public Heap {
+   public:
+    explicit Pinned(uint64_t bytes) : Heap(bytes), bytes_(bytes) {
+      if (pinned_bytes() + bytes > most_pinned_bytes()) throw_unpinned(bytes, "the test's limit");
+      pinned_bytes() += bytes;
+    }
+    ~Pinned() override { pinned_bytes() -= bytes_; }
+
+   private:
+    uint64_t bytes_;
   };
 
   template <class F>

@@ -49,6 +49,7 @@ struct Lookup {
   int64_t* argmax;
   Alarm* alarm;      // null: something else checks the ids and offsets
   uint32_t* misses;  // or null
+  bool counts_host;  // a row in host memory is a miss
 
   VRAMKIT_ON_BOTH bool is_outside(int64_t id) const {
     return num_rows >= 0 && (id < 0 || id >= num_rows);

@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "ops/embedding/device/gradients.h"
 #include "ops/embedding/device/lookup.h"
+#include "ops/embedding/device/sharing.h"
 #include "ops/embedding/device/store.h"
 #include "ops/embedding/torch_tables.h"
 
@@ -123,8 +124,12 @@ class Operators {
       quiet.alarm = nullptr;
       std::tie(output, argmax) = pool(device, quiet, ids, dtype);
     };
-    if (max_norm > 0) {
-      insert_limited(device, *table, of, {max_norm, norm_type});
+    if (max_norm > 0 || table->store.moves_rows()) {
+      if (max_norm > 0) {
+        insert_limited(device, *table, of, {max_norm, norm_type});
+      } else {
+        insert(device, *table, of, false, nullptr, [] {});
+      }
       of.index = table->store.index();
       of.rows = table->store.rows();
       pool_rows();
@@ -196,7 +201,6 @@ class Operators {
     const std::lock_guard lock(table->mutex);
     Device device(device_of(like), table->mailbox);
     const DeviceStore<Device>& store = table->store;
-    const RowLayout& layout = store.layout();
     Scratch scratch;
     const auto flags_at = scratch.add<uint8_t>(store.size());
     const auto chosen_at = scratch.add<uint32_t>(store.size());
@@ -210,21 +214,19 @@ class Operators {
       device.select(flags, store.size(), chosen, number_of);
       device.read(&count, number_of, sizeof count);
     }
-    const auto make = [&](int64_t width, ScalarType type) {
-      return torch::stable::new_empty(like, {int64_t{count}, width}, type);
-    };
-    Tensor keys = torch::stable::new_empty(like, {int64_t{count}}, ScalarType::Long);
-    Tensor rows = make(layout.dim, scalar_type_of(layout.type));
-    Tensor headers = make(2, ScalarType::Float);
-    Tensor state = make(layout.state_count(), ScalarType::Float);
-    Tensor stamps = make(3, ScalarType::Int);
-    with_row_type(layout.type, [&]<class Type>(Type) {
-      device.run_groups(
-          Dump<Type>{store.rows(), chosen, count, write<int64_t>(keys), rows.mutable_data_ptr(),
-                     write<float>(headers), write<float>(state), write<uint32_t>(stamps)},
-          lanes_for(layout.dim, 1));
-    });
-    return {keys, rows, headers, state, stamps};
+    if (store.facts().host_bytes == 0) return dump_rows(device, store, like, chosen, count);
+    // Rows in host memory may be more than the device has room for.
+    std::vector<Tensor> all;
+    for (int64_t first = 0; first == 0 || first < count; first += kDumpedAtOnce) {
+      const int64_t rows = std::min(kDumpedAtOnce, count - first);
+      const std::vector<Tensor> some = dump_rows(device, store, like, chosen + first, rows);
+      for (size_t i = 0; i < some.size(); ++i) {
+        if (first == 0) all.push_back(new_on_host(some[i], count));
+        Tensor part = torch::stable::narrow(all[i], 0, first, rows);
+        torch::stable::copy_(part, some[i]);
+      }
+    }
+    return all;
   }
 
   /// Stores rows, rounded to the nearest, in the place of those that have the same keys.
@@ -237,7 +239,8 @@ class Operators {
     Tensor slots = torch::stable::new_empty(keys, {bags.positions}, ScalarType::Int);
     Lookup of = lookup(*table, bags, table->store.layout().type);
     of.slots = write<uint32_t>(slots);
-    insert(device, *table, of, true, nullptr, [] {});
+    insert(
+        device, *table, of, true, nullptr, [] {}, false);
     ++table->version;
     const RowsView to = table->store.rows();
     with_row_type(to.layout.type, [&]<class Type>(Type) {
@@ -249,6 +252,18 @@ class Operators {
     });
   }
 
+  /// Brings the rows of ids that are in host memory to the device.
+  static void prefetch(Tensor ids, int64_t number) {
+    const std::shared_ptr<TableOf> table = tables().find(number);
+    const Bags bags = bags_of(ids, ids, torch::stable::new_empty(ids, {0}), 0);
+    const std::lock_guard lock(table->mutex);
+    Device device(device_of(ids), table->mailbox);
+    STD_TORCH_CHECK(!device.is_capturing(),
+                    "vramkit: prefetch() cannot be captured in a CUDA graph; call it before");
+    DeviceStore<Device>& store = table->store;
+    store.prefetch(device, store.batch(bags.ids, bags.positions, true, nullptr));
+  }
+
   static Tensor facts(Tensor like, int64_t number) {
     const std::shared_ptr<TableOf> table = tables().find(number);
     const std::lock_guard lock(table->mutex);
@@ -258,10 +273,11 @@ class Operators {
     int64_t misses = 0;
     for (const uint32_t some : control.misses) misses += some;
     const StoreFacts of = table->store.facts();
-    const std::array<int64_t, 8> all{of.rows,        of.bytes,
+    const std::array<int64_t, 9> all{of.rows,        of.bytes,
                                      of.capacity,    of.evictions,
                                      table->lookups, table->hits - misses,
-                                     table->steps,   table->store.clock()};
+                                     table->steps,   table->store.clock(),
+                                     of.host_bytes};
     Tensor result = torch::stable::empty({all.size()}, ScalarType::Long);
     std::memcpy(write<int64_t>(result), all.data(), sizeof all);
     return result;
@@ -283,6 +299,36 @@ class Operators {
   }
 
  private:
+  static constexpr int64_t kDumpedAtOnce = 1 << 16;
+
+  /// A tensor on the CPU like another one, with so many rows.
+  static Tensor new_on_host(const Tensor& like, int64_t rows) {
+    std::vector<int64_t> sizes{rows};
+    if (like.dim() == 2) sizes.push_back(like.size(1));
+    const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+    return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, cpu);
+  }
+
+  static std::vector<Tensor> dump_rows(Device& device, const DeviceStore<Device>& store,
+                                       const Tensor& like, const uint32_t* chosen, int64_t count) {
+    const RowLayout& layout = store.layout();
+    const auto make = [&](int64_t width, ScalarType type) {
+      return torch::stable::new_empty(like, {count, width}, type);
+    };
+    Tensor keys = torch::stable::new_empty(like, {count}, ScalarType::Long);
+    Tensor rows = make(layout.dim, scalar_type_of(layout.type));
+    Tensor headers = make(2, ScalarType::Float);
+    Tensor state = make(layout.state_count(), ScalarType::Float);
+    Tensor stamps = make(3, ScalarType::Int);
+    with_row_type(layout.type, [&]<class Type>(Type) {
+      device.run_groups(
+          Dump<Type>{store.rows(), chosen, count, write<int64_t>(keys), rows.mutable_data_ptr(),
+                     write<float>(headers), write<float>(state), write<uint32_t>(stamps)},
+          lanes_for(layout.dim, 1));
+    });
+    return {keys, rows, headers, state, stamps};
+  }
+
   static TablesOf<TableOf>& tables() {
     static auto* const all = new TablesOf<TableOf>;
     return *all;
@@ -301,6 +347,7 @@ class Operators {
     of.bags = bags;
     of.type = type;
     of.alarm = &table.mailbox.alarm();
+    of.counts_host = store.moves_rows();
     return of;
   }
 
@@ -327,6 +374,7 @@ class Operators {
     Tensor argmax = torch::stable::new_empty(ids, {count}, ScalarType::Long);
     of.output = output.mutable_data_ptr();
     of.argmax = write<int64_t>(argmax);
+    HostRows<Device> hosted(device, of);
     with_kernel(of.rows.layout, [&]<class Type, int kWidth>() {
       const uint32_t lanes = lanes_for(of.rows.layout.dim, kWidth);
       if (of.bags.mode == Mode::kNone) {
@@ -337,6 +385,7 @@ class Operators {
         device.run_groups(AddUp<Type, kWidth>{of}, lanes);
       }
     });
+    hosted.finish(of);
     return {output, argmax};
   }
 
@@ -344,7 +393,7 @@ class Operators {
   /// has been asked what it found.
   template <class F>
   static Found insert(Device& device, TableOf& table, const Lookup& of, bool with_padding,
-                      uint32_t* distinct, const F& meanwhile) {
+                      uint32_t* distinct, const F& meanwhile, bool trains = true) {
     DeviceStore<Device>& store = table.store;
     const Batch batch =
         store.batch(of.bags.ids, of.bags.positions, with_padding, const_cast<uint32_t*>(of.slots));
@@ -355,9 +404,11 @@ class Operators {
     meanwhile();
     Found found(device.template answer<Counts>());
     check(*of.alarm, store.config(), "");
-    found.fresh = translated([&] { return store.insert(device, batch, counts, found, distinct); });
+    found.fresh =
+        translated([&] { return store.insert(device, batch, counts, found, distinct, trains); });
+    if (!trains) return found;
     table.lookups += int64_t{found.found} + found.fresh;
-    table.hits += found.found;
+    table.hits += found.found - (store.moves_rows() ? found.hosted : 0);
     return found;
   }
 

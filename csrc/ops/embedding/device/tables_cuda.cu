@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY_IMPL(vramkit, CUDA, m) {
   m.impl("table_weights_gradient", TORCH_BOX(&OnCuda::weights_gradient));
   m.impl("table_dump", TORCH_BOX(&OnCuda::dump));
   m.impl("table_load", TORCH_BOX(&OnCuda::load));
+  m.impl("table_prefetch", TORCH_BOX(&OnCuda::prefetch));
   m.impl("table_facts", TORCH_BOX(&OnCuda::facts));
   m.impl("table_resume", TORCH_BOX(&OnCuda::resume));
   m.impl("table_check", TORCH_BOX(&OnCuda::check_table));
