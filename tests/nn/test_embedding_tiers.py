@@ -143,6 +143,10 @@ def test_hit_rates_tell_of_the_device() -> None:
     again.load_state_dict(table.state_dict())
     again(torch.arange(400))
     assert again.stats().hit_rate == capacity / 400
+    bag = SparseEmbeddingBag(None, 4, optimizer="adam", placement="cached", budget="8KiB").eval()
+    bag.load_state_dict(table.state_dict())
+    bag(torch.arange(400).view(40, 10))
+    assert bag.stats().hit_rate == capacity / 400
     spilled = SparseEmbedding(None, 4, optimizer="sgd", when_full="spill", budget="4KiB")
     spilled(torch.arange(400))
     with torch.no_grad():

@@ -305,7 +305,7 @@ void load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps,
 }
 
 /// All rows are in host memory.
-void prefetch(Tensor /*selects the CPU*/, int64_t /*number*/) {}
+bool prefetch(Tensor /*selects the CPU*/, int64_t /*number*/) { return false; }
 
 Tensor facts(Tensor like, int64_t number) {
   const std::shared_ptr<Table> table = table_of(number);
@@ -354,7 +354,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def(
       "table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
       "int table) -> ()");
-  m.def("table_prefetch(Tensor ids, int table) -> ()");
+  m.def("table_prefetch(Tensor ids, int table) -> bool");
   m.def("table_facts(Tensor like, int table) -> Tensor");
   m.def("table_resume(Tensor like, Tensor counters, int table) -> ()");
   m.def("table_check(Tensor like, int table) -> ()");

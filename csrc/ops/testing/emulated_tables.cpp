@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def(
       "emulated_table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
       "int table) -> ()");
-  m.def("emulated_table_prefetch(Tensor ids, int table) -> ()");
+  m.def("emulated_table_prefetch(Tensor ids, int table) -> bool");
   m.def("emulated_table_facts(Tensor like, int table) -> Tensor");
   m.def("emulated_table_resume(Tensor like, Tensor counters, int table) -> ()");
   m.def("emulated_table_check(Tensor like, int table) -> ()");

@@ -197,11 +197,14 @@ class Table:
             )
         if self._side is None:
             self._side = torch.cuda.Stream(ids.device)
-        self._side.wait_stream(torch.cuda.current_stream(ids.device))
+        here = torch.cuda.current_stream(ids.device)
+        self._side.wait_stream(here)
         # The table's next call waits for this one on the device, on whatever stream it is made.
         with torch.cuda.stream(self._side):
-            self._ops.table_prefetch.default(ids, self.number)
+            has_graphs = self._ops.table_prefetch.default(ids, self.number)
         ids.record_stream(self._side)
+        if has_graphs:
+            here.wait_stream(self._side)
 
     def dump(self, since: int = -1) -> list[Tensor]:
         """Return keys, rows, headers (scale, sum), state, stamps of rows changed after a clock."""

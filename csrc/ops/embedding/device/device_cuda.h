@@ -132,11 +132,12 @@ class Cuda {
   std::unique_ptr<Memory> allocate_host(uint64_t bytes) {
     return std::make_unique<PinnedMemory>(bytes);
   }
-  /// Frees it when the table's kernels are done with it.
-  void retire_host(std::vector<std::unique_ptr<Memory>> memory) {
-    // Waiting is refused while some stream is being captured, but this event is older.
+  /// Frees it when the table's kernels are done with it, those of CUDA graphs too.
+  void retire_host(std::vector<std::unique_ptr<Memory>> memory, bool has_graphs) {
+    // Waiting is refused while some stream is being captured, but these kernels are older.
     const Uncaptured uncaptured;
     if (mailbox_.used_) check_cuda(cudaEventSynchronize(mailbox_.last_), "cudaEventSynchronize");
+    if (has_graphs) check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     memory.clear();
   }
 

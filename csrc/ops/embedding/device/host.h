@@ -42,7 +42,9 @@ class Host {
   void retire(std::unique_ptr<Memory> memory) { memory.reset(); }
   /// Memory that stands for the host's, whose sum is known and can be limited.
   std::unique_ptr<Memory> allocate_host(uint64_t bytes) { return std::make_unique<Pinned>(bytes); }
-  void retire_host(std::vector<std::unique_ptr<Memory>> memory) { memory.clear(); }
+  void retire_host(std::vector<std::unique_ptr<Memory>> memory, bool /*has_graphs*/) {
+    memory.clear();
+  }
   static std::atomic<uint64_t>& pinned_bytes() {
     static std::atomic<uint64_t> bytes{0};
     return bytes;

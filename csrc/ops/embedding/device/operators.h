@@ -252,8 +252,9 @@ class Operators {
     });
   }
 
-  /// Brings the rows of ids that are in host memory to the device.
-  static void prefetch(Tensor ids, int64_t number) {
+  /// Brings the rows of ids that are in host memory to the device. Returns whether CUDA graphs read
+  /// the table, which wait for nothing by themselves.
+  static bool prefetch(Tensor ids, int64_t number) {
     const std::shared_ptr<TableOf> table = tables().find(number);
     const Bags bags = bags_of(ids, ids, torch::stable::new_empty(ids, {0}), 0);
     const std::lock_guard lock(table->mutex);
@@ -262,6 +263,7 @@ class Operators {
                     "vramkit: prefetch() cannot be captured in a CUDA graph; call it before");
     DeviceStore<Device>& store = table->store;
     store.prefetch(device, store.batch(bags.ids, bags.positions, true, nullptr));
+    return store.is_frozen();
   }
 
   static Tensor facts(Tensor like, int64_t number) {

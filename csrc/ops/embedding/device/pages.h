@@ -57,9 +57,9 @@ class Pages {
   }
 
   /// Waits for the device where memory was last used on another stream than it came from.
-  void release(Device& device) {
+  void release(Device& device, bool has_graphs) {
     for (std::unique_ptr<Memory>& slab : slabs_) device.retire(std::move(slab));
-    if (!host_slabs_.empty()) device.retire_host(std::move(host_slabs_));
+    if (!host_slabs_.empty()) device.retire_host(std::move(host_slabs_), has_graphs);
     device.retire(std::move(table_));
   }
 

@@ -161,10 +161,11 @@ class DeviceStore {
   /// To be called when a CUDA graph has been given addresses: what would change them throws from
   /// now on.
   void freeze() { is_frozen_ = true; }
+  bool is_frozen() const { return is_frozen_; }
 
   /// Waits for the device where memory was last used on another stream than it came from.
   void release(Device& device) {
-    pages_.release(device);
+    pages_.release(device, is_frozen_);
     device.retire(std::move(index_.memory));
   }
 
