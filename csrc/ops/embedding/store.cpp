@@ -116,17 +116,33 @@ void Store::write_initial(int64_t key, char* row) const {
 
 int64_t Store::insert(const int64_t* ids, int64_t count, const Parallel& parallel,
                       uint32_t* inverse, int64_t* keys, int64_t* slots, bool with_padding) {
+  const Inserting batch = prepare(ids, count, parallel, inverse, keys, slots, with_padding);
+  commit(batch, parallel, keys, slots);
+  return batch.unique;
+}
+
+Store::Inserting Store::prepare(const int64_t* ids, int64_t count, const Parallel& parallel,
+                                uint32_t* inverse, int64_t* keys, int64_t* slots,
+                                bool with_padding) {
   // `inverse` holds the slots of the ids at first.
   parallel(0, count, kIdsPerTask,
            [&](int64_t begin, int64_t end) { find(ids + begin, end - begin, inverse + begin); });
-  std::vector<int64_t> fresh;
-  const int64_t unique = distinct(ids, count, inverse, keys, slots, fresh, with_padding);
-  if (static_cast<uint64_t>(unique) > max_rows_) throw_full(static_cast<uint64_t>(unique));
-  const uint64_t wanted = size_ + fresh.size();
+  Inserting batch;
+  batch.unique = distinct(ids, count, inverse, keys, slots, batch.fresh, with_padding);
+  const auto unique = static_cast<uint64_t>(batch.unique);
+  if (unique > max_rows_) throw_full(unique);
+  const uint64_t wanted = size_ + batch.fresh.size();
   if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+  return batch;
+}
+
+void Store::commit(const Inserting& batch, const Parallel& parallel, const int64_t* keys,
+                   int64_t* slots) {
+  const std::vector<int64_t>& fresh = batch.fresh;
+  const uint64_t wanted = size_ + fresh.size();
   reserve(std::min(wanted, max_rows_));
   tick();
-  for (int64_t i = 0; i < unique; ++i) {
+  for (int64_t i = 0; i < batch.unique; ++i) {
     if (slots[i] >= 0) touch(static_cast<uint32_t>(slots[i]));
   }
   if (wanted > max_rows_) evict(wanted - max_rows_);
@@ -137,7 +153,6 @@ int64_t Store::insert(const int64_t* ids, int64_t count, const Parallel& paralle
       write_initial(keys[at], row(static_cast<uint32_t>(slots[at])));
     }
   });
-  return unique;
 }
 
 int64_t Store::distinct(const int64_t* ids, int64_t count, uint32_t* inverse, int64_t* keys,

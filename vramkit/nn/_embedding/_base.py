@@ -30,8 +30,6 @@ from vramkit.nn._embedding._config import (
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
 
-_NOTHING = torch.empty(0, device="cpu")
-
 
 class EmbeddingModule(nn.Module):
     """An embedding with a fused optimizer (``_table``) or with a plain ``weight``."""
@@ -308,11 +306,7 @@ class EmbeddingModule(nn.Module):
             raise InvalidArgumentError(
                 "an open id space has no last row; take keys(), and look them up in eval mode"
             )
-        from vramkit.nn._embedding._table import MODES, Request
-
-        ids = torch.arange(self.num_embeddings, device=table.config.device)
-        empty = ids.new_empty(0)
-        return table.read(Request(ids, empty, _NOTHING, MODES["none"], 0.0, 2.0, False))
+        return table.read(torch.arange(self.num_embeddings, device=table.config.device))
 
     def extra_repr(self) -> str:
         """Return the arguments that are not defaults."""

@@ -107,44 +107,62 @@ class DeviceStore {
     return {ids, positions, with_padding, initial(), config_.num_rows, slots};
   }
 
-  /// Finds the slots of a batch's ids. A batch that is refused later has counted as use of rows.
-  void find(Device& device, const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm) {
+  /// What finds the slots of a batch's ids, with `counts` all 0. A batch that is refused later has
+  /// counted as use of rows.
+  Find find(const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm) {
     tick();
-    device.fill(counts, 0, sizeof(Counts));
-    device.run(batch.positions, Find{batch, index_.view, rows(), clock_, counts, distinct, alarm});
+    return {batch, index_.view, rows(), clock_, counts, distinct, alarm};
+  }
+
+  /// The ids of a batch that have no row, each once, on the device; `counts` tells how many.
+  struct Fresh {
+    Scratch scratch{};
+    FreshSet set{};
+    uint32_t* firsts = nullptr;
+  };
+
+  Fresh distinct(Device& device, const Batch& batch, Counts* counts, const Found& found) const {
+    uint64_t entries = 2;
+    while (entries < 2 * uint64_t{found.missing}) entries *= 2;
+    Fresh fresh;
+    const auto set_at = fresh.scratch.template add<uint32_t>(entries);
+    const auto where_at =
+        fresh.scratch.template add<uint32_t>(static_cast<uint64_t>(batch.positions));
+    const auto firsts_at =
+        fresh.scratch.template add<uint32_t>(static_cast<uint64_t>(batch.positions));
+    const auto flags_at =
+        fresh.scratch.template add<uint8_t>(static_cast<uint64_t>(batch.positions));
+    fresh.scratch.allocate(device);
+    fresh.set = {batch, fresh.scratch.template piece<uint32_t>(set_at),
+                 static_cast<uint32_t>(entries), fresh.scratch.template piece<uint32_t>(where_at)};
+    fresh.firsts = fresh.scratch.template piece<uint32_t>(firsts_at);
+    auto* const flags = fresh.scratch.template piece<uint8_t>(flags_at);
+    device.fill(fresh.set.entries, 0xff, entries * sizeof(uint32_t));
+    device.run(batch.positions, fresh.set);
+    device.run(batch.positions, FlagFresh{fresh.set, flags});
+    device.select(flags, batch.positions, fresh.firsts, &counts->fresh);
+    return fresh;
+  }
+
+  /// Throws Error(kOutOfMemory) where a batch's rows do not fit, of which `fresh` are not there
+  /// yet.
+  void check_fits(uint32_t found, uint32_t fresh) const {
+    const uint64_t distinct = uint64_t{found} + fresh;
+    if (distinct > max_rows_) throw_full(distinct);
+    const uint64_t wanted = uint64_t{size_} + fresh;
+    if (wanted > max_rows_ && !evicts()) throw_full(wanted);
   }
 
   /// Gives rows to the ids of a batch that `find` has not found; `distinct`, if not null, gets
-  /// them after those that it has. Returns their number.
-  uint32_t insert(Device& device, const Batch& batch, Counts* counts, const Found& found,
-                  uint32_t* distinct) {
-    check_fits(found.found);
-    if (found.missing == 0) return 0;
-    uint64_t entries = 2;
-    while (entries < 2 * uint64_t{found.missing}) entries *= 2;
-    Scratch scratch;
-    const auto set_at = scratch.add<uint32_t>(entries);
-    const auto where_at = scratch.add<uint32_t>(static_cast<uint64_t>(batch.positions));
-    const auto firsts_at = scratch.add<uint32_t>(static_cast<uint64_t>(batch.positions));
-    const auto flags_at = scratch.add<uint8_t>(static_cast<uint64_t>(batch.positions));
-    scratch.allocate(device);
-    const FreshSet set{batch, scratch.piece<uint32_t>(set_at), static_cast<uint32_t>(entries),
-                       scratch.piece<uint32_t>(where_at)};
-    auto* const firsts = scratch.piece<uint32_t>(firsts_at);
-    auto* const flags = scratch.piece<uint8_t>(flags_at);
-    device.fill(set.entries, 0xff, entries * sizeof(uint32_t));
-    device.run(batch.positions, set);
-    device.run(batch.positions, FlagFresh{set, flags});
-    device.select(flags, batch.positions, firsts, &counts->fresh);
-    uint32_t fresh = 0;
-    device.read(&fresh, &counts->fresh, sizeof fresh);
-    check_fits(uint64_t{found.found} + fresh);
-    take(device, batch, firsts, fresh);
-    device.run(batch.positions, Spread{set});
+  /// them after those that it has.
+  void insert(Device& device, const Batch& batch, const Fresh& fresh, const Found& found,
+              uint32_t* distinct) {
+    check_fits(found.found, found.fresh);
+    take(device, batch, fresh.firsts, found.fresh);
+    device.run(batch.positions, Spread{fresh.set});
     if (distinct != nullptr) {
-      device.run(fresh, CopySlots{batch.slots, firsts, distinct + found.found});
+      device.run(found.fresh, CopySlots{batch.slots, fresh.firsts, distinct + found.found});
     }
-    return fresh;
   }
 
   /// Throws Error(kInvalidArgument) where index, rows and counters contradict each other.
@@ -224,13 +242,8 @@ class DeviceStore {
     mask_ = (1U << shift_) - 1;
   }
 
-  void check_fits(uint64_t distinct) const {
-    if (distinct > max_rows_) throw_full(distinct);
-  }
-
   void take(Device& device, const Batch& batch, const uint32_t* firsts, uint32_t fresh) {
     const uint64_t wanted = uint64_t{size_} + fresh;
-    if (wanted > max_rows_ && !evicts()) throw_full(wanted);
     const auto size = static_cast<uint32_t>(std::min(wanted, max_rows_));
     const auto evicted = static_cast<uint32_t>(wanted - size);
     reserve(device, size);
