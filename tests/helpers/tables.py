@@ -166,8 +166,11 @@ class Histories:
             feature: [None if part is None else part.clone() for part in given]
             for feature, given in inputs.items()
         }
+        names = list(self.features.values())
         for feature, given in inputs.items():
-            if len(given) == 3 and given[2] is not None and self.chance.random() < 0.7:
+            # Lookups of features that share a table may scale the rows of each other.
+            lone = names.count(self.features[feature]) == 1
+            if len(given) == 3 and given[2] is not None and lone:
                 given[2].requires_grad_(), copies[feature][2].requires_grad_()
         return inputs, copies
 

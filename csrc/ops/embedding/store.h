@@ -89,6 +89,7 @@ class Store {
   char* page_of(uint32_t slot) const { return pages_[slot >> shift_].rows; }
   Metadata& metadata(uint32_t slot) const { return pages_[slot >> shift_].metadata[slot & mask_]; }
 
+  void check_id(int64_t id) const;
   bool evicts() const {
     return config_.when_full == WhenFull::kEvictLru || config_.when_full == WhenFull::kEvictLfu;
   }

@@ -93,9 +93,9 @@ class SparseEmbeddingCollection(nn.Module):
             train = module.training and not module.frozen
             # Where no table is trained, gradients of weights concern one output alone.
             alone = feature if weights is not None and not train else None
-            key = (request.table.config.device, request.table.operators, train, alone)
+            key = (request.table.place, train, alone)
             groups.setdefault(key, []).append((feature, (request, weights)))
-        for (_, _, train, _), group in groups.items():
+        for (_, train, _), group in groups.items():
             requests, weights_of = zip(*(asked for _, asked in group), strict=True)
             outputs = look_up(requests, weights_of, train=train)
             for (feature, _), output in zip(group, outputs, strict=True):

@@ -73,7 +73,7 @@ class Gradients:
 
 # Of the running backward passes. Autograd's engine holds the values until they have ended, also
 # where they fail: nothing of such a pass is left.
-_running: WeakValueDictionary[tuple[int, Any, Any], Gradients] = WeakValueDictionary()
+_running: WeakValueDictionary[tuple[int, str], Gradients] = WeakValueDictionary()
 
 
 def gradients_of(table: Table) -> Gradients:
@@ -83,7 +83,7 @@ def gradients_of(table: Table) -> Gradients:
     """
     if table.held:
         return table.kept
-    key = (torch._C._current_graph_task_id(), table.config.device, table.operators)
+    key = (torch._C._current_graph_task_id(), table.place)
     gradients = _running.get(key)
     if gradients is None:
         gradients = _running[key] = Gradients()

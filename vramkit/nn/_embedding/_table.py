@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-import vramkit._ops  # noqa: F401 - loads the library that defines the native operators
+import vramkit.nn._embedding._fakes  # noqa: F401 - loads the native operators
 from vramkit.nn._embedding._config import ROW_TYPES, TableConfig
 from vramkit.nn._embedding._gradients import Gradients
 from vramkit.nn._embedding._input import NOTHING
@@ -46,6 +47,12 @@ def own_errors() -> Iterator[None]:
         raise own_error(err) from None
 
 
+def _close(operators: Any, here: Tensor, number: int) -> None:
+    # Garbage may be collected while something traces.
+    with _disable_current_modes():
+        operators.table_close.default(here, number)
+
+
 class Table:
     """Owns a native table. Copies and pickles hold its rows, not its number."""
 
@@ -55,6 +62,8 @@ class Table:
         self.held = False
         self.kept = Gradients()
         self.operators = _OPS
+        # Tables of one place can be in one native call.
+        self.place = f"{config.device} {id(_OPS)}"
         # Of the optimizer, besides the learning rate.
         self.rule = (config.lr_decay, *config.betas, config.eps)
         self.output_type = ROW_TYPES.index(config.output_dtype)
@@ -64,7 +73,7 @@ class Table:
             self.number: int = self.operators.table_create.default(
                 self._here, _on_host(integers, torch.int64), _on_host(numbers, torch.float64)
             )
-        weakref.finalize(self, self.operators.table_close.default, self._here, self.number)
+        weakref.finalize(self, _close, self.operators, self._here, self.number)
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the row of each id, without changing the table."""
