@@ -23,17 +23,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def("emulated_table_close(Tensor like, int table) -> ()");
   m.def(
       "emulated_table_read(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, "
-      "ScalarType dtype, float max_norm, float norm_type) -> Tensor");
+      "ScalarType dtype, int dim, float max_norm, float norm_type) -> Tensor");
+  m.def("emulated_tables_read(Tensor[] parts, int[] plan, float[] limits) -> Tensor[]");
   m.def(
       "emulated_table_insert(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, "
-      "ScalarType dtype, float max_norm, float norm_type) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "emulated_table_update(Tensor[] parts, Tensor modes, Tensor numbers, int table) "
-      "-> ()");
-  m.def("emulated_table_gradient_norm(Tensor[] parts, Tensor modes, int table) -> Tensor");
+      "ScalarType dtype, int dim, float max_norm, float norm_type) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("emulated_tables_insert(Tensor[] parts, int[] plan, float[] limits) -> Tensor[]");
+  m.def("emulated_tables_update(Tensor[] parts, int[] plan, float[] numbers) -> ()");
+  m.def("emulated_table_gradient_norm(Tensor[] parts, int[] plan) -> Tensor");
   m.def(
       "emulated_table_weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, "
-      "int table) -> Tensor");
+      "int table, int mode) -> Tensor");
   m.def("emulated_table_dump(Tensor like, int table, int since) -> Tensor[]");
   m.def(
       "emulated_table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
@@ -51,8 +52,10 @@ STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
   m.impl("emulated_table_create", TORCH_BOX(&Emulated::create));
   m.impl("emulated_table_close", TORCH_BOX(&Emulated::close));
   m.impl("emulated_table_read", TORCH_BOX(&Emulated::read_bags));
+  m.impl("emulated_tables_read", TORCH_BOX(&Emulated::read_many));
   m.impl("emulated_table_insert", TORCH_BOX(&Emulated::insert_bags));
-  m.impl("emulated_table_update", TORCH_BOX(&Emulated::update));
+  m.impl("emulated_tables_insert", TORCH_BOX(&Emulated::insert_many));
+  m.impl("emulated_tables_update", TORCH_BOX(&Emulated::update));
   m.impl("emulated_table_gradient_norm", TORCH_BOX(&Emulated::gradient_norm));
   m.impl("emulated_table_weights_gradient", TORCH_BOX(&Emulated::weights_gradient));
   m.impl("emulated_table_dump", TORCH_BOX(&Emulated::dump));

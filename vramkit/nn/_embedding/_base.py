@@ -27,11 +27,9 @@ from vramkit.nn._embedding._config import (
     table_config,
     table_device,
 )
-from vramkit.nn._embedding._input import flat_ids
+from vramkit.nn._embedding._input import int64_ids
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
-
-_NOTHING = torch.empty(0, device="cpu")
 
 
 class EmbeddingModule(nn.Module):
@@ -216,7 +214,7 @@ class EmbeddingModule(nn.Module):
             >>> table.prefetch(batches[1])
             >>> rows.sum().backward()
         """
-        self._fused("prefetch()").prefetch(flat_ids(input))
+        self._fused("prefetch()").prefetch(int64_ids(input))
 
     @contextmanager
     def accumulate(
@@ -357,11 +355,7 @@ class EmbeddingModule(nn.Module):
             raise InvalidArgumentError(
                 "an open id space has no last row; take keys(), and look them up in eval mode"
             )
-        from vramkit.nn._embedding._table import MODES, Request
-
-        ids = torch.arange(self.num_embeddings, device=table.config.device)
-        empty = ids.new_empty(0)
-        return table.read(Request(ids, empty, _NOTHING, MODES["none"], 0.0, 2.0, False))
+        return table.read(torch.arange(self.num_embeddings, device=table.config.device))
 
     def extra_repr(self) -> str:
         """Return the arguments that are not defaults."""

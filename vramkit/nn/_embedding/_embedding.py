@@ -10,11 +10,9 @@ from torch.nn.functional import embedding
 
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._config import TableOptions
-from vramkit.nn._embedding._input import flat_ids
+from vramkit.nn._embedding._input import NOTHING, int64_ids
 from vramkit.nn._embedding._lookup import look_up
-from vramkit.nn._embedding._table import MODES, Request
-
-_NOTHING = torch.empty(0, device="cpu")
+from vramkit.nn._embedding._request import MODES, Asked, Request, check_device
 
 
 class SparseEmbedding(EmbeddingModule):
@@ -92,22 +90,21 @@ class SparseEmbedding(EmbeddingModule):
             options=options,
         )
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
-    def _look_up(self, ids: Tensor) -> Tensor:
-        assert self._table is not None
-        flat = flat_ids(ids)
-        request = Request(
-            *(flat, flat.new_empty(0), _NOTHING, MODES["none"], self.max_norm or 0.0),
-            *(self.norm_type, self.scale_grad_by_freq),
-        )
-        rows = look_up(self._table, request, None, train=self.training and not self.frozen)
-        return rows.view(*ids.shape, self.embedding_dim)
+    def _request(self, ids: Tensor) -> Asked:
+        table = self._table
+        assert table is not None
+        flat = int64_ids(ids)
+        check_device(flat, table.config.device)
+        return Request(
+            *(table, flat, NOTHING, NOTHING, MODES["none"]),
+            *(self.max_norm or 0.0, self.norm_type, int(self.scale_grad_by_freq)),
+        ), None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
         """Look up a row for each id."""
         if self._table is not None:
-            rows: Tensor = self._look_up(input)
-            return rows
+            request, _ = self._request(input)
+            return look_up((request,), (None,), train=self.training and not self.frozen)[0]
         return embedding(
             *(input, self.weight, self.padding_idx, self.max_norm, self.norm_type),
             *(self.scale_grad_by_freq, self.sparse),

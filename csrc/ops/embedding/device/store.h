@@ -93,40 +93,76 @@ class DeviceStore {
     return {ids, positions, with_padding, initial(), config_.num_rows, slots};
   }
 
-  /// Finds the slots of a batch's ids. A batch that is refused later has counted as use of rows.
-  void find(Device& device, const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm) {
+  /// What finds the slots of a batch's ids, with `counts` all 0. A batch that is refused later has
+  /// counted as use of rows.
+  Find find(const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm) {
     tick();
-    device.fill(counts, 0, sizeof(Counts));
-    device.run(batch.positions, Find{batch, index_.view, rows(), clock_, counts, distinct, alarm});
+    return {batch, index_.view, rows(), clock_, counts, distinct, alarm};
+  }
+
+  /// The ids of a batch that have no row, each once, on the device; `counts` tells how many.
+  struct Fresh {
+    Scratch scratch{};
+    FreshSet set{};
+    uint32_t* firsts = nullptr;
+  };
+
+  Fresh distinct(Device& device, const Batch& batch, Counts* counts, const Found& found) const {
+    uint64_t entries = 2;
+    while (entries < 2 * uint64_t{found.missing}) entries *= 2;
+    Fresh fresh;
+    const auto set_at = fresh.scratch.template add<uint32_t>(entries);
+    const auto where_at =
+        fresh.scratch.template add<uint32_t>(static_cast<uint64_t>(batch.positions));
+    const auto firsts_at =
+        fresh.scratch.template add<uint32_t>(static_cast<uint64_t>(batch.positions));
+    const auto flags_at =
+        fresh.scratch.template add<uint8_t>(static_cast<uint64_t>(batch.positions));
+    fresh.scratch.allocate(device);
+    fresh.set = {batch, fresh.scratch.template piece<uint32_t>(set_at),
+                 static_cast<uint32_t>(entries), fresh.scratch.template piece<uint32_t>(where_at)};
+    fresh.firsts = fresh.scratch.template piece<uint32_t>(firsts_at);
+    auto* const flags = fresh.scratch.template piece<uint8_t>(flags_at);
+    device.fill(fresh.set.entries, 0xff, entries * sizeof(uint32_t));
+    device.run(batch.positions, fresh.set);
+    device.run(batch.positions, FlagFresh{fresh.set, flags});
+    device.select(flags, batch.positions, fresh.firsts, &counts->fresh);
+    return fresh;
+  }
+
+  /// Throws Error(kOutOfMemory) where a batch's rows do not fit, of which `fresh` are not there
+  /// yet.
+  void check_fits(uint32_t found, uint32_t fresh) const {
+    const uint64_t distinct = uint64_t{found} + fresh;
+    if (distinct > max_rows_) throw_full(distinct);
+    const uint64_t wanted = uint64_t{size_} + fresh;
+    if (wanted > max_rows_ && !evicts()) throw_full(wanted);
   }
 
   /// Gives rows to the ids of a batch that `find` has not found, and, if it `moves`, brings those
   /// of the batch that are in host memory to the device; `distinct`, if not null, gets the new ones
-  /// after those that it has. Returns their number.
-  uint32_t insert(Device& device, const Batch& batch, Counts* counts, const Found& found,
-                  uint32_t* distinct, bool moves) {
-    check_fits(found.found);
-    Fresh fresh;
-    if (found.missing != 0) fresh = list_fresh(device, batch, counts, found.missing);
-    const uint64_t wanted = uint64_t{found.found} + fresh.count;
-    check_fits(wanted);
+  /// after those that it has.
+  void insert(Device& device, const Batch& batch, const Fresh& fresh, const Found& found,
+              uint32_t* distinct, bool moves) {
+    check_fits(found.found, found.fresh);
     Move move;
-    if (moves && moves_rows()) move = plan(device, batch, found, fresh.count);
-    if (fresh.count != 0) take(device, batch, fresh);
+    if (moves && moves_rows()) move = plan(device, batch, found);
+    if (found.fresh != 0) take(device, batch, fresh, found.fresh);
     if (distinct != nullptr) {
-      device.run(fresh.count, CopySlots{batch.slots, fresh.firsts, distinct + found.found});
+      device.run(found.fresh, CopySlots{batch.slots, fresh.firsts, distinct + found.found});
     }
     if (move.is_planned) {
       const Exchange exchange = run(device, move);
       device.run(batch.positions, Relocate{exchange, batch.slots});
-      if (distinct != nullptr) device.run(wanted, Relocate{exchange, distinct});
+      if (distinct != nullptr) {
+        device.run(int64_t{found.found} + found.fresh, Relocate{exchange, distinct});
+      }
     }
-    if (fresh.count == 0) return 0;
+    if (found.fresh == 0) return;
     with_kernel(config_.layout, [&]<class Type, int kWidth>() {
-      device.run_groups(WriteInitial<Type, kWidth>{batch, fresh.firsts, rows(), fresh.count},
+      device.run_groups(WriteInitial<Type, kWidth>{batch, fresh.firsts, rows(), found.fresh},
                         lanes_for(config_.layout.dim, kWidth));
     });
-    return fresh.count;
   }
 
   /// Brings rows that are in host memory to the device, for a batch to come; the host waits for
@@ -221,50 +257,14 @@ class DeviceStore {
     pages_.set_sizes(rows * RowsView::stride(config_.layout), rows * sizeof(Meta));
   }
 
-  void check_fits(uint64_t distinct) const {
-    if (distinct > max_rows_) throw_full(distinct);
-  }
-
-  /// The first positions of the ids without a row.
-  struct Fresh {
-    Scratch scratch{};
-    FreshSet set{};
-    uint32_t* firsts = nullptr;
-    uint32_t count = 0;
-  };
-
-  Fresh list_fresh(Device& device, const Batch& batch, Counts* counts, uint32_t missing) {
-    Fresh fresh;
-    uint64_t entries = 2;
-    while (entries < 2 * uint64_t{missing}) entries *= 2;
-    const auto positions = static_cast<uint64_t>(batch.positions);
-    const auto set_at = fresh.scratch.template add<uint32_t>(entries);
-    const auto where_at = fresh.scratch.template add<uint32_t>(positions);
-    const auto firsts_at = fresh.scratch.template add<uint32_t>(positions);
-    const auto flags_at = fresh.scratch.template add<uint8_t>(positions);
-    fresh.scratch.allocate(device);
-    fresh.set = {batch, fresh.scratch.template piece<uint32_t>(set_at),
-                 static_cast<uint32_t>(entries), fresh.scratch.template piece<uint32_t>(where_at)};
-    fresh.firsts = fresh.scratch.template piece<uint32_t>(firsts_at);
-    auto* const flags = fresh.scratch.template piece<uint8_t>(flags_at);
-    device.fill(fresh.set.entries, 0xff, entries * sizeof(uint32_t));
-    device.run(batch.positions, fresh.set);
-    device.run(batch.positions, FlagFresh{fresh.set, flags});
-    device.select(flags, batch.positions, fresh.firsts, &counts->fresh);
-    device.read(&fresh.count, &counts->fresh, sizeof fresh.count);
-    return fresh;
-  }
-
   /// Gives slots to fresh ids, whose rows are not written yet.
-  void take(Device& device, const Batch& batch, const Fresh& fresh) {
-    const uint64_t wanted = uint64_t{size_} + fresh.count;
-    if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+  void take(Device& device, const Batch& batch, const Fresh& fresh, uint32_t count) {
+    const uint64_t wanted = uint64_t{size_} + count;
     const auto size = static_cast<uint32_t>(std::min(wanted, max_rows_));
     const auto evicted = static_cast<uint32_t>(wanted - size);
     pages_.reserve(device, pages_for(size), pages_for(max_rows_), is_frozen_);
     // Erased entries stay taken until the whole index is made again.
-    const bool anew =
-        index_.view.direct == nullptr && filled_ + fresh.count > room_of(index_.view.size);
+    const bool anew = index_.view.direct == nullptr && filled_ + count > room_of(index_.view.size);
     const uint64_t held = is_limited() ? max_rows_ : size;
     // With a budget it has its size from the beginning.
     const bool in_place = anew && index_.view.size == entries_for(held);
@@ -273,10 +273,10 @@ class DeviceStore {
     const uint32_t* const slots = evicted == 0 ? nullptr : oldest(device, scratch);
     if (!anew) device.run(evicted, Erase{index_.view, rows(), slots});
     const IndexView into = anew ? IndexView{} : index_.view;
-    device.run(fresh.count, Take{batch, fresh.firsts, slots, evicted, size_, into, rows(), clock_});
+    device.run(count, Take{batch, fresh.firsts, slots, evicted, size_, into, rows(), clock_});
     device.run(batch.positions, Spread{fresh.set});
     size_ = size;
-    filled_ += fresh.count;
+    filled_ += count;
     evictions_ += evicted;
     if (!anew) return;
     if (in_place) {
@@ -296,9 +296,9 @@ class DeviceStore {
     bool is_planned = false;
   };
 
-  Move plan(Device& device, const Batch& batch, const Found& found, uint32_t fresh) {
+  Move plan(Device& device, const Batch& batch, const Found& found) {
     const uint64_t first = std::max<uint64_t>(size_, first_host_slot());
-    const uint64_t end = uint64_t{size_} + fresh;
+    const uint64_t end = uint64_t{size_} + found.fresh;
     const uint64_t hosted_fresh = end > first ? end - first : 0;
     // A padding id has not been counted; its row must not be given up either.
     const bool has_padding = config_.padding.has_value();
