@@ -19,7 +19,6 @@ def _output(ids: Tensor, bounds: Tensor, mode: int, dtype: torch.dtype, dim: int
     return ids.new_empty((bags, dim), dtype=dtype)
 
 
-@torch.library.register_fake("vramkit::table_read")
 def _table_read(
     ids: Tensor,
     bounds: Tensor,
@@ -35,7 +34,6 @@ def _table_read(
     return _output(ids, bounds, mode, dtype, dim)
 
 
-@torch.library.register_fake("vramkit::tables_read")
 def _tables_read(
     parts: Sequence[Tensor], plan: Sequence[int], limits: Sequence[float]
 ) -> list[Tensor]:
@@ -45,3 +43,7 @@ def _tables_read(
         ids, bounds = parts[3 * i : 3 * i + 2]
         outputs.append(_output(ids, bounds, mode, ROW_TYPES[dtype], dim))
     return outputs
+
+
+torch.library.register_fake("vramkit::table_read", _table_read)
+torch.library.register_fake("vramkit::tables_read", _tables_read)

@@ -155,10 +155,11 @@ class Lookups {
       layouts.push_back(one->of.rows.layout);
       one->output = torch::stable::new_empty(one->wanted.ids, one->wanted.shape(one->bags),
                                              one->wanted.dtype);
-      one->argmax =
-          one->bags.mode != Mode::kMax
-              ? nothing_
-              : torch::stable::new_empty(one->wanted.ids, {one->bags.bags * dim}, ScalarType::Long);
+      one->argmax = nothing_;
+      if (one->bags.mode == Mode::kMax) {
+        const int64_t count = one->bags.bags * dim;
+        one->argmax = torch::stable::new_empty(one->wanted.ids, {count}, ScalarType::Long);
+      }
       one->of.output = one->output.mutable_data_ptr();
       one->of.argmax = write<int64_t>(one->argmax);
       lookups.push_back(one->of);
@@ -224,12 +225,13 @@ class Lookups {
     for (size_t i = 0; i < ones.size(); ++i) {
       One& one = *ones[i];
       one.look();
-      one.slots = torch::stable::new_empty(one.wanted.ids, {one.bags.positions}, ScalarType::Int);
+      const int64_t positions = one.bags.positions;
+      one.slots = torch::stable::new_empty(one.wanted.ids, {positions}, ScalarType::Int);
       one.of.slots = write<uint32_t>(one.slots);
       one.counts = counts + i;
       if (one.is_limited()) one.distinct = scratch.piece<uint32_t>(distinct_at[i]);
       finds.emplace_back(one.store().find(one.batch(), one.counts, one.distinct, one.of.alarm),
-                         one.bags.positions);
+                         positions);
       if (one.bags.mode != Mode::kNone) checks.emplace_back(CheckOffsets{one.of}, one.bags.bags);
     }
     run_each(*device_, finds);
