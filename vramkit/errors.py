@@ -103,7 +103,7 @@ class RowIndexError(VramkitError, IndexError):
 
 
 class TableFullError(VramkitError, MemoryError):
-    """An embedding table needs more rows than its budget holds."""
+    """An embedding table needs more rows than its budget or host memory has room for."""
 
 
 class TableUsageError(VramkitError, RuntimeError):

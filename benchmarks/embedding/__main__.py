@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks._shared.harness import Recorder, Row, interleave, parser, summarize
 from benchmarks._shared.provenance import gpu_provenance, measure_this_tree
-from benchmarks.embedding.gpu import bench_bags, bench_nvidia
+from benchmarks.embedding.gpu import bench_bags, bench_cached, bench_host, bench_nvidia
 
 BENCH = "bench_embedding"
 SEED = 1
@@ -127,6 +127,10 @@ def main() -> int:
     if on_gpu:
         if "nvidia".startswith(prefixes):
             bench_nvidia(recorder, quick=chosen.quick)
+        if "host".startswith(prefixes):
+            bench_host(recorder, quick=chosen.quick)
+        if "cached".startswith(prefixes):
+            bench_cached(recorder, quick=chosen.quick)
         bench_bags(recorder, quick=chosen.quick, prefixes=prefixes)
         return 0
     for case in CASES:

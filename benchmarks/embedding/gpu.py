@@ -190,6 +190,70 @@ def bench_nvidia(recorder: Recorder, *, quick: bool) -> None:
         report(recorder, "nvidia_10x5000000x128", settings, contestants, quick=quick)
 
 
+def bench_host(recorder: Recorder, *, quick: bool) -> None:
+    """NVIDIA's setup as one table whose rows are all in host memory."""
+    from vramkit.nn import SparseEmbedding
+
+    torch.manual_seed(SEED)
+    parts = [zipf(_NV_IDS, _NV_ROWS) + number * _NV_ROWS for number in range(_NV_TABLES)]
+    ids = torch.cat(parts)
+    settings = {"optimizer": "sgd", "seed": SEED, "unique": ids.unique().numel()}
+    for dtype in (torch.float32, torch.bfloat16):
+        grad = torch.randn(len(ids), _NV_DIM, device="cuda", dtype=dtype)
+
+        def build(dtype: torch.dtype = dtype, grad: Tensor = grad) -> Work:
+            options: dict[str, Any] = {"lr": RATE, "seed": 1, "device": "cuda", "dtype": dtype}
+            table = SparseEmbedding(None, _NV_DIM, optimizer="sgd", placement="host", **options)
+            return _own(table, (ids,), grad)
+
+        name = f"vramkit, {str(dtype).removeprefix('torch.')} in host memory"
+        report(recorder, "host_nvidia", settings, {name: build}, quick=quick)
+
+
+def _cached_work(batches: list[Tensor], grad: Tensor, budget: int, *, prefetches: bool) -> Work:
+    from vramkit.nn import SparseEmbedding
+
+    options: dict[str, Any] = {"lr": RATE, "seed": 1, "device": "cuda", "budget": budget}
+    table = SparseEmbedding(None, _NV_DIM, optimizer="adam", placement="cached", **options)
+    turn = 0
+
+    def step() -> None:
+        nonlocal turn
+        output = table(batches[turn % len(batches)])
+        turn += 1
+        if prefetches:
+            table.prefetch(batches[turn % len(batches)])
+        output.backward(grad)
+
+    for _ in batches:
+        step()
+    return Work(lambda: table(batches[turn % len(batches)]), step)
+
+
+def bench_cached(recorder: Recorder, *, quick: bool) -> None:
+    """NVIDIA's setup as one cached table with Adam: one batch again and again, and four in turn."""
+    torch.manual_seed(SEED)
+    batches = [
+        torch.cat([zipf(_NV_IDS, _NV_ROWS) + number * _NV_ROWS for number in range(_NV_TABLES)])
+        for _ in range(4)
+    ]
+    grad = torch.randn(len(batches[0]), _NV_DIM, device="cuda")
+    unique = max(ids.unique().numel() for ids in batches)
+    # Values, two floats of state for each, counters, and an index that is half full.
+    all_rows = int(unique * 1.1) * (_NV_DIM * 12 + 32 + 43)
+    for case, chosen in (("one_batch", batches[:1]), ("four_batches", batches)):
+        for share in (1.0, 0.2):
+            budget = int(all_rows * share)
+            settings = {"optimizer": "adam", "seed": SEED, "unique": unique, "budget": budget}
+            contestants = {
+                f"vramkit, cache of {share:.0%}{', prefetch' if prefetches else ''}": partial(
+                    _cached_work, chosen, grad, budget, prefetches=prefetches
+                )
+                for prefetches in (False, True)
+            }
+            report(recorder, f"cached_nvidia_{case}", settings, contestants, quick=quick)
+
+
 def _bag_contestants(
     optimizer: Any, shape: tuple[int, int], ids: Tensor, length: int, grad: Tensor
 ) -> dict[str, Callable[[], Work]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
+from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
 
 # What one rounding of a row type may differ by, where two sums differ in their last bits.
 _TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.int8: 0.25}
@@ -45,8 +46,26 @@ class DictTable:
         return output
 
 
-def random_tables(chance: random.Random, make: Callable[[Callable[[], Any]], Any]) -> list[Any]:
-    """Build a table on the CPU, and one that ``make`` builds from the same arguments."""
+def random_placement(chance: random.Random, row_bytes: int) -> dict[str, Any]:
+    """Return arguments that put rows into host memory, some or all of them."""
+    budget = 6000 + row_bytes * chance.choice([0, 0, 10, 100])
+    return chance.choice(
+        [
+            {"placement": "host"},
+            {"placement": "cached", "budget": budget},
+            {"placement": "cached", "budget": budget},
+            {"when_full": "spill", "budget": budget},
+        ]
+    )
+
+
+def random_tables(
+    chance: random.Random, make: Callable[[Callable[[], Any]], Any], *, placed: bool = False
+) -> list[Any]:
+    """Build a table on the CPU, and one that ``make`` builds from the same arguments.
+
+    If it is ``placed``, the second has rows in host memory.
+    """
     dtype = chance.choice(list(_TOLERANCES))
     optimizer: Any = chance.choice(["sgd", "adagrad", "rowwise_adagrad", "adam"])
     bag = chance.random() < 0.6
@@ -69,7 +88,8 @@ def random_tables(chance: random.Random, make: Callable[[Callable[[], Any]], Any
     if bag:
         options |= {"mode": mode, "include_last_offset": chance.random() < 0.5}
     kind: Any = SparseEmbeddingBag if bag else SparseEmbedding
-    return [kind(rows, dim, **options), make(lambda: kind(rows, dim, **options))]
+    where = random_placement(chance, 12 * dim + 100) if placed else {}
+    return [kind(rows, dim, **options), make(lambda: kind(rows, dim, **options, **where))]
 
 
 def _random_ids(chance: random.Random, count: int) -> Tensor:
@@ -80,7 +100,8 @@ def _random_ids(chance: random.Random, count: int) -> Tensor:
     return ids.to(chance.choice([torch.int64, torch.int32]))
 
 
-def _random_inputs(chance: random.Random, table: Any) -> list[Tensor | None]:
+def random_inputs(chance: random.Random, table: Any) -> list[Tensor | None]:
+    """Draw the arguments of a table's forward."""
     count = chance.choice([1, 7, 40, 1500])
     if isinstance(table, SparseEmbedding):
         return [_random_ids(chance, count)]
@@ -94,11 +115,16 @@ def _random_inputs(chance: random.Random, table: Any) -> list[Tensor | None]:
     return [_random_ids(chance, count), offsets, torch.rand(count) if weighted else None]
 
 
-def assert_same_history(chance: random.Random, first: Any, second: Any, device: str) -> None:
-    """Train two tables alike, the second on ``device``; their outputs and states are the same."""
+def assert_same_history(
+    chance: random.Random, first: Any, second: Any, device: str, *, placed: bool = False
+) -> None:
+    """Train two tables alike, the second on ``device``; their outputs and states are the same.
+
+    If it is ``placed``, its rows may be in other slots, and batches to come are announced.
+    """
     tolerance = _TOLERANCES[first._table.config.dtype]
     for _ in range(5):
-        inputs = _random_inputs(chance, first)
+        inputs = random_inputs(chance, first)
         training = chance.random() < 0.8
         outputs, weights = [], []
         for table, place in ((first, "cpu"), (second, device)):
@@ -110,18 +136,107 @@ def assert_same_history(chance: random.Random, first: Any, second: Any, device: 
             outputs.append(table(*given))
         close = {"rtol": tolerance, "atol": tolerance}
         torch.testing.assert_close(outputs[1].cpu(), outputs[0], **close)
+        if placed and chance.random() < 0.5:
+            # Rows move between forward and backward.
+            second.prefetch(_random_ids(chance, chance.choice([1, 40, 700])).to(device))
         if outputs[0].requires_grad:
             grad = torch.randn_like(outputs[0])
             for output in outputs:
                 output.backward(grad.to(output.device))
         if len(weights) == 2 and weights[0].grad is not None:
             torch.testing.assert_close(weights[1].grad.cpu(), weights[0].grad, rtol=1e-4, atol=1e-3)
-    assert_same_state(first, second, tolerance)
+    assert_same_state(first, second, tolerance, placed=placed)
 
 
-def assert_same_state(first: Any, second: Any, tolerance: float) -> None:
-    """The tables have the same rows in the same slots, used equally often."""
+class Histories:
+    """Trains tables in one collection, and equal tables one by one: all bits are the same."""
+
+    def __init__(self, chance: random.Random, pairs: list[Any], device: str) -> None:
+        self.chance, self.device, self.pairs = chance, device, pairs
+        names = [str(number) for number in range(len(pairs))]
+        shared = chance.choices(names, k=chance.randint(0, 2))
+        self.features = {f"f{i}": name for i, name in enumerate([*names, *shared])}
+        tables = {name: pair[0] for name, pair in zip(names, pairs, strict=True)}
+        self.collection = SparseEmbeddingCollection(tables, features=self.features)
+
+    def step(self) -> None:
+        """Set both sides up alike, look up, and train if there is something to train."""
+        for pair in self.pairs:
+            training, frozen = self.chance.random() < 0.85, self.chance.random() < 0.1
+            rate = self.chance.choice([0.05, 0.1])
+            for table in pair:
+                table.train(training).requires_grad_(not frozen)
+                table.lr = rate
+        inputs, copies = self._inputs()
+        with torch.set_grad_enabled(self.chance.random() < 0.9):
+            joint = self.collection(inputs)
+            alone = {
+                feature: self.pairs[int(name)][1](*copies[feature])
+                for feature, name in self.features.items()
+            }
+        assert list(joint) == list(alone)
+        for feature, output in joint.items():
+            assert torch.equal(output, alone[feature]), feature
+            assert output.requires_grad == alone[feature].requires_grad
+        self._train(joint, alone)
+        for feature, given in inputs.items():
+            for part, other in zip(given, copies[feature], strict=True):
+                if part is not None and part.grad is not None:
+                    assert torch.equal(part.grad, other.grad)
+
+    def _inputs(self) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+        inputs: dict[str, list[Any]] = {}
+        for feature, name in self.features.items():
+            drawn = random_inputs(self.chance, self.pairs[int(name)][0])
+            inputs[feature] = [None if part is None else part.to(self.device) for part in drawn]
+        copies = {
+            feature: [None if part is None else part.clone() for part in given]
+            for feature, given in inputs.items()
+        }
+        names = list(self.features.values())
+        for feature, given in inputs.items():
+            # Lookups of features that share a table may scale the rows of each other.
+            lone = names.count(self.features[feature]) == 1
+            if len(given) == 3 and given[2] is not None and lone:
+                given[2].requires_grad_(), copies[feature][2].requires_grad_()
+        return inputs, copies
+
+    def _train(self, joint: dict[str, Tensor], alone: dict[str, Tensor]) -> None:
+        used = [
+            feature
+            for feature, output in joint.items()
+            if output.requires_grad and self.chance.random() < 0.9
+        ]
+        if not used:
+            return
+        grads = [torch.randn_like(joint[feature]) for feature in used]
+        limit = self.chance.choice([None, None, 0.7])
+        with contextlib.ExitStack() as stack:
+            for pair in self.pairs:
+                if self.chance.random() < 0.3:
+                    for table in pair:
+                        stack.enter_context(table.accumulate(max_norm=limit))
+            for outputs in (joint, alone):
+                torch.autograd.backward([outputs[feature] for feature in used], grads)
+
+    def check(self) -> None:
+        """The tables hold the same."""
+        for first, second in self.pairs:
+            assert first.stats() == second.stats()
+            state = second.state_dict()
+            for name, value in first.state_dict().items():
+                assert torch.equal(value, state[name]), name
+            first._table.check()
+
+
+def assert_same_state(first: Any, second: Any, tolerance: float, *, placed: bool = False) -> None:
+    """The tables have the same rows in the same slots, used equally often.
+
+    If the second is ``placed``, its rows may be in other slots.
+    """
     states = [table.state_dict() for table in (first, second)]
+    if placed:
+        states = [sorted_by_key(state) for state in states]
     for name, wanted in states[0].items():
         found = states[1][name].cpu()
         if name in ("keys", "stamps", "counters"):
@@ -135,6 +250,15 @@ def assert_same_state(first: Any, second: Any, tolerance: float) -> None:
             torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
     for table in (first, second):
         table._table.check()
+
+
+def sorted_by_key(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict whose rows are in the order of their keys."""
+    order = state["keys"].argsort()
+    return {
+        name: value if name in ("counters", "init_std") else value[order.to(value.device)]
+        for name, value in state.items()
+    }
 
 
 def assert_evicts_alike(chance: random.Random, first: Any, second: Any, device: str) -> None:

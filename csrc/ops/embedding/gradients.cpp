@@ -80,8 +80,8 @@ void Gradients::place(const GradientBatch& batch, uint32_t number, std::vector<u
   }
   const Bags& bags = batch.bags;
   for (int64_t bag = 0; bag < bags.bags; ++bag) {
-    const int64_t begin = bags.mode == Mode::kNone ? bag : bags.bounds[bag];
-    const int64_t end = bags.mode == Mode::kNone ? bag + 1 : bags.bounds[bag + 1];
+    const int64_t begin = bags.mode == Mode::kNone ? bag : bags.begin_of(bag);
+    const int64_t end = bags.mode == Mode::kNone ? bag + 1 : bags.end_of(bag);
     const auto members = std::count_if(batch.inverse + begin, batch.inverse + end,
                                        [](uint32_t of) { return of != kMissing; });
     const float share = bags.mode == Mode::kMean ? 1.0F / static_cast<float>(members) : 1.0F;

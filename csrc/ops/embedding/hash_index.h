@@ -1,5 +1,6 @@
-// From keys to slots: a hash table of buckets of one cache line. Keys themselves stand in the rows,
-// so that an entry takes five bytes.
+// From keys to slots: a hash table of buckets of one cache line, or, where that is smaller, the
+// slot of each id of a fixed table. The hash table leaves keys to the rows: an entry takes five
+// bytes.
 #pragma once
 
 #include <algorithm>
@@ -30,10 +31,20 @@ class HashIndex {
  public:
   static constexpr uint32_t kEntries = 12;
 
+  /// Keys are 0 to `num_keys` - 1, or any where it is negative.
+  explicit HashIndex(int64_t num_keys) : num_keys_(num_keys) {}
+
   /// Bytes of an index that has room for so many keys.
-  static uint64_t bytes_for(uint64_t keys) { return buckets_for(keys) * sizeof(Bucket); }
-  uint64_t bytes() const { return buckets_ * sizeof(Bucket); }
-  uint64_t room() const { return buckets_ * kEntries / 8 * 7; }
+  uint64_t bytes_for(uint64_t keys) const {
+    return is_direct(keys) ? direct_bytes() : buckets_for(keys) * sizeof(Bucket);
+  }
+  uint64_t bytes() const { return direct_ != nullptr ? direct_bytes() : buckets_ * sizeof(Bucket); }
+  uint64_t room() const {
+    return direct_ != nullptr ? static_cast<uint64_t>(num_keys_) : buckets_ * kEntries / 8 * 7;
+  }
+
+  /// The slot of each key, or null where there is a hash table.
+  const uint32_t* direct() const { return direct_; }
 
   static uint64_t hash(int64_t key) { return mix(static_cast<uint64_t>(key)); }
 
@@ -50,12 +61,18 @@ class HashIndex {
 
   template <class KeyOf>
   uint32_t find(int64_t key, uint64_t hash, const KeyOf& key_of) const {
+    if (direct_ != nullptr) return direct_[key];
     const Place place = locate(key, hash, key_of);
     return place.bucket == nullptr ? kMissing : place.bucket->slots[place.entry];
   }
 
   /// The key must not be in the index, which must have room.
-  void insert(uint64_t hash, uint32_t slot) {
+  void insert(int64_t key, uint32_t slot) {
+    if (direct_ != nullptr) {
+      direct_[key] = slot;
+      return;
+    }
+    const uint64_t hash = HashIndex::hash(key);
     for (uint64_t at = home(hash);; at = next(at)) {
       Bucket& bucket = table_[at];
       const uint32_t free = matches(bucket, 0);
@@ -70,7 +87,12 @@ class HashIndex {
   }
 
   template <class KeyOf>
-  void erase(int64_t key, uint64_t hash, const KeyOf& key_of) {
+  void erase(int64_t key, const KeyOf& key_of) {
+    if (direct_ != nullptr) {
+      direct_[key] = kMissing;
+      return;
+    }
+    const uint64_t hash = HashIndex::hash(key);
     const Place place = locate(key, hash, key_of);
     place.bucket->tags[place.entry] = 0;
     for (uint64_t at = home(hash); &table_[at] != place.bucket; at = next(at)) --table_[at].passed;
@@ -79,13 +101,15 @@ class HashIndex {
   /// Makes room for `keys` keys; `slots` of them, from 0, are in use and are entered again.
   template <class KeyOf>
   void rebuild(uint64_t keys, uint32_t slots, const Allocate& allocate, const KeyOf& key_of) {
-    const uint64_t buckets = buckets_for(keys);
-    std::unique_ptr<Memory> memory = allocate(buckets * sizeof(Bucket));
-    std::memset(memory->data(), 0, buckets * sizeof(Bucket));
+    const uint64_t bytes = bytes_for(keys);
+    std::unique_ptr<Memory> memory = allocate(bytes);
+    const bool direct = is_direct(keys);
+    std::memset(memory->data(), direct ? 0xff : 0, bytes);
     memory_ = std::move(memory);
-    table_ = reinterpret_cast<Bucket*>(memory_->data());
-    buckets_ = buckets;
-    for (uint32_t slot = 0; slot < slots; ++slot) insert(hash(key_of(slot)), slot);
+    direct_ = direct ? reinterpret_cast<uint32_t*>(memory_->data()) : nullptr;
+    table_ = direct ? nullptr : reinterpret_cast<Bucket*>(memory_->data());
+    buckets_ = direct ? 0 : bytes / sizeof(Bucket);
+    for (uint32_t slot = 0; slot < slots; ++slot) insert(key_of(slot), slot);
   }
 
  private:
@@ -94,6 +118,10 @@ class HashIndex {
     int entry;
   };
 
+  uint64_t direct_bytes() const { return static_cast<uint64_t>(num_keys_) * sizeof(uint32_t); }
+  bool is_direct(uint64_t keys) const {
+    return num_keys_ >= 0 && direct_bytes() <= buckets_for(keys) * sizeof(Bucket);
+  }
   static uint64_t buckets_for(uint64_t keys) { return (keys * 8 / 7 + kEntries) / kEntries + 1; }
   static uint8_t tag(uint64_t hash) { return static_cast<uint8_t>(hash | 0x80U); }
   uint64_t home(uint64_t hash) const { return (hash >> 32) * buckets_ >> 32; }
@@ -125,7 +153,9 @@ class HashIndex {
     }
   }
 
+  int64_t num_keys_;
   std::unique_ptr<Memory> memory_;
+  uint32_t* direct_ = nullptr;  // instead of the table, if not null
   Bucket* table_ = nullptr;
   uint64_t buckets_ = 0;
 };

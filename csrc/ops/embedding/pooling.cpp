@@ -127,7 +127,7 @@ class Pooling {
   void add_up(int64_t bag, Reader& reader, float* sum) const {
     std::fill(sum, sum + dim_, 0.0F);
     int64_t count = 0;
-    for (int64_t at = bags_.bounds[bag]; at < bags_.bounds[bag + 1]; ++at) {
+    for (int64_t at = bags_.begin_of(bag); at < bags_.end_of(bag); ++at) {
       prefetch(at);
       if (is_padding(at)) continue;
       ++count;
@@ -156,7 +156,7 @@ class Pooling {
     std::fill(most, most + dim_, 0.0F);
     int64_t* const argmax = argmax_ + bag * dim_;
     std::fill(argmax, argmax + dim_, int64_t{-1});
-    for (int64_t at = bags_.bounds[bag]; at < bags_.bounds[bag + 1]; ++at) {
+    for (int64_t at = bags_.begin_of(bag); at < bags_.end_of(bag); ++at) {
       prefetch(at);
       if (is_padding(at)) continue;
       const float* const values = reader.values<Type>(bags_.ids[at], slots_[at]);
@@ -224,7 +224,7 @@ void weight_gradients(const Store& store, const Bags& bags, const uint32_t* slot
     Reader reader(store, {0, 2});
     for (int64_t bag = first; bag < last; ++bag) {
       const auto* const grads = static_cast<const typename Output::Stored*>(grad) + bag * dim;
-      for (int64_t at = bags.bounds[bag]; at < bags.bounds[bag + 1]; ++at) {
+      for (int64_t at = bags.begin_of(bag); at < bags.end_of(bag); ++at) {
         float sum = 0;
         if (store.config().padding != bags.ids[at]) {
           const float* const values = reader.values<Type>(bags.ids[at], slots[at]);

@@ -27,7 +27,10 @@ constexpr int64_t kIdsPerTask = 2048;
 }  // namespace
 
 Store::Store(const StoreConfig& config, Allocate allocate)
-    : config_(config), allocate_(std::move(allocate)), stride_(config.layout.stride_bytes()) {
+    : config_(config),
+      allocate_(std::move(allocate)),
+      stride_(config.layout.stride_bytes()),
+      index_(config.num_rows) {
   size_pages();
   if (config_.num_rows >= 0) {
     max_rows_ = std::min(max_rows_, static_cast<uint64_t>(config_.num_rows));
@@ -57,7 +60,7 @@ void Store::size_pages() {
 uint64_t Store::bytes_at(uint64_t pages) const {
   const uint64_t rows = pages << shift_;
   const uint64_t each = evicts() ? sizeof(Candidate) : 0;
-  return pages * page_bytes() + rows * each + HashIndex::bytes_for(rows);
+  return pages * page_bytes() + rows * each + index_.bytes_for(rows);
 }
 
 StoreFacts Store::facts() const {
@@ -71,19 +74,28 @@ StoreFacts Store::facts() const {
   return facts;
 }
 
+void Store::check_id(int64_t id) const {
+  if (config_.num_rows < 0 || (id >= 0 && id < config_.num_rows)) return;
+  throw std::out_of_range(format("index out of range: got id %lld, the table has rows 0 to %lld",
+                                 static_cast<long long>(id),
+                                 static_cast<long long>(config_.num_rows - 1)));
+}
+
 void Store::find(const int64_t* ids, int64_t count, uint32_t* slots) const {
+  if (const uint32_t* const direct = index_.direct(); direct != nullptr) {
+    for (int64_t i = 0; i < count; ++i) {
+      check_id(ids[i]);
+      slots[i] = direct[ids[i]];
+    }
+    return;
+  }
   const auto key_of_slot = [this](uint32_t slot) { return key_of(slot); };
   uint64_t hashes[kInFlight];
   for (int64_t begin = 0; begin < count; begin += kInFlight) {
     const int64_t in_flight = std::min(kInFlight, count - begin);
     for (int64_t i = 0; i < in_flight; ++i) {
-      const int64_t id = ids[begin + i];
-      if (config_.num_rows >= 0 && (id < 0 || id >= config_.num_rows)) {
-        throw std::out_of_range(
-            format("index out of range: got id %lld, the table has rows 0 to %lld",
-                   static_cast<long long>(id), static_cast<long long>(config_.num_rows - 1)));
-      }
-      hashes[i] = HashIndex::hash(id);
+      check_id(ids[begin + i]);
+      hashes[i] = HashIndex::hash(ids[begin + i]);
       index_.prefetch(hashes[i]);
     }
     for (int64_t i = 0; i < in_flight; ++i) {
@@ -116,17 +128,33 @@ void Store::write_initial(int64_t key, char* row) const {
 
 int64_t Store::insert(const int64_t* ids, int64_t count, const Parallel& parallel,
                       uint32_t* inverse, int64_t* keys, int64_t* slots, bool with_padding) {
+  const Inserting batch = prepare(ids, count, parallel, inverse, keys, slots, with_padding);
+  commit(batch, parallel, keys, slots);
+  return batch.unique;
+}
+
+Store::Inserting Store::prepare(const int64_t* ids, int64_t count, const Parallel& parallel,
+                                uint32_t* inverse, int64_t* keys, int64_t* slots,
+                                bool with_padding) {
   // `inverse` holds the slots of the ids at first.
   parallel(0, count, kIdsPerTask,
            [&](int64_t begin, int64_t end) { find(ids + begin, end - begin, inverse + begin); });
-  std::vector<int64_t> fresh;
-  const int64_t unique = distinct(ids, count, inverse, keys, slots, fresh, with_padding);
-  if (static_cast<uint64_t>(unique) > max_rows_) throw_full(static_cast<uint64_t>(unique));
-  const uint64_t wanted = size_ + fresh.size();
+  Inserting batch;
+  batch.unique = distinct(ids, count, inverse, keys, slots, batch.fresh, with_padding);
+  const auto unique = static_cast<uint64_t>(batch.unique);
+  if (unique > max_rows_) throw_full(unique);
+  const uint64_t wanted = size_ + batch.fresh.size();
   if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+  return batch;
+}
+
+void Store::commit(const Inserting& batch, const Parallel& parallel, const int64_t* keys,
+                   int64_t* slots) {
+  const std::vector<int64_t>& fresh = batch.fresh;
+  const uint64_t wanted = size_ + fresh.size();
   reserve(std::min(wanted, max_rows_));
   tick();
-  for (int64_t i = 0; i < unique; ++i) {
+  for (int64_t i = 0; i < batch.unique; ++i) {
     if (slots[i] >= 0) touch(static_cast<uint32_t>(slots[i]));
   }
   if (wanted > max_rows_) evict(wanted - max_rows_);
@@ -137,7 +165,6 @@ int64_t Store::insert(const int64_t* ids, int64_t count, const Parallel& paralle
       write_initial(keys[at], row(static_cast<uint32_t>(slots[at])));
     }
   });
-  return unique;
 }
 
 int64_t Store::distinct(const int64_t* ids, int64_t count, uint32_t* inverse, int64_t* keys,
@@ -234,7 +261,7 @@ void Store::evict(uint64_t count) {
       kept.push_back(oldest.slot);
     } else {
       const int64_t key = key_of(oldest.slot);
-      index_.erase(key, HashIndex::hash(key), [this](uint32_t slot) { return key_of(slot); });
+      index_.erase(key, [this](uint32_t slot) { return key_of(slot); });
       free_.push_back(oldest.slot);
       ++evictions_;
       --count;
@@ -253,7 +280,7 @@ uint32_t Store::take(int64_t key) {
   }
   header_of(row(slot)).key = key;
   stamps(slot) = {clock_, clock_, 1};
-  index_.insert(HashIndex::hash(key), slot);
+  index_.insert(key, slot);
   if (evicts()) push_candidate(slot);
   return slot;
 }

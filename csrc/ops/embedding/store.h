@@ -41,6 +41,19 @@ class Store {
   /// Writes the row that an id has as long as nothing has changed it.
   void write_initial(int64_t key, char* row) const;
 
+  /// A batch that is about to be inserted.
+  struct Inserting {
+    int64_t unique = 0;
+    std::vector<int64_t> fresh{};  // those of the distinct ids that have no row
+  };
+
+  /// The first part of `insert`, which may throw Error(kOutOfMemory) and changes no row. Nothing
+  /// else may change the store before `commit`, which gets the same arrays.
+  Inserting prepare(const int64_t* ids, int64_t count, const Parallel& parallel, uint32_t* inverse,
+                    int64_t* keys, int64_t* slots, bool with_padding = false);
+  void commit(const Inserting& batch, const Parallel& parallel, const int64_t* keys,
+              int64_t* slots);
+
   /// The distinct ids of a batch (padding ids too, if `with_padding`): ids[i] is keys[inverse[i]],
   /// in slots[inverse[i]]; padding ids have inverse kMissing. Returns their number. Ids without a
   /// row get one. Each array has `count` elements. `with_padding` treats padding ids as all others.
@@ -76,6 +89,7 @@ class Store {
   char* page_of(uint32_t slot) const { return pages_[slot >> shift_].rows; }
   Metadata& metadata(uint32_t slot) const { return pages_[slot >> shift_].metadata[slot & mask_]; }
 
+  void check_id(int64_t id) const;
   bool evicts() const {
     return config_.when_full == WhenFull::kEvictLru || config_.when_full == WhenFull::kEvictLfu;
   }

@@ -63,19 +63,16 @@ void in_parallel(int64_t begin, int64_t end, int64_t grain, const Loop& loop) {
   if (first != nullptr) std::rethrow_exception(first);
 }
 
-Bags checked_bags_of(const Tensor& ids, const Tensor& bounds, const Tensor& weights, int64_t mode) {
-  const Bags bags = bags_of(ids, bounds, weights, mode);
+Bags checked_bags_of(const Wanted& wanted) {
+  const Bags bags = wanted.bags();
+  check_ends(bags);
   for (int64_t bag = 0; bags.bounds != nullptr && bag < bags.bags; ++bag) {
-    if (bags.bounds[bag] <= bags.bounds[bag + 1]) continue;
+    if (bags.begin_of(bag) <= bags.end_of(bag)) continue;
     throw std::invalid_argument("offsets must not decrease, got " +
-                                std::to_string(bags.bounds[bag]) + " before " +
-                                std::to_string(bags.bounds[bag + 1]));
+                                std::to_string(bags.begin_of(bag)) + " before " +
+                                std::to_string(bags.end_of(bag)));
   }
   return bags;
-}
-
-Tensor new_output(const Tensor& ids, const Table& table, const Bags& bags, ScalarType dtype) {
-  return torch::stable::new_empty(ids, {bags.bags, table.store.layout().dim}, dtype);
 }
 
 Tensor new_argmax(const Tensor& ids, const Table& table, const Bags& bags) {
@@ -106,7 +103,7 @@ TablesOf<Table>& tables() {
 std::shared_ptr<Table> table_of(int64_t number) { return tables().find(number); }
 
 int64_t create(Tensor /*selects the CPU*/, Tensor integers, Tensor numbers) {
-  const StoreConfig config = config_of(integers, numbers);
+  const StoreConfig config = without_tiers(config_of(integers, numbers));
   return tables().add(translated([&] {
     return std::make_shared<Table>(
         config, [](uint64_t bytes) { return std::make_unique<TensorMemory>(bytes); });
@@ -115,100 +112,188 @@ int64_t create(Tensor /*selects the CPU*/, Tensor integers, Tensor numbers) {
 
 void close(Tensor /*selects the CPU*/, int64_t number) { tables().remove(number); }
 
-Tensor read_bags(Tensor ids, Tensor bounds, Tensor weights, int64_t number, int64_t mode,
-                 ScalarType dtype, double max_norm, double norm_type) {
-  const std::shared_ptr<Table> table = table_of(number);
-  const Bags bags = checked_bags_of(ids, bounds, weights, mode);
+Tensor look_up(const Wanted& wanted) {
+  const std::shared_ptr<Table> table = table_of(wanted.table);
+  const Bags bags = checked_bags_of(wanted);
   const std::shared_lock lock(table->mutex);
+  wanted.check_dim(table->store.layout());
   const std::vector<uint32_t> slots = find(*table, bags);
   count_hits(*table, slots);
-  Tensor output = new_output(ids, *table, bags, dtype);
-  Tensor argmax = new_argmax(ids, *table, bags);
-  pool_bags(table->store, bags, slots.data(), {max_norm, norm_type}, row_type_of(dtype),
+  Tensor output = torch::stable::new_empty(wanted.ids, wanted.shape(bags), wanted.dtype);
+  Tensor argmax = new_argmax(wanted.ids, *table, bags);
+  pool_bags(table->store, bags, slots.data(), wanted.limit, row_type_of(wanted.dtype),
             output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> insert_bags(Tensor ids, Tensor bounds, Tensor weights,
-                                                       int64_t number, int64_t mode,
-                                                       ScalarType dtype, double max_norm,
-                                                       double norm_type) {
-  const std::shared_ptr<Table> table = table_of(number);
-  const Bags bags = checked_bags_of(ids, bounds, weights, mode);
-  const std::unique_lock lock(table->mutex);
-  Store& store = table->store;
-  Tensor inverse = torch::stable::new_empty(ids, {bags.positions}, ScalarType::Int);
-  Tensor distinct = torch::stable::new_empty(ids, {kHead + 2 * bags.positions});
-  auto* const of = write<uint32_t>(inverse);
-  int64_t* const head = write<int64_t>(distinct);
-  int64_t* const keys = head + kHead;
-  int64_t* const row_slots = keys + bags.positions;
-  const uint32_t before = store.size();
-  const int64_t unique = translated(
-      [&] { return store.insert(bags.ids, bags.positions, in_parallel, of, keys, row_slots); });
-  if (max_norm > 0) {
-    limit_norms(store, row_slots, unique, {max_norm, norm_type}, in_parallel);
-    ++table->version;
-  }
-  std::vector<uint32_t> slots(static_cast<size_t>(bags.positions), kMissing);
-  for (int64_t i = 0; i < bags.positions; ++i) {
-    if (of[i] != kMissing) slots[static_cast<size_t>(i)] = static_cast<uint32_t>(row_slots[of[i]]);
-  }
-  if (store.config().padding.has_value()) {
-    for (int64_t i = 0; i < bags.positions; ++i) {
-      if (of[i] == kMissing) store.find(bags.ids + i, 1, &slots[static_cast<size_t>(i)]);
-    }
-  }
-  table->lookups += unique;
-  table->hits += std::max<int64_t>(0, unique - (store.size() - before));
-  const Head made{unique, store.epoch(), table->version};
-  std::memcpy(head, &made, sizeof made);
-  Tensor output = new_output(ids, *table, bags, dtype);
-  Tensor argmax = new_argmax(ids, *table, bags);
-  pool_bags(store, bags, slots.data(), {0, norm_type}, row_type_of(dtype),
-            output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
-  return {output, inverse, distinct, argmax};
+Tensor read_bags(Tensor ids, Tensor bounds, Tensor weights, int64_t number, int64_t mode,
+                 ScalarType dtype, int64_t dim, double max_norm, double norm_type) {
+  return look_up({ids, bounds, weights, number, mode, dtype, dim, {max_norm, norm_type}});
 }
 
-std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts, const Tensor& modes) {
+std::vector<Tensor> read_many(std::vector<Tensor> parts, std::vector<int64_t> plan,
+                              std::vector<double> limits) {
+  std::vector<Tensor> outputs;
+  for (const Wanted& wanted : wanted_of(parts, plan, limits)) outputs.push_back(look_up(wanted));
+  return outputs;
+}
+
+/// A training lookup, in steps that several tables take together.
+class Training {
+ public:
+  explicit Training(Wanted wanted)
+      : wanted_(std::move(wanted)),
+        table_(table_of(wanted_.table)),
+        bags_(checked_bags_of(wanted_)) {}
+
+  const std::shared_ptr<Table>& table() const { return table_; }
+
+  /// Throws for ids that cannot get a row, and changes none.
+  void prepare() {
+    wanted_.check_dim(store().layout());
+    inverse_ = torch::stable::new_empty(wanted_.ids, {bags_.positions}, ScalarType::Int);
+    distinct_ = torch::stable::new_empty(wanted_.ids, {kHead + 2 * bags_.positions});
+    batch_ = translated([&] {
+      return store().prepare(bags_.ids, bags_.positions, in_parallel, of(), keys(), slots());
+    });
+  }
+
+  void commit() {
+    const uint32_t before = store().size();
+    translated([&] { store().commit(batch_, in_parallel, keys(), slots()); });
+    if (wanted_.limit.most > 0) {
+      limit_norms(store(), slots(), batch_.unique, wanted_.limit, in_parallel);
+      ++table_->version;
+    }
+    table_->lookups += batch_.unique;
+    table_->hits += std::max<int64_t>(0, batch_.unique - (store().size() - before));
+    const Head made{batch_.unique, store().epoch(), table_->version};
+    std::memcpy(write<int64_t>(distinct_), &made, sizeof made);
+  }
+
+  /// Output, inverse, distinct ids, argmax.
+  std::array<Tensor, 4> pool() const {
+    const std::vector<uint32_t> found = slots_of_positions();
+    Tensor output = torch::stable::new_empty(wanted_.ids, wanted_.shape(bags_), wanted_.dtype);
+    Tensor argmax = new_argmax(wanted_.ids, *table_, bags_);
+    pool_bags(store(), bags_, found.data(), {0, wanted_.limit.degree}, row_type_of(wanted_.dtype),
+              output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
+    return {output, inverse_, distinct_, argmax};
+  }
+
+ private:
+  Store& store() const { return table_->store; }
+  uint32_t* of() const { return write<uint32_t>(inverse_); }
+  int64_t* keys() const { return write<int64_t>(distinct_) + kHead; }
+  int64_t* slots() const { return keys() + bags_.positions; }
+
+  std::vector<uint32_t> slots_of_positions() const {
+    std::vector<uint32_t> found(static_cast<size_t>(bags_.positions), kMissing);
+    const bool has_padding = store().config().padding.has_value();
+    for (int64_t i = 0; i < bags_.positions; ++i) {
+      uint32_t& slot = found[static_cast<size_t>(i)];
+      if (of()[i] != kMissing) {
+        slot = static_cast<uint32_t>(slots()[of()[i]]);
+      } else if (has_padding) {
+        store().find(bags_.ids + i, 1, &slot);
+      }
+    }
+    return found;
+  }
+
+  Wanted wanted_;
+  std::shared_ptr<Table> table_;
+  Bags bags_;
+  Tensor inverse_;
+  Tensor distinct_;
+  Store::Inserting batch_;
+};
+
+/// Of each lookup what Training::pool returns.
+std::vector<Tensor> train(std::vector<Wanted> wanted) {
+  std::vector<Training> all;
+  std::vector<std::shared_ptr<Table>> used;
+  for (Wanted& one : wanted) {
+    all.emplace_back(std::move(one));
+    used.push_back(all.back().table());
+  }
+  const auto locks = lock_all(used);
+  std::vector<Tensor> results(4 * all.size());
+  for (const std::vector<size_t>& round : rounds_of(used)) {
+    for (const size_t i : round) all[i].prepare();
+    for (const size_t i : round) all[i].commit();
+    for (const size_t i : round) {
+      std::array<Tensor, 4> found = all[i].pool();
+      std::move(found.begin(), found.end(), results.begin() + static_cast<std::ptrdiff_t>(4 * i));
+    }
+  }
+  return results;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> insert_bags(Tensor ids, Tensor bounds, Tensor weights,
+                                                       int64_t number, int64_t mode,
+                                                       ScalarType dtype, int64_t dim,
+                                                       double max_norm, double norm_type) {
+  std::vector<Tensor> found =
+      train({{ids, bounds, weights, number, mode, dtype, dim, {max_norm, norm_type}}});
+  return {found[0], found[1], found[2], found[3]};
+}
+
+std::vector<Tensor> insert_many(std::vector<Tensor> parts, std::vector<int64_t> plan,
+                                std::vector<double> limits) {
+  return train(wanted_of(parts, plan, limits));
+}
+
+std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts,
+                                      const std::vector<int64_t>& plan,
+                                      const std::vector<size_t>& gradients) {
   std::vector<GradientBatch> batches;
-  for (size_t at = 0; at + kParts <= parts.size(); at += kParts) {
-    const Tensor* const part = &parts[at];
-    const int64_t* const mode = read<int64_t>(modes) + at / kParts * 2;
+  for (const size_t i : gradients) {
+    const Tensor* const part = &parts[i * kParts];
+    const int64_t* const planned = &plan[i * kPlanned];
     Head head;
     std::memcpy(&head, part[kDistinct].const_data_ptr(), sizeof head);
     const int64_t* const keys = read<int64_t>(part[kDistinct]) + kHead;
-    batches.push_back({bags_of(part[kIds], part[kBounds], part[kWeights], mode[0]),
+    batches.push_back({bags_of(part[kIds], part[kBounds], part[kWeights], planned[kMode]),
                        row_type_of(part[kGrad].scalar_type()), part[kGrad].const_data_ptr(),
                        read<uint32_t>(part[kInverse]), keys, keys + part[kIds].numel(), head.unique,
-                       head.epoch, read<int64_t>(part[kArgmax]), mode[1] != 0});
+                       head.epoch, read<int64_t>(part[kArgmax]), planned[kByFrequency] != 0});
   }
   return batches;
 }
 
-void update(std::vector<Tensor> parts, Tensor modes, Tensor numbers, int64_t number) {
-  const std::shared_ptr<Table> table = table_of(number);
-  const std::unique_lock lock(table->mutex);
-  const Gradients gradients(table->store, batches_of(parts, modes));
-  ++table->steps;
-  ++table->version;
-  const Step step = step_of(numbers, table->store.layout().rule, table->steps);
-  const auto factor = static_cast<float>(read<double>(numbers)[5]);
-  gradients.apply(table->store, step, factor, table->steps, in_parallel);
+void update(std::vector<Tensor> parts, std::vector<int64_t> plan, std::vector<double> numbers) {
+  const std::vector<OfTable> all = by_table(parts, plan);
+  check_numbers(all.size(), numbers);
+  const double* of_table = numbers.data();
+  for (const OfTable& of : all) {
+    const std::shared_ptr<Table> table = table_of(of.table);
+    const std::unique_lock lock(table->mutex);
+    const Gradients gradients(table->store, batches_of(parts, plan, of.gradients));
+    ++table->steps;
+    ++table->version;
+    const Step step = step_of(of_table, table->store.layout().rule, table->steps);
+    const auto factor = static_cast<float>(of_table[5]);
+    gradients.apply(table->store, step, factor, table->steps, in_parallel);
+    of_table += kUpdateNumbers;
+  }
 }
 
-Tensor gradient_norm(std::vector<Tensor> parts, Tensor modes, int64_t number) {
-  const std::shared_ptr<Table> table = table_of(number);
+/// Of one table.
+Tensor gradient_norm(std::vector<Tensor> parts, std::vector<int64_t> plan) {
+  const std::vector<OfTable> of = by_table(parts, plan);
+  const std::shared_ptr<Table> table = table_of(of.at(0).table);
   const std::shared_lock lock(table->mutex);
-  Tensor result = torch::stable::new_empty(modes, {}, ScalarType::Double);
-  *write<double>(result) = Gradients(table->store, batches_of(parts, modes)).norm(in_parallel);
+  Tensor result = torch::stable::new_empty(parts[kIds], {}, ScalarType::Double);
+  *write<double>(result) =
+      Gradients(table->store, batches_of(parts, plan, of[0].gradients)).norm(in_parallel);
   return result;
 }
 
-Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, int64_t number) {
+Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, int64_t number,
+                        int64_t mode) {
   const std::shared_ptr<Table> table = table_of(number);
-  const Bags bags =
-      bags_of(ids, bounds, torch::stable::new_empty(ids, {0}), static_cast<int64_t>(Mode::kSum));
+  const Bags bags = bags_of(ids, bounds, torch::stable::new_empty(ids, {0}), mode);
   const std::shared_lock lock(table->mutex);
   Head head{};
   if (distinct.numel() != 0) std::memcpy(&head, distinct.const_data_ptr(), sizeof head);
@@ -304,12 +389,16 @@ void load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps,
   store.stamps_changed();
 }
 
+/// All rows are in host memory.
+bool prefetch(Tensor /*selects the CPU*/, int64_t /*number*/) { return false; }
+
 Tensor facts(Tensor like, int64_t number) {
   const std::shared_ptr<Table> table = table_of(number);
   const std::shared_lock lock(table->mutex);
   const StoreFacts of = table->store.facts();
-  const std::array<int64_t, 8> all{of.rows,        of.bytes,    of.capacity,  of.evictions,
-                                   table->lookups, table->hits, table->steps, table->store.clock()};
+  const std::array<int64_t, 9> all{of.rows,        of.bytes,    of.capacity,  of.evictions,
+                                   table->lookups, table->hits, table->steps, table->store.clock(),
+                                   of.bytes};
   Tensor result = torch::stable::new_empty(like, {all.size()}, ScalarType::Long);
   std::memcpy(write<int64_t>(result), all.data(), sizeof all);
   return result;
@@ -336,20 +425,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def("table_close(Tensor like, int table) -> ()");
   m.def(
       "table_read(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, ScalarType "
-      "dtype, "
-      "float max_norm, float norm_type) -> Tensor");
+      "dtype, int dim, float max_norm, float norm_type) -> Tensor");
+  m.def("tables_read(Tensor[] parts, int[] plan, float[] limits) -> Tensor[]");
   m.def(
-      "table_insert(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, "
-      "ScalarType dtype, float max_norm, float norm_type) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("table_update(Tensor[] parts, Tensor modes, Tensor numbers, int table) -> ()");
-  m.def("table_gradient_norm(Tensor[] parts, Tensor modes, int table) -> Tensor");
+      "table_insert(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, ScalarType "
+      "dtype, int dim, float max_norm, float norm_type) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("tables_insert(Tensor[] parts, int[] plan, float[] limits) -> Tensor[]");
+  m.def("tables_update(Tensor[] parts, int[] plan, float[] numbers) -> ()");
+  m.def("table_gradient_norm(Tensor[] parts, int[] plan) -> Tensor");
   m.def(
-      "table_weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, int table) "
-      "-> Tensor");
+      "table_weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, int table, "
+      "int mode) -> Tensor");
   m.def("table_dump(Tensor like, int table, int since) -> Tensor[]");
   m.def(
       "table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
       "int table) -> ()");
+  m.def("table_prefetch(Tensor ids, int table) -> bool");
   m.def("table_facts(Tensor like, int table) -> Tensor");
   m.def("table_resume(Tensor like, Tensor counters, int table) -> ()");
   m.def("table_check(Tensor like, int table) -> ()");
@@ -359,12 +450,15 @@ STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
   m.impl("table_create", TORCH_BOX(&create));
   m.impl("table_close", TORCH_BOX(&close));
   m.impl("table_read", TORCH_BOX(&read_bags));
+  m.impl("tables_read", TORCH_BOX(&read_many));
   m.impl("table_insert", TORCH_BOX(&insert_bags));
-  m.impl("table_update", TORCH_BOX(&update));
+  m.impl("tables_insert", TORCH_BOX(&insert_many));
+  m.impl("tables_update", TORCH_BOX(&update));
   m.impl("table_gradient_norm", TORCH_BOX(&gradient_norm));
   m.impl("table_weights_gradient", TORCH_BOX(&weights_gradient));
   m.impl("table_dump", TORCH_BOX(&dump));
   m.impl("table_load", TORCH_BOX(&load));
+  m.impl("table_prefetch", TORCH_BOX(&prefetch));
   m.impl("table_facts", TORCH_BOX(&facts));
   m.impl("table_resume", TORCH_BOX(&resume));
   m.impl("table_check", TORCH_BOX(&check));

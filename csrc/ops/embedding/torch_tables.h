@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <memory>
@@ -13,7 +14,9 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "ops/embedding/bags.h"
 #include "ops/embedding/rules.h"
@@ -103,7 +106,12 @@ inline ScalarType scalar_type_of(RowType type) {
   return kTypes[static_cast<size_t>(type)];
 }
 
-/// `bounds` has an element more than there are bags, `weights` one for each id; empty means none.
+// Added to the number of a mode: `bounds` has no last element, and the last bag ends with the ids;
+// or the ids have a bag in each row, and there are no bounds.
+inline constexpr int64_t kOpen = 4;
+inline constexpr int64_t kRows = 8;
+
+/// `mode` is the number of a mode, with kOpen or kRows or without. No `weights` mean 1.
 inline Bags bags_of(const Tensor& ids, const Tensor& bounds, const Tensor& weights, int64_t mode) {
   const int64_t positions = ids.numel();
   STD_TORCH_CHECK(positions < kMostPositions, "vramkit: at most ", kMostPositions - 1,
@@ -111,11 +119,120 @@ inline Bags bags_of(const Tensor& ids, const Tensor& bounds, const Tensor& weigh
   Bags bags{};
   bags.ids = read<int64_t>(ids);
   bags.positions = positions;
-  bags.mode = static_cast<Mode>(mode);
-  bags.bags = bags.mode == Mode::kNone ? positions : bounds.numel() - 1;
-  bags.bounds = bags.mode == Mode::kNone ? nullptr : read<int64_t>(bounds);
+  bags.mode = static_cast<Mode>(mode & (kOpen - 1));
+  bags.is_open = (mode & kOpen) != 0;
+  bags.bags = positions;
+  bags.width = 1;
+  if ((mode & kRows) != 0) {
+    bags.bags = ids.size(0);
+    bags.width = ids.size(1);
+  } else if (bags.mode != Mode::kNone) {
+    bags.bags = bounds.numel() - (bags.is_open ? 0 : 1);
+    bags.bounds = read<int64_t>(bounds);
+  }
   bags.weights = weights.numel() == 0 ? nullptr : read<float>(weights);
   return bags;
+}
+
+/// Throws std::invalid_argument for bounds in the host's memory that do not fit the ids.
+inline void check_ends(const Bags& bags) {
+  if (bags.bounds == nullptr || (bags.is_open && bags.bags == 0)) return;
+  const int64_t first = bags.bounds[0];
+  const int64_t last = bags.bounds[bags.is_open ? bags.bags - 1 : bags.bags];
+  if (first != 0 || last > bags.positions) {
+    throw std::invalid_argument(
+        format("offsets must begin with 0 and be at most the number of ids, %lld; they go from "
+               "%lld to %lld",
+               static_cast<long long>(bags.positions), static_cast<long long>(first),
+               static_cast<long long>(last)));
+  }
+  if (!bags.is_open && last != bags.positions) {
+    throw std::invalid_argument(format(
+        "with include_last_offset, the last offset must be the number of ids, %lld, got %lld",
+        static_cast<long long>(bags.positions), static_cast<long long>(last)));
+  }
+}
+
+/// One of the lookups of a call.
+struct Wanted {
+  Tensor ids;
+  Tensor bounds;
+  Tensor weights;
+  int64_t table;
+  int64_t mode;  // with kOpen or kRows or without
+  ScalarType dtype;
+  int64_t dim;
+  NormLimit limit;
+
+  Bags bags() const { return bags_of(ids, bounds, weights, mode); }
+
+  /// The shape of the ids, or the number of bags, and the width of the rows.
+  std::vector<int64_t> shape(const Bags& bags) const {
+    std::vector<int64_t> result;
+    if (bags.mode == Mode::kNone) {
+      const auto sizes = ids.sizes();
+      result.assign(sizes.begin(), sizes.end());
+    } else {
+      result.push_back(bags.bags);
+    }
+    result.push_back(dim);
+    return result;
+  }
+  void check_dim(const RowLayout& layout) const {
+    STD_TORCH_CHECK(layout.dim == dim, "vramkit: table ", table, " has rows of ", layout.dim,
+                    " values, the call expects ", dim);
+  }
+};
+
+/// Of each lookup: ids, bounds and weights in `parts`; table, mode, row type of the output and
+/// width in `plan`; the norm's limit and its degree in `limits`.
+inline std::vector<Wanted> wanted_of(const std::vector<Tensor>& parts,
+                                     const std::vector<int64_t>& plan,
+                                     const std::vector<double>& limits) {
+  const size_t count = plan.size() / 4;
+  STD_TORCH_CHECK(
+      plan.size() == 4 * count && parts.size() == 3 * count && limits.size() == 2 * count,
+      "vramkit: a call of ", parts.size(), " tensors, ", plan.size(), " integers and ",
+      limits.size(), " numbers");
+  std::vector<Wanted> wanted;
+  wanted.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    wanted.push_back({parts[3 * i],
+                      parts[3 * i + 1],
+                      parts[3 * i + 2],
+                      plan[4 * i],
+                      plan[4 * i + 1],
+                      scalar_type_of(static_cast<RowType>(plan[4 * i + 2])),
+                      plan[4 * i + 3],
+                      {limits[2 * i], limits[2 * i + 1]}});
+  }
+  return wanted;
+}
+
+/// Lookups that may run together, by number: tables are looked up once in each round, in the order
+/// of the call.
+template <class Table>
+std::vector<std::vector<size_t>> rounds_of(const std::vector<std::shared_ptr<Table>>& tables) {
+  std::map<const Table*, size_t> seen;
+  std::vector<std::vector<size_t>> rounds;
+  for (size_t i = 0; i < tables.size(); ++i) {
+    const size_t round = seen[tables[i].get()]++;
+    if (round == rounds.size()) rounds.emplace_back();
+    rounds[round].push_back(i);
+  }
+  return rounds;
+}
+
+/// Locks each table once, always in the same order, so that calls never wait for each other.
+template <class Table>
+auto lock_all(const std::vector<std::shared_ptr<Table>>& tables) {
+  std::vector<Table*> distinct;
+  for (const auto& table : tables) distinct.push_back(table.get());
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  std::vector<std::unique_lock<decltype(Table::mutex)>> locks;
+  for (Table* const table : distinct) locks.emplace_back(table->mutex);
+  return locks;
 }
 
 inline StoreConfig config_of(const Tensor& integers, const Tensor& numbers) {
@@ -128,14 +245,22 @@ inline StoreConfig config_of(const Tensor& integers, const Tensor& numbers) {
   config.when_full = static_cast<WhenFull>(from[5]);
   config.seed = static_cast<uint64_t>(from[6]);
   if (from[7] != 0) config.padding = from[8];
+  config.placement = static_cast<Placement>(from[9]);
   config.deviation = static_cast<float>(read<double>(numbers)[0]);
   config.initial_state = static_cast<float>(read<double>(numbers)[1]);
   return config;
 }
 
-/// The numbers are the learning rate, its decay, two betas, epsilon, and the gradients' factor.
-inline Step step_of(const Tensor& numbers, Rule rule, int64_t step) {
-  const double* const from = read<double>(numbers);
+/// What an update takes of each table: the learning rate, its decay, two betas, epsilon, and the
+/// gradients' factor.
+inline constexpr size_t kUpdateNumbers = 6;
+
+inline void check_numbers(size_t count, const std::vector<double>& numbers) {
+  STD_TORCH_CHECK(numbers.size() == count * kUpdateNumbers, "vramkit: an update of ", count,
+                  " tables with ", numbers.size(), " numbers");
+}
+
+inline Step step_of(const double* from, Rule rule, int64_t step) {
   return {rate_at(rule, from[0], from[1], from[2], from[3], step), static_cast<float>(from[2]),
           static_cast<float>(from[3]), static_cast<float>(from[4])};
 }
@@ -150,5 +275,34 @@ inline constexpr int64_t kHead = sizeof(Head) / sizeof(int64_t);
 
 // Tensors of a gradient in the lists of `update` and `gradient_norm`.
 enum Part { kGrad, kIds, kBounds, kWeights, kInverse, kDistinct, kArgmax, kParts };
+// Integers of a gradient in their plans.
+enum Planned { kTable, kMode, kByFrequency, kPlanned };
+
+/// The gradients of one table, by their numbers in a call.
+struct OfTable {
+  int64_t table;
+  std::vector<size_t> gradients;
+};
+
+/// In the order in which tables first occur.
+inline std::vector<OfTable> by_table(const std::vector<Tensor>& parts,
+                                     const std::vector<int64_t>& plan) {
+  const size_t count = plan.size() / kPlanned;
+  STD_TORCH_CHECK(plan.size() == count * kPlanned && parts.size() == count * kParts,
+                  "vramkit: gradients of ", parts.size(), " tensors and ", plan.size(),
+                  " integers");
+  std::vector<OfTable> result;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t table = plan[i * kPlanned + kTable];
+    const auto found = std::find_if(result.begin(), result.end(),
+                                    [&](const OfTable& of) { return of.table == table; });
+    if (found == result.end()) {
+      result.push_back({table, {i}});
+    } else {
+      found->gradients.push_back(i);
+    }
+  }
+  return result;
+}
 
 }  // namespace vramkit::embedding

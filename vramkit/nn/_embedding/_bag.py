@@ -11,12 +11,11 @@ from torch.nn.functional import embedding_bag
 from vramkit.errors import InvalidArgumentError
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._config import TableOptions
-from vramkit.nn._embedding._input import bounds_of, flat_ids
+from vramkit.nn._embedding._input import NOTHING, bounds_of, int64_ids
 from vramkit.nn._embedding._lookup import look_up
-from vramkit.nn._embedding._table import MODES, Request
+from vramkit.nn._embedding._request import MODES, Asked, Request, check_device
 
 Mode = Literal["sum", "mean", "max"]
-_NOTHING = torch.empty(0, device="cpu")
 
 
 class SparseEmbeddingBag(EmbeddingModule):
@@ -95,27 +94,31 @@ class SparseEmbeddingBag(EmbeddingModule):
             options=options,
         )
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
-    def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
-        assert self._table is not None
-        bounds = bounds_of(ids, offsets, with_last=self.include_last_offset)
-        if weights is not None:
-            if self.mode != "sum":
-                raise InvalidArgumentError(
-                    f"per_sample_weights are for mode='sum', this module has mode={self.mode!r}"
-                )
-            if weights.shape != ids.shape:
-                raise InvalidArgumentError(
-                    f"per_sample_weights must have the shape of the ids, {tuple(ids.shape)}, got "
-                    f"{tuple(weights.shape)}"
-                )
-            weights = weights.reshape(-1)
-        factors = _NOTHING if weights is None else weights.detach().float().contiguous()
-        request = Request(
-            *(flat_ids(ids), bounds, factors, MODES[self.mode], self.max_norm or 0.0),
-            *(self.norm_type, self.scale_grad_by_freq),
-        )
-        return look_up(self._table, request, weights, train=self.training and not self.frozen)
+    def _request(
+        self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Asked:
+        table = self._table
+        assert table is not None
+        bounds, layout = bounds_of(ids, offsets, with_last=self.include_last_offset)
+        flat = int64_ids(ids)
+        check_device(flat, table.config.device)
+        factors = NOTHING if weights is None else self._factors(weights, ids)
+        return Request(
+            *(table, flat, bounds, factors, MODES[self.mode] + layout),
+            *(self.max_norm or 0.0, self.norm_type, int(self.scale_grad_by_freq)),
+        ), weights
+
+    def _factors(self, weights: Tensor, ids: Tensor) -> Tensor:
+        if self.mode != "sum":
+            raise InvalidArgumentError(
+                f"per_sample_weights are for mode='sum', this module has mode={self.mode!r}"
+            )
+        if weights.shape != ids.shape:
+            raise InvalidArgumentError(
+                f"per_sample_weights must have the shape of the ids, {tuple(ids.shape)}, got "
+                f"{tuple(weights.shape)}"
+            )
+        return weights.detach().float().contiguous()
 
     def forward(
         self,
@@ -125,8 +128,8 @@ class SparseEmbeddingBag(EmbeddingModule):
     ) -> Tensor:
         """Compute a sum, mean or maximum of rows for each bag."""
         if self._table is not None:
-            bags: Tensor = self._look_up(input, offsets, per_sample_weights)
-            return bags
+            request, weights = self._request(input, offsets, per_sample_weights)
+            return look_up((request,), (weights,), train=self.training and not self.frozen)[0]
         return embedding_bag(
             *(input, self.weight, offsets, self.max_norm, self.norm_type, self.scale_grad_by_freq),
             *(self.mode, self.sparse, per_sample_weights, self.include_last_offset),

@@ -27,10 +27,9 @@ from vramkit.nn._embedding._config import (
     table_config,
     table_device,
 )
+from vramkit.nn._embedding._input import int64_ids
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
-
-_NOTHING = torch.empty(0, device="cpu")
 
 
 class EmbeddingModule(nn.Module):
@@ -160,15 +159,62 @@ class EmbeddingModule(nn.Module):
         """Return what the module holds and how it has been used; see :class:`TableStats`."""
         if self._table is None:
             weight = self.weight
-            return TableStats(len(weight), weight.nbytes, len(weight), None, 0)
+            on_device = weight.nbytes if weight.is_cuda else 0
+            return TableStats(
+                rows_in_use=len(weight),
+                bytes=weight.nbytes,
+                device_bytes=on_device,
+                host_bytes=weight.nbytes - on_device,
+                capacity=len(weight),
+                hit_rate=None,
+                evictions=0,
+            )
         facts = self._table.facts()
         rate = facts.hits / facts.lookups if facts.lookups else None
         capacity = None if facts.capacity < 0 else facts.capacity
-        return TableStats(facts.rows, facts.bytes, capacity, rate, facts.evictions)
+        return TableStats(
+            rows_in_use=facts.rows,
+            bytes=facts.bytes,
+            device_bytes=facts.bytes - facts.host_bytes,
+            host_bytes=facts.host_bytes,
+            capacity=capacity,
+            hit_rate=rate,
+            evictions=facts.evictions,
+        )
 
     def keys(self) -> Tensor:
         """Return the ids that have a row, int64, in no particular order."""
-        return self._fused("keys()").dump()[0]
+        table = self._fused("keys()")
+        return table.dump()[0].to(table.config.device)
+
+    def prefetch(self, input: Tensor) -> None:  # noqa: A002 - as forward
+        """Bring the rows of the next batch to the GPU, while it computes something else.
+
+        With ``placement="cached"``, rows that are in host memory change places with rows that have
+        not been used for long, on a stream of its own; the table's next call waits for that on the
+        GPU. Call it when the ids of the next batch are known, for instance right after the lookup
+        of this one. Other tables have nothing to move. Rows get the same updates without it.
+
+        Args:
+            input: Ids, int64 or int32, of any shape, on the table's device. Ids without a row get
+                none, ids outside a fixed table are ignored.
+
+        Raises:
+            ArgumentTypeError: The ids are not int64 or int32.
+            InvalidArgumentError: The ids are on another device, the module has no fused optimizer,
+                or a CUDA graph is being captured.
+
+        Example:
+            >>> import torch, vramkit
+            >>> table = vramkit.nn.SparseEmbedding(
+            ...     None, 4, optimizer="adam", placement="cached", budget="1MiB"
+            ... )
+            >>> batches = [torch.tensor([3, 4]), torch.tensor([4, 5])]
+            >>> rows = table(batches[0])
+            >>> table.prefetch(batches[1])
+            >>> rows.sum().backward()
+        """
+        self._fused("prefetch()").prefetch(int64_ids(input))
 
     @contextmanager
     def accumulate(
@@ -237,8 +283,8 @@ class EmbeddingModule(nn.Module):
         table = self._fused("apply_changes()")
         if "present" not in changes:
             raise InvalidArgumentError("the dump has no 'present'; take it with changes()")
-        changes = {name: value.to(table.config.device) for name, value in changes.items()}
         state = state_of(table)
+        changes = {name: value.to(state["keys"].device) for name, value in changes.items()}
         present, fresh = changes["present"], changes["keys"]
         kept = torch.isin(state["keys"], present) & ~torch.isin(state["keys"], fresh)
         merged = dict(changes)
@@ -298,8 +344,9 @@ class EmbeddingModule(nn.Module):
             probe = fn(torch.empty(0, dtype=config.output_dtype, device=config.device))
             wanted = replace(config.of_dtype(probe.dtype), device=table_device(probe.device))
             if wanted != config:
-                self._table = Table(wanted, table.lr)
-                fill(self._table, state_of(table))
+                moved = Table(wanted, table.lr)
+                fill(moved, state_of(table))
+                self._table = moved
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _whole_weight(self) -> Tensor:
@@ -308,11 +355,7 @@ class EmbeddingModule(nn.Module):
             raise InvalidArgumentError(
                 "an open id space has no last row; take keys(), and look them up in eval mode"
             )
-        from vramkit.nn._embedding._table import MODES, Request
-
-        ids = torch.arange(self.num_embeddings, device=table.config.device)
-        empty = ids.new_empty(0)
-        return table.read(Request(ids, empty, _NOTHING, MODES["none"], 0.0, 2.0, False))
+        return table.read(torch.arange(self.num_embeddings, device=table.config.device))
 
     def extra_repr(self) -> str:
         """Return the arguments that are not defaults."""

@@ -96,8 +96,7 @@ def _that_fit(table: Table, state: Mapping[str, Tensor]) -> Tensor:
     """Return the positions of the rows to load, an evicting table takes the best."""
     count, capacity = len(state["keys"]), table.facts().capacity
     # A fixed table refuses the keys that it has not.
-    limited = table.config.budget_bytes > 0
-    if not limited or count <= capacity:
+    if not table.config.is_bounded or count <= capacity:
         return torch.arange(count, device="cpu")
     if table.config.when_full == "error":
         raise TableFullError(

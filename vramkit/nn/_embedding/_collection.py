@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.nn._embedding._bag import SparseEmbeddingBag
 from vramkit.nn._embedding._embedding import SparseEmbedding
+from vramkit.nn._embedding._lookup import look_up
+from vramkit.nn._embedding._request import Asked
 
 
 class SparseEmbeddingCollection(nn.Module):
     """Serves the features of a model from several tables in one call.
+
+    The result is that of calling the tables one after the other, in the order of the features, but
+    all tables with a fused optimizer on one device share one native call, and one update when
+    backward ends. On a CUDA device, a kernel serves all tables whose rows have the same type and
+    about the same width.
 
     Args:
         tables: :class:`SparseEmbedding` and :class:`SparseEmbeddingBag` modules by name.
@@ -22,6 +31,10 @@ class SparseEmbeddingCollection(nn.Module):
     Raises:
         InvalidArgumentError: A feature names no table; in forward, features are missing or unknown.
         ArgumentTypeError: A table is neither of the two modules.
+        RowIndexError: In forward, an id outside a fixed table. Like all errors about ids, offsets
+            and budgets, it comes before any id has got a row; only if features share a table, the
+            first of them may have got theirs.
+        TableFullError: In forward, the budget of a table holds fewer rows than are needed.
 
     Example:
         >>> import torch
@@ -67,9 +80,35 @@ class SparseEmbeddingCollection(nn.Module):
             raise InvalidArgumentError(
                 f"the inputs must be {sorted(self.features)}, got {sorted(inputs)}"
             )
-        found = {}
+        groups: dict[Any, list[tuple[str, Asked]]] = {}
+        found: dict[str, Any] = dict.fromkeys(self.features)
         for feature, name in self.features.items():
             given = inputs[feature]
             arguments = (given,) if isinstance(given, Tensor) else given
-            found[feature] = self.tables[name](*arguments)
+            module: Any = self.tables[name]
+            if not _joins(module):
+                found[feature] = module(*arguments)
+                continue
+            request, weights = module._request(*arguments)
+            train = module.training and not module.frozen
+            # Where no table is trained, gradients of weights concern one output alone.
+            alone = feature if weights is not None and not train else None
+            key = (request.table.place, train, alone)
+            groups.setdefault(key, []).append((feature, (request, weights)))
+        for (_, train, _), group in groups.items():
+            requests, weights_of = zip(*(asked for _, asked in group), strict=True)
+            outputs = look_up(requests, weights_of, train=train)
+            for (feature, _), output in zip(group, outputs, strict=True):
+                found[feature] = output
         return found
+
+
+def _joins(module: Any) -> bool:
+    """Whether calling the module would do no more than look up in a table that others join."""
+    return (
+        module._table is not None
+        and type(module) in (SparseEmbedding, SparseEmbeddingBag)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and not _has_any_global_hook()
+    )

@@ -18,7 +18,8 @@ WhenFull = Literal["grow", "error", "evict_lru", "evict_lfu", "spill"]
 # In the order of the enumerations in csrc/ops/embedding/.
 ROW_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
-_WHEN_FULL = ("grow", "error", "evict_lru", "evict_lfu")
+_WHEN_FULL = ("grow", "error", "evict_lru", "evict_lfu", "spill")
+_PLACEMENTS = ("device", "host", "cached")
 _DEFAULT_RATES = {"sgd": 1e-3, "adagrad": 1e-2, "rowwise_adagrad": 1e-2, "adam": 1e-3}
 _OWN = {
     "sgd": {"lr"},
@@ -61,6 +62,7 @@ class TableConfig:
     initial_accumulator_value: float = 0.0
     budget_bytes: int = 0
     when_full: str = "grow"
+    placement: str = "device"
     padding: int | None = None
     seed: int = 0
     init_std: float = 1.0
@@ -77,7 +79,13 @@ class TableConfig:
             self.seed,
             self.padding is not None,
             self.padding or 0,
+            _PLACEMENTS.index(self.placement),
         ], [self.init_std, self.initial_accumulator_value]
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the budget limits the rows of the table, rather than those on a GPU."""
+        return self.budget_bytes > 0 and self.placement != "cached" and self.when_full != "spill"
 
     def of_dtype(self, dtype: torch.dtype) -> TableConfig:
         """Return the config after ``module.to(dtype)``: int8 rows stay, their output follows."""
@@ -114,7 +122,13 @@ def check_plain(options: TableOptions, dtype: torch.dtype | None) -> None:
             "dtype=torch.int8 needs a fused optimizer: a Parameter of integers has no gradient; "
             f"pass optimizer= one of {list(OPTIMIZERS)}"
         )
-    _check_placement(options.get("placement", "device"))
+    placement = _placement(options)
+    if placement != "device":
+        raise InvalidArgumentError(
+            f"placement={placement!r}: only tables with a fused optimizer take it, as other "
+            f"optimizers need the whole weight where they run; pass optimizer='adam' or one of "
+            f"{list(OPTIMIZERS)}"
+        )
 
 
 def table_config(
@@ -132,7 +146,6 @@ def table_config(
             f"optimizer must be None or one of {list(OPTIMIZERS)}, got {optimizer!r}"
         )
     place = table_device(torch.get_default_device() if device is None else torch.device(device))
-    _check_placement(options.get("placement", "device"))
     kind = torch.get_default_dtype() if dtype is None else dtype
     if kind not in ROW_TYPES:
         raise InvalidArgumentError(
@@ -179,24 +192,40 @@ def _rule(optimizer: str, options: TableOptions) -> dict[str, Any]:
 
 
 def _budget(options: TableOptions) -> dict[str, Any]:
-    budget = options.get("budget")
-    when_full = options.get("when_full", "grow" if budget is None else "error")
-    if when_full == "spill":
-        raise UnsupportedDeviceError(
-            "when_full='spill' moves rows from a GPU to host memory, which this version cannot; "
-            "choose 'error', 'evict_lru' or 'evict_lfu'"
-        )
+    budget, placement = options.get("budget"), _placement(options)
+    keeps = budget is None or placement == "cached"
+    when_full = options.get("when_full", "grow" if keeps else "error")
     if when_full not in _WHEN_FULL:
         raise InvalidArgumentError(
-            f"when_full must be one of {list(_WHEN_FULL)} or 'spill', got {when_full!r}"
+            f"when_full must be one of {list(_WHEN_FULL)}, got {when_full!r}"
         )
-    if (budget is None) != (when_full == "grow"):
+    if placement == "cached":
+        _check_cached(budget, when_full)
+    elif (budget is None) != (when_full == "grow"):
         raise InvalidArgumentError(
             f"when_full={when_full!r} with budget={budget!r}: a table grows without a budget; "
-            "with one, choose 'error', 'evict_lru' or 'evict_lfu'"
+            "with one, choose 'error', 'evict_lru', 'evict_lfu' or 'spill'"
+        )
+    if placement == "host" and when_full == "spill":
+        raise InvalidArgumentError(
+            "when_full='spill' with placement='host': the rows are in host memory already; leave "
+            "out budget and when_full, or choose 'error', 'evict_lru' or 'evict_lfu'"
         )
     size = 0 if budget is None else parse_bytes(budget, name="budget")
-    return {"budget_bytes": size, "when_full": when_full}
+    return {"budget_bytes": size, "when_full": when_full, "placement": placement}
+
+
+def _check_cached(budget: int | str | None, when_full: str) -> None:
+    if budget is None:
+        raise InvalidArgumentError(
+            "placement='cached' needs a budget: the GPU memory for the rows used last, such as "
+            "budget='4GiB'"
+        )
+    if when_full != "grow":
+        raise InvalidArgumentError(
+            f"when_full={when_full!r} with placement='cached': rows that the budget has no room "
+            "for stay in host memory, and none is lost; leave when_full out"
+        )
 
 
 def _seed(options: TableOptions) -> int:
@@ -223,16 +252,13 @@ def check_rate(value: Any) -> float:
     return _number("lr", value)
 
 
-def _check_placement(placement: str) -> None:
-    if placement in ("cached", "host"):
-        raise UnsupportedDeviceError(
-            f"placement={placement!r} keeps rows in host memory behind a GPU, which this version "
-            "cannot; use placement='device'"
-        )
-    if placement != "device":
+def _placement(options: TableOptions) -> Placement:
+    placement = options.get("placement", "device")
+    if placement not in _PLACEMENTS:
         raise InvalidArgumentError(
-            f"placement must be 'device', 'cached' or 'host', got {placement!r}"
+            f"placement must be one of {list(_PLACEMENTS)}, got {placement!r}"
         )
+    return placement
 
 
 def table_device(device: torch.device) -> torch.device:

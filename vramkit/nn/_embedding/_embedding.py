@@ -10,11 +10,9 @@ from torch.nn.functional import embedding
 
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._config import TableOptions
-from vramkit.nn._embedding._input import flat_ids
+from vramkit.nn._embedding._input import NOTHING, int64_ids
 from vramkit.nn._embedding._lookup import look_up
-from vramkit.nn._embedding._table import MODES, Request
-
-_NOTHING = torch.empty(0, device="cpu")
+from vramkit.nn._embedding._request import MODES, Asked, Request, check_device
 
 
 class SparseEmbedding(EmbeddingModule):
@@ -39,19 +37,22 @@ class SparseEmbedding(EmbeddingModule):
             is then float32). Updates are computed in float32 and rounded stochastically.
         **options: Of tables with a fused optimizer: ``optimizer`` (``"sgd"``, ``"adagrad"``,
             ``"rowwise_adagrad"``, ``"adam"``, lazy as ``torch.optim.SparseAdam``), ``lr``,
-            ``betas``, ``eps``, ``lr_decay``, ``initial_accumulator_value``, ``placement``
-            (``"device"``), ``budget`` in bytes or as ``"1GiB"``, ``when_full`` (``"grow"``,
-            ``"error"``, ``"evict_lru"``, ``"evict_lfu"``), ``seed`` and ``init_std`` of the initial
-            values, which are normally distributed and depend on seed and id alone.
+            ``betas``, ``eps``, ``lr_decay``, ``initial_accumulator_value``, ``placement`` on a CUDA
+            device (``"device"``; ``"host"``, in host memory; ``"cached"``, the rows used last on
+            the device), ``budget`` in bytes or as ``"1GiB"``, ``when_full`` (``"grow"``,
+            ``"error"``, ``"evict_lru"``, ``"evict_lfu"``, or ``"spill"`` into host memory),
+            ``seed`` and ``init_std`` of the initial values, which are normally distributed and
+            depend on seed and id alone.
 
     Shape:
         Any shape of int64 or int32 to that shape and ``embedding_dim``.
 
     Raises:
         InvalidArgumentError: Arguments that contradict each other or cannot be honoured.
-        UnsupportedDeviceError: A device or a placement that this version has no tables for.
+        UnsupportedDeviceError: A device that this version has no tables for.
         RowIndexError: In forward, an id outside a fixed table.
-        TableFullError: In forward, the budget holds fewer rows than are needed.
+        TableFullError: In forward, the budget holds fewer rows than are needed, or host memory
+            cannot be locked.
         TableUsageError: In forward under ``DistributedDataParallel``.
 
     Example:
@@ -89,22 +90,21 @@ class SparseEmbedding(EmbeddingModule):
             options=options,
         )
 
-    @torch.compiler.disable(recursive=True)  # type: ignore[untyped-decorator]
-    def _look_up(self, ids: Tensor) -> Tensor:
-        assert self._table is not None
-        flat = flat_ids(ids)
-        request = Request(
-            *(flat, flat.new_empty(0), _NOTHING, MODES["none"], self.max_norm or 0.0),
-            *(self.norm_type, self.scale_grad_by_freq),
-        )
-        rows = look_up(self._table, request, None, train=self.training and not self.frozen)
-        return rows.view(*ids.shape, self.embedding_dim)
+    def _request(self, ids: Tensor) -> Asked:
+        table = self._table
+        assert table is not None
+        flat = int64_ids(ids)
+        check_device(flat, table.config.device)
+        return Request(
+            *(table, flat, NOTHING, NOTHING, MODES["none"]),
+            *(self.max_norm or 0.0, self.norm_type, int(self.scale_grad_by_freq)),
+        ), None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
         """Look up a row for each id."""
         if self._table is not None:
-            rows: Tensor = self._look_up(input)
-            return rows
+            request, _ = self._request(input)
+            return look_up((request,), (None,), train=self.training and not self.frozen)[0]
         return embedding(
             *(input, self.weight, self.padding_idx, self.max_norm, self.norm_type),
             *(self.scale_grad_by_freq, self.sparse),

@@ -13,9 +13,12 @@ class TableStats:
         rows_in_use: Rows that have memory.
         bytes: All memory of the module: rows, optimizer state, index and counters. For a module
             without a fused optimizer, its ``weight``.
+        device_bytes: Of these, the bytes on a CUDA device.
+        host_bytes: The others, in host memory; all of a module on the CPU.
         capacity: The most rows that ``num_embeddings`` and ``budget`` allow; None without a limit.
         hit_rate: The share of looked-up ids whose row was there already; in training, each distinct
-            id of a batch counts once. None before the first lookup, and without a fused optimizer.
+            id of a batch counts once. With ``placement="cached"`` on a CUDA device, a row in host
+            memory counts as not there. None before the first lookup, and without a fused optimizer.
         evictions: Rows given up for others since the module was built or loaded.
 
     Example:
@@ -27,6 +30,8 @@ class TableStats:
 
     rows_in_use: int
     bytes: int
+    device_bytes: int
+    host_bytes: int
     capacity: int | None
     hit_rate: float | None
     evictions: int

@@ -12,9 +12,11 @@
 #include <cstring>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "ops/embedding/device/lanes_cuda.h"
 #include "ops/embedding/device/lookup.h"
+#include "ops/embedding/device/pinned_cuda.h"
 #include "ops/embedding/device/primitives_cuda.h"
 #include "ops/embedding/memory.h"
 
@@ -44,6 +46,9 @@ class Cuda {
   /// Host memory that kernels write, and events.
   class Mailbox {
    public:
+    // With the alarm about a page of memory.
+    static constexpr size_t kAnswerBytes = 4000;
+
     explicit Mailbox(int device) {
       const torch::stable::accelerator::DeviceGuard guard(device);
       void* memory = nullptr;
@@ -65,7 +70,6 @@ class Cuda {
 
    private:
     friend class Cuda;
-    static constexpr size_t kAnswerBytes = 512;
     struct Letter {
       Alarm alarm;
       alignas(16) char answer[kAnswerBytes];
@@ -84,8 +88,15 @@ class Cuda {
 
   static constexpr bool kIsImmediate = false;
 
-  Cuda(int device, Mailbox& mailbox)
-      : device_(device), guard_(device), mailbox_(mailbox), allocate_([this](uint64_t bytes) {
+  Cuda(int device, Mailbox& mailbox) : Cuda(device, std::vector<Mailbox*>{&mailbox}) {}
+
+  /// For calls of several tables, one or more.
+  Cuda(int device, std::vector<Mailbox*> mailboxes)
+      : device_(device),
+        guard_(device),
+        mailboxes_(std::move(mailboxes)),
+        mailbox_(*mailboxes_[0]),
+        allocate_([this](uint64_t bytes) {
           return std::make_unique<CudaMemory>(bytes, device_, stream_);
         }) {
     void* stream = nullptr;
@@ -95,17 +106,21 @@ class Cuda {
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     check_cuda(cudaStreamIsCapturing(stream_, &capture), "cudaStreamIsCapturing");
     is_capturing_ = capture != cudaStreamCaptureStatusNone;
-    if (!is_capturing_ && mailbox_.used_ && mailbox_.last_stream_ != stream_) {
-      check_cuda(cudaStreamWaitEvent(stream_, mailbox_.last_, 0), "cudaStreamWaitEvent");
+    if (is_capturing_) return;
+    for (const Mailbox* const mailbox : mailboxes_) {
+      if (!mailbox->used_ || mailbox->last_stream_ == stream_) continue;
+      check_cuda(cudaStreamWaitEvent(stream_, mailbox->last_, 0), "cudaStreamWaitEvent");
     }
   }
   Cuda(const Cuda&) = delete;
   Cuda& operator=(const Cuda&) = delete;
   ~Cuda() {
     if (is_capturing_) return;
-    Mailbox::warn_on_failure(cudaEventRecord(mailbox_.last_, stream_), "cudaEventRecord");
-    mailbox_.last_stream_ = stream_;
-    mailbox_.used_ = true;
+    for (Mailbox* const mailbox : mailboxes_) {
+      Mailbox::warn_on_failure(cudaEventRecord(mailbox->last_, stream_), "cudaEventRecord");
+      mailbox->last_stream_ = stream_;
+      mailbox->used_ = true;
+    }
   }
 
   bool is_capturing() const { return is_capturing_; }
@@ -126,6 +141,19 @@ class Cuda {
     if (static_cast<CudaMemory&>(*memory).stream() != stream_) synchronize();
   }
 
+  /// Locked host memory, by its address on the device.
+  std::unique_ptr<Memory> allocate_host(uint64_t bytes) {
+    return std::make_unique<PinnedMemory>(bytes);
+  }
+  /// Frees it when the table's kernels are done with it, those of CUDA graphs too.
+  void retire_host(std::vector<std::unique_ptr<Memory>> memory, bool has_graphs) {
+    // Waiting is refused while some stream is being captured, but these kernels are older.
+    const Uncaptured uncaptured;
+    if (mailbox_.used_) check_cuda(cudaEventSynchronize(mailbox_.last_), "cudaEventSynchronize");
+    if (has_graphs) check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    memory.clear();
+  }
+
   void fill(void* to, int byte, uint64_t bytes) {
     if (bytes != 0) check_cuda(cudaMemsetAsync(to, byte, bytes, stream_), "cudaMemsetAsync");
   }
@@ -142,17 +170,13 @@ class Cuda {
   }
 
   /// Asks for a value, and waits for it: what is started in between is not waited for.
-  template <class T>
-  void ask(const T* from) {
-    copy_answer(from, sizeof(T));
+  void ask(const void* from, uint64_t bytes) {
+    copy_answer(from, bytes);
     check_cuda(cudaEventRecord(mailbox_.answered_, stream_), "cudaEventRecord");
   }
-  template <class T>
-  T answer() {
+  void answer(void* to, uint64_t bytes) {
     check_cuda(cudaEventSynchronize(mailbox_.answered_), "cudaEventSynchronize");
-    T result;
-    std::memcpy(&result, mailbox_.letter_->answer, sizeof result);
-    return result;
+    std::memcpy(to, mailbox_.letter_->answer, bytes);
   }
 
   template <class F>
@@ -187,6 +211,22 @@ class Cuda {
   }
 
  private:
+  /// Lets the thread make calls that are unsafe while it captures a graph.
+  class Uncaptured {
+   public:
+    Uncaptured() { exchange(); }
+    Uncaptured(const Uncaptured&) = delete;
+    Uncaptured& operator=(const Uncaptured&) = delete;
+    ~Uncaptured() { exchange(); }
+
+   private:
+    void exchange() {
+      Mailbox::warn_on_failure(cudaThreadExchangeStreamCaptureMode(&mode_),
+                               "cudaThreadExchangeStreamCaptureMode");
+    }
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  };
+
   // Blocks for the few rows that occur very often; more than multiprocessors.
   static constexpr unsigned int kTeams = 256;
 
@@ -205,7 +245,8 @@ class Cuda {
 
   int device_;
   torch::stable::accelerator::DeviceGuard guard_;
-  Mailbox& mailbox_;
+  std::vector<Mailbox*> mailboxes_;
+  Mailbox& mailbox_;  // the first of them
   Allocate allocate_;
   cudaStream_t stream_ = nullptr;
   bool is_capturing_ = false;

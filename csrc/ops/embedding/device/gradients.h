@@ -1,5 +1,5 @@
-// Updates and norms of the gradients of some forward passes: prepares them, sorts them by slot, and
-// runs the kernels of update.h.
+// Updates and norms of the gradients of some forward passes, in one table or several: prepares
+// them, sorts them by table and slot, and runs the kernels of update.h.
 #pragma once
 
 #include <bit>
@@ -7,158 +7,282 @@
 #include <utility>
 #include <vector>
 
+#include "ops/embedding/device/many.h"
 #include "ops/embedding/device/store.h"
 #include "ops/embedding/device/update.h"
 
 namespace vramkit::embedding::device {
 
+/// The gradients of a table; `parts` without `first` and `first_bag`, which Gradients sets.
+template <class Device>
+struct TableGradients {
+  DeviceStore<Device>* store;
+  std::vector<GradientPart> parts;
+  RowType type;  // of the gradients
+};
+
+/// What an update of a table takes besides.
+struct Change {
+  Step step;
+  float factor;
+  uint64_t draws;
+};
+
 template <class Device>
 class Gradients {
  public:
-  /// `parts` without `first` and `first_bag`, which are set here.
-  Gradients(Device& device, const DeviceStore<Device>& store, std::vector<GradientPart> parts,
-            RowType type)
-      : device_(device), parts_(std::move(parts)), layout_(store.layout()), none_(store.size()) {
-    int64_t bags = 0;
-    bool in_bags = false;
-    for (GradientPart& part : parts_) {
-      part.first = count_;
-      part.first_bag = bags;
-      count_ += part.bags.positions;
-      bags += part.bags.bags;
-      in_bags |= part.bags.mode != Mode::kNone;
-      has_factors_ |=
-          part.bags.mode == Mode::kMean || part.bags.weights != nullptr || part.by_frequency;
-      by_frequency_ |= part.by_frequency;
+  Gradients(Device& device, std::vector<TableGradients<Device>> tables) : device_(device) {
+    for (TableGradients<Device>& table : tables) all_.push_back(One(std::move(table)));
+    for (One& one : all_) {
+      one.first = positions_count_;
+      positions_count_ += one.count;
+      in_bags_ |= one.in_bags;
+      has_factors_ |= one.has_factors;
     }
-    if (count_ == 0) return;
-    allocate(in_bags, bags, store.config().padding.has_value());
-    prepare(store, bags);
-    const auto bits = static_cast<int>(std::bit_width(none_));
-    device_.sort(piece(keys_), piece(sorted_keys_), piece(positions_), piece(sorted_positions_),
-                 count_, bits);
-    sorted_ = {piece(sorted_keys_),
-               piece(sorted_positions_),
-               count_,
-               none_,
-               layout_.dim,
-               parts_[0],
-               nullptr,
-               static_cast<int>(parts_.size()),
-               piece(bag_of_),
-               factors(),
-               type};
-    if (parts_.size() > 1) {
-      auto* const list = scratch_.piece<GradientPart>(list_);
-      device_.write(list, parts_.data(), parts_.size() * sizeof(GradientPart));
-      sorted_.parts = list;
-    }
+    if (positions_count_ == 0) return;
+    allocate();
+    number_keys();
+    prepare();
+    sort();
+    for (size_t i = 0; i < all_.size(); ++i) list(i);
   }
 
-  /// Updates the rows that are still there.
-  void apply(DeviceStore<Device>& store, const Step& step, float factor, uint64_t draws) {
-    const uint32_t clock = store.tick();
-    if (count_ == 0) return;
-    with_kernel(layout_, [&]<class Type, int kWidth>() {
-      run<kWidth>(Apply<Type, kWidth>{store.rows(), step, factor, draws, clock});
-    });
+  /// Updates the rows that are still there; one change for each table.
+  void apply(const std::vector<Change>& changes) {
+    std::vector<uint32_t> clocks;
+    for (One& one : all_) clocks.push_back(one.of.store->tick());
+    if (positions_count_ == 0) return;
+    with_kernels(layouts(),
+                 [&]<class Type, int kWidth>(const std::vector<size_t>& alike, uint32_t lanes) {
+                   run<kWidth>(alike, lanes, [&](size_t i) {
+                     const Change& of = changes[i];
+                     return Apply<Type, kWidth>{all_[i].of.store->rows(), of.step, of.factor,
+                                                of.draws, clocks[i]};
+                   });
+                 });
   }
 
-  /// The 2-norm over all rows.
+  /// The 2-norm over all rows of a table that is alone.
   double norm() {
-    if (count_ == 0) return 0;
+    if (positions_count_ == 0) return 0;
     Scratch scratch;
-    const auto squares_at = scratch.add<double>(static_cast<uint64_t>(count_));
+    const auto squares_at = scratch.add<double>(static_cast<uint64_t>(positions_count_));
     const auto total_at = scratch.add<double>(1);
     scratch.allocate(device_);
     auto* const squares = scratch.piece<double>(squares_at);
     auto* const total = scratch.piece<double>(total_at);
-    device_.fill(squares, 0, static_cast<uint64_t>(count_) * sizeof(double));
-    if (layout_.dim % 4 == 0) {
-      run<4>(SquareNorm<4>{layout_.dim, squares});
+    device_.fill(squares, 0, static_cast<uint64_t>(positions_count_) * sizeof(double));
+    const uint32_t dim = layouts()[0].dim;
+    if (dim % 4 == 0) {
+      run<4>({0}, lanes_for(dim, 4), [&](size_t) { return SquareNorm<4>{dim, squares}; });
     } else {
-      run<1>(SquareNorm<1>{layout_.dim, squares});
+      run<1>({0}, lanes_for(dim, 1), [&](size_t) { return SquareNorm<1>{dim, squares}; });
     }
-    device_.sum(squares, count_, total);
+    device_.sum(squares, positions_count_, total);
     double result = 0;
     device_.read(&result, total, sizeof result);
     return std::sqrt(result);
   }
 
  private:
+  /// A table. Its positions are next to each other among those of all tables, sorted or not.
+  struct One {
+    explicit One(TableGradients<Device> gradients) : of(std::move(gradients)) {
+      for (GradientPart& part : of.parts) {
+        part.first = count;
+        part.first_bag = bags;
+        count += part.bags.positions;
+        bags += part.bags.bags;
+        in_bags |= part.bags.mode != Mode::kNone;
+        has_factors |=
+            part.bags.mode == Mode::kMean || part.bags.weights != nullptr || part.by_frequency;
+        by_frequency |= part.by_frequency;
+      }
+      counts_members = in_bags && of.store->config().padding.has_value();
+    }
+
+    TableGradients<Device> of;
+    int64_t count = 0;
+    int64_t bags = 0;
+    bool in_bags = false;
+    bool has_factors = false;
+    bool by_frequency = false;
+    bool counts_members = false;
+    int64_t first = 0;
+    Keys keys{};
+    size_t members_at = 0, counts_at = 0, partials_at = 0, long_rows_at = 0, list_at = 0;
+    Sorted sorted{};
+  };
+
   uint32_t* piece(size_t number) const { return scratch_.template piece<uint32_t>(number); }
-  float* factors() const {
-    return has_factors_ ? scratch_.template piece<float>(factors_) : nullptr;
+  uint32_t* members(const One& one) const {
+    return one.counts_members ? piece(one.members_at) : nullptr;
+  }
+  uint32_t* bag_of(const One& one) const { return in_bags_ ? piece(bag_of_) + one.first : nullptr; }
+  float* factors(const One& one) const {
+    return one.has_factors ? scratch_.template piece<float>(factors_) + one.first : nullptr;
+  }
+  std::vector<RowLayout> layouts() const {
+    std::vector<RowLayout> result;
+    for (const One& one : all_) result.push_back(one.of.store->layout());
+    return result;
   }
 
-  void allocate(bool in_bags, int64_t bags, bool has_padding) {
-    const auto count = static_cast<uint64_t>(count_);
-    const auto kernels = static_cast<uint64_t>((count_ + kPart - 1) / kPart);
+  void allocate() {
+    const auto count = static_cast<uint64_t>(positions_count_);
     keys_ = scratch_.add<uint32_t>(count);
     sorted_keys_ = scratch_.add<uint32_t>(count);
     positions_ = scratch_.add<uint32_t>(count);
     sorted_positions_ = scratch_.add<uint32_t>(count);
-    bag_of_ = scratch_.add<uint32_t>(in_bags ? count : 0);
+    bag_of_ = scratch_.add<uint32_t>(in_bags_ ? count : 0);
     factors_ = scratch_.add<float>(has_factors_ ? count : 0);
-    counts_members_ = in_bags && has_padding;
-    members_ = scratch_.add<uint32_t>(counts_members_ ? static_cast<uint64_t>(bags) : 0);
-    counts_ = scratch_.add<uint32_t>(by_frequency_ ? uint64_t{none_} + 1 : 0);
-    partials_ = scratch_.add<float>(2 * kernels * layout_.dim);
-    long_rows_ = scratch_.add<LongRow>(kernels / static_cast<uint64_t>(kShort) + 1);
-    long_count_ = scratch_.add<uint32_t>(1);
-    list_ = scratch_.add<GradientPart>(parts_.size());
+    long_counts_ = scratch_.add<uint32_t>(all_.size());
+    for (One& one : all_) {
+      const auto kernels = static_cast<uint64_t>((one.count + kPart - 1) / kPart);
+      const uint64_t slots = uint64_t{one.of.store->size()} + 1;
+      one.members_at = scratch_.add<uint32_t>(one.counts_members ? one.bags : 0);
+      one.counts_at = scratch_.add<uint32_t>(one.by_frequency ? slots : 0);
+      one.partials_at = scratch_.add<float>(2 * kernels * one.of.store->layout().dim);
+      one.long_rows_at = scratch_.add<LongRow>(kernels / static_cast<uint64_t>(kShort) + 1);
+      one.list_at = scratch_.add<GradientPart>(one.of.parts.size());
+    }
     scratch_.allocate(device_);
   }
 
-  void prepare(const DeviceStore<Device>& store, int64_t bags) {
-    uint32_t* const members = counts_members_ ? piece(members_) : nullptr;
-    if (counts_members_) {
-      device_.fill(members, 0, static_cast<uint64_t>(bags) * sizeof(uint32_t));
-    }
-    for (const GradientPart& part : parts_) {
-      device_.run(part.bags.positions,
-                  Prepare{part, store.initial(), store.index(), none_, piece(keys_),
-                          piece(positions_), piece(bag_of_), members});
-    }
-    for (const GradientPart& part : parts_) {
-      if (!has_factors_) break;
-      if (part.by_frequency) {
-        device_.fill(piece(counts_), 0, (uint64_t{none_} + 1) * sizeof(uint32_t));
-        device_.run(part.bags.positions, CountSlots{piece(keys_) + part.first, piece(counts_)});
+  /// Tables whose slots have 32-bit keys together are sorted at once. They follow each other.
+  void number_keys() {
+    uint64_t next = 0;
+    int64_t positions = 0;
+    for (size_t i = 0; i < all_.size(); ++i) {
+      One& one = all_[i];
+      const uint64_t slots = uint64_t{one.of.store->size()} + 1;
+      if (i == 0 || next + slots > UINT32_MAX || positions + one.count > kMostSorted) {
+        sorts_.push_back({i, i, 0, 0});
+        next = 0;
+        positions = 0;
       }
-      device_.run(part.bags.positions, Factors{part, none_, piece(keys_), piece(bag_of_), members,
-                                               piece(counts_), factors()});
+      one.keys = {static_cast<uint32_t>(next), static_cast<uint32_t>(next + slots - 1)};
+      next += slots;
+      positions += one.count;
+      sorts_.back() = {sorts_.back().begin, i + 1, one.keys.none, positions};
     }
   }
 
-  template <int kWidth, class Sink>
-  void run(const Sink& sink) {
-    const Partials partials{scratch_.template piece<float>(partials_)};
-    auto* const long_rows = scratch_.template piece<LongRow>(long_rows_);
-    uint32_t* const long_count = piece(long_count_);
-    const uint32_t lanes = lanes_for(layout_.dim, kWidth);
-    device_.fill(long_count, 0, sizeof(uint32_t));
-    device_.run_groups(SumParts<kWidth, Sink>{sorted_, partials, sink}, lanes);
-    if (count_ <= kPart) return;
-    device_.run_groups(SumShort<kWidth, Sink>{sorted_, partials, sink, long_rows, long_count},
-                       lanes);
-    if (count_ <= kPart * kShort) return;
-    device_.run_teams(SumLong<kWidth, Sink>{sorted_, partials, sink, long_rows, long_count}, lanes);
+  void prepare() {
+    std::vector<std::pair<Prepare, int64_t>> prepares;
+    for (const One& one : all_) {
+      if (one.counts_members) {
+        device_.fill(members(one), 0, static_cast<uint64_t>(one.bags) * sizeof(uint32_t));
+      }
+      for (const GradientPart& part : one.of.parts) {
+        prepares.emplace_back(Prepare{part, one.of.store->initial(), one.of.store->index(),
+                                      one.keys, piece(keys_) + one.first,
+                                      piece(positions_) + one.first, bag_of(one), members(one)},
+                              part.bags.positions);
+      }
+    }
+    run_each(device_, prepares);
+    std::vector<std::pair<Factors, int64_t>> factors_of;
+    for (const One& one : all_) add_factors(one, factors_of);
+    run_each(device_, factors_of);
   }
+
+  void add_factors(const One& one, std::vector<std::pair<Factors, int64_t>>& to) {
+    if (!one.has_factors) return;
+    uint32_t* const keys = piece(keys_) + one.first;
+    for (const GradientPart& part : one.of.parts) {
+      const Factors of{part,        one.keys, keys, bag_of(one), members(one), piece(one.counts_at),
+                       factors(one)};
+      if (!part.by_frequency) {
+        to.emplace_back(of, part.bags.positions);
+        continue;
+      }
+      // The next part counts in the same place.
+      device_.fill(piece(one.counts_at), 0,
+                   (uint64_t{one.of.store->size()} + 1) * sizeof(uint32_t));
+      device_.run(part.bags.positions,
+                  CountSlots{one.keys, keys + part.first, piece(one.counts_at)});
+      device_.run(part.bags.positions, of);
+    }
+  }
+
+  void sort() {
+    for (const Sort& of : sorts_) {
+      if (of.count == 0) continue;
+      const int64_t at = all_[of.begin].first;
+      device_.sort(piece(keys_) + at, piece(sorted_keys_) + at, piece(positions_) + at,
+                   piece(sorted_positions_) + at, of.count,
+                   static_cast<int>(std::bit_width(of.last_key)));
+    }
+  }
+
+  void list(size_t number) {
+    One& one = all_[number];
+    if (one.count == 0) return;
+    one.sorted = {piece(sorted_keys_) + one.first,
+                  piece(sorted_positions_) + one.first,
+                  one.count,
+                  one.keys,
+                  one.of.store->layout().dim,
+                  one.of.parts[0],
+                  nullptr,
+                  static_cast<int>(one.of.parts.size()),
+                  bag_of(one),
+                  factors(one),
+                  one.of.type};
+    if (one.of.parts.size() == 1) return;
+    auto* const parts = scratch_.template piece<GradientPart>(one.list_at);
+    device_.write(parts, one.of.parts.data(), one.of.parts.size() * sizeof(GradientPart));
+    one.sorted.parts = parts;
+  }
+
+  /// Hands the rows of some tables to their sinks.
+  template <int kWidth, class MakeSink>
+  void run(const std::vector<size_t>& tables, uint32_t lanes, const MakeSink& sink_of) {
+    using Sink = decltype(sink_of(0));
+    std::vector<SumParts<kWidth, Sink>> parts;
+    std::vector<SumShort<kWidth, Sink>> short_rows;
+    std::vector<SumLong<kWidth, Sink>> long_rows;
+    uint32_t* const long_counts = piece(long_counts_);
+    for (const size_t i : tables) {
+      const One& one = all_[i];
+      if (one.count == 0) continue;
+      const Sink sink = sink_of(i);
+      const Partials partials{scratch_.template piece<float>(one.partials_at)};
+      auto* const listed = scratch_.template piece<LongRow>(one.long_rows_at);
+      uint32_t* const long_count = long_counts + i;
+      parts.push_back({one.sorted, partials, sink});
+      if (one.count <= kPart) continue;
+      short_rows.push_back({one.sorted, partials, sink, listed, long_count});
+      if (one.count <= kPart * kShort) continue;
+      long_rows.push_back({one.sorted, partials, sink, listed, long_count});
+    }
+    if (!short_rows.empty()) device_.fill(long_counts, 0, all_.size() * sizeof(uint32_t));
+    run_groups_each(device_, parts, lanes);
+    run_groups_each(device_, short_rows, lanes);
+    run_teams_each(device_, long_rows, lanes);
+  }
+
+  // Of several tables at once; more would gain nothing.
+  static constexpr int64_t kMostSorted = INT32_MAX;
+
+  /// Tables `begin` to `end` - 1.
+  struct Sort {
+    size_t begin;
+    size_t end;
+    uint32_t last_key;
+    int64_t count;
+  };
 
   Device& device_;
-  std::vector<GradientPart> parts_;
-  RowLayout layout_;
-  uint32_t none_;
-  int64_t count_ = 0;
+  std::vector<One> all_;
+  std::vector<Sort> sorts_;
+  int64_t positions_count_ = 0;
+  bool in_bags_ = false;
   bool has_factors_ = false;
-  bool by_frequency_ = false;
-  bool counts_members_ = false;
   Scratch scratch_;
   size_t keys_ = 0, sorted_keys_ = 0, positions_ = 0, sorted_positions_ = 0, bag_of_ = 0;
-  size_t factors_ = 0, members_ = 0, counts_ = 0, partials_ = 0, long_rows_ = 0, long_count_ = 0;
-  size_t list_ = 0;
-  Sorted sorted_{};
+  size_t factors_ = 0, long_counts_ = 0;
 };
 
 }  // namespace vramkit::embedding::device

@@ -14,6 +14,7 @@
 #include "ops/embedding/device/lanes.h"
 #include "ops/embedding/device/lanes_host.h"
 #include "ops/embedding/device/lookup.h"
+#include "ops/embedding/device/pinned.h"
 #include "ops/embedding/memory.h"
 
 namespace vramkit::embedding::device {
@@ -23,6 +24,8 @@ class Host {
   /// What kernels tell the host.
   class Mailbox {
    public:
+    // Of three tables.
+    static constexpr size_t kAnswerBytes = 640;
     explicit Mailbox(int /*device*/) {}
     Alarm& alarm() { return alarm_; }
 
@@ -34,23 +37,31 @@ class Host {
   static constexpr bool kIsImmediate = true;
 
   Host(int /*device*/, Mailbox& /*mailbox*/) {}
+  Host(int /*device*/, const std::vector<Mailbox*>& /*mailboxes*/) {}
 
   bool is_capturing() const { return false; }
   void check_waiting(const char* /*what*/) const {}
   std::unique_ptr<Memory> allocate(uint64_t bytes) { return std::make_unique<Heap>(bytes); }
   void retire(std::unique_ptr<Memory> memory) { memory.reset(); }
+  /// Memory that stands for the host's, whose sum is known and can be limited.
+  std::unique_ptr<Memory> allocate_host(uint64_t bytes) { return std::make_unique<Pinned>(bytes); }
+  void retire_host(std::vector<std::unique_ptr<Memory>> memory, bool /*has_graphs*/) {
+    memory.clear();
+  }
+  static std::atomic<uint64_t>& pinned_bytes() {
+    static std::atomic<uint64_t> bytes{0};
+    return bytes;
+  }
+  static std::atomic<uint64_t>& most_pinned_bytes() {
+    static std::atomic<uint64_t> most{UINT64_MAX};
+    return most;
+  }
   void fill(void* to, int byte, uint64_t bytes) { std::memset(to, byte, bytes); }
   void write(void* to, const void* from, uint64_t bytes) { std::memcpy(to, from, bytes); }
   void read(void* to, const void* from, uint64_t bytes) { std::memcpy(to, from, bytes); }
 
-  template <class T>
-  void ask(const T* from) {
-    asked_ = from;
-  }
-  template <class T>
-  T answer() {
-    return *static_cast<const T*>(asked_);
-  }
+  void ask(const void* from, uint64_t /*bytes*/) { asked_ = from; }
+  void answer(void* to, uint64_t bytes) { std::memcpy(to, asked_, bytes); }
 
   template <class F>
   void run(int64_t count, const F& f) {
@@ -110,6 +121,18 @@ class Host {
 
    private:
     void* data_;
+  };
+
+  class Pinned : public Heap {
+   public:
+    explicit Pinned(uint64_t bytes) : Heap(bytes), bytes_(bytes) {
+      if (pinned_bytes() + bytes > most_pinned_bytes()) throw_unpinned(bytes, "the test's limit");
+      pinned_bytes() += bytes;
+    }
+    ~Pinned() override { pinned_bytes() -= bytes_; }
+
+   private:
+    uint64_t bytes_;
   };
 
   template <class F>

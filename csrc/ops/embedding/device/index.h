@@ -54,19 +54,23 @@ struct IndexView {
   }
 
   /// The key must be in the index.
-  VRAMKIT_ON_BOTH void erase(int64_t key) const {
+  VRAMKIT_ON_BOTH void erase(int64_t key) const { replace(key, kMissing, kErased); }
+
+  /// Gives another slot to a key that is in the index.
+  VRAMKIT_ON_BOTH void move(int64_t key, uint32_t slot) const { replace(key, slot, slot); }
+
+ private:
+  VRAMKIT_ON_BOTH void replace(int64_t key, uint32_t in_direct, uint32_t in_entry) const {
     if (direct != nullptr) {
-      direct[key] = kMissing;
+      direct[key] = in_direct;
       return;
     }
     for (uint64_t at = home(key);; at = next(at)) {
       if (entries[at].key != key || peek(&entries[at].slot) >= kErased) continue;
-      exchange(&entries[at].slot, kErased);
+      exchange(&entries[at].slot, in_entry);
       return;
     }
   }
-
- private:
   VRAMKIT_ON_BOTH Entry read(uint64_t at) const {
 #if defined(__CUDA_ARCH__)
     const uint4 bits = *reinterpret_cast<const uint4*>(entries + at);

@@ -17,6 +17,7 @@ inline constexpr int64_t kTallies = 16;
 struct Counts {
   uint32_t missing[kTallies];  // positions without a row
   uint32_t found[kTallies];    // distinct rows
+  uint32_t hosted[kTallies];   // of these, in host memory
   uint32_t fresh;              // distinct ids without a row
 };
 
@@ -25,9 +26,11 @@ struct Found {
   explicit Found(const Counts& counts) : fresh(counts.fresh) {
     for (const uint32_t some : counts.missing) missing += some;
     for (const uint32_t some : counts.found) found += some;
+    for (const uint32_t some : counts.hosted) hosted += some;
   }
   uint32_t missing = 0;
   uint32_t found = 0;
+  uint32_t hosted = 0;
   uint32_t fresh;
 };
 
@@ -75,6 +78,7 @@ struct Find {
     Stamps& stamps = rows.meta(slot).stamps;
     if (peek(&stamps.used) == clock || exchange(&stamps.used, clock) == clock) return;
     ++stamps.frequency;
+    if (slot >= rows.host_from) take_number(&counts->hosted[tally]);
     if (distinct == nullptr) {
       take_number(&counts->found[tally]);
     } else {

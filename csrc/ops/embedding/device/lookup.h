@@ -49,6 +49,7 @@ struct Lookup {
   int64_t* argmax;
   Alarm* alarm;      // null: something else checks the ids and offsets
   uint32_t* misses;  // or null
+  bool counts_host;  // a row in host memory is a miss
 
   VRAMKIT_ON_BOTH bool is_outside(int64_t id) const {
     return num_rows >= 0 && (id < 0 || id >= num_rows);
@@ -68,8 +69,8 @@ struct Lookup {
   }
   /// The positions of a bag; offsets that are none raise the alarm.
   VRAMKIT_ON_BOTH bool bounds_of(int64_t bag, int64_t& begin, int64_t& end) const {
-    begin = bags.bounds[bag];
-    end = bags.bounds[bag + 1];
+    begin = bags.begin_of(bag);
+    end = bags.end_of(bag);
     const bool fits = begin <= end && begin >= 0 && end <= bags.positions &&
                       (bag != 0 || begin == 0) && (bag + 1 != bags.bags || end == bags.positions);
     if (!fits && alarm != nullptr) alarm->raise(Alarm::kOffsets, bag);

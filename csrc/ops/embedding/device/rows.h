@@ -14,16 +14,23 @@ struct Meta {
   float scale;
   float sum;
   Stamps stamps;
-  uint32_t unused;
+  uint32_t turn;  // the last move of rows that the row had to be on the device for
 };
 static_assert(sizeof(Meta) == 32);
 
-/// A page has the rows and then their Metas. Owns nothing.
+/// Rows are in the memory of the device or of the host, their Metas always on the device.
+struct Page {
+  char* rows;
+  Meta* metas;
+};
+
+/// Owns nothing.
 struct RowsView {
   RowLayout layout;
   uint32_t shift;
   uint32_t mask;
-  char* const* pages;
+  const Page* pages;
+  uint32_t host_from;  // slots from this one on have their rows in host memory; kMissing: none
 
   VRAMKIT_ON_BOTH static uint32_t state_at(const RowLayout& layout) {
     return layout.state_at() - RowLayout::values_at();
@@ -33,14 +40,13 @@ struct RowsView {
   }
 
   VRAMKIT_ON_BOTH char* row(uint32_t slot) const {
-    return pages[slot >> shift] + uint64_t{slot & mask} * stride(layout);
+    return pages[slot >> shift].rows + uint64_t{slot & mask} * stride(layout);
   }
   VRAMKIT_ON_BOTH float* state(uint32_t slot) const {
     return reinterpret_cast<float*>(row(slot) + state_at(layout));
   }
   VRAMKIT_ON_BOTH Meta& meta(uint32_t slot) const {
-    char* const metas = pages[slot >> shift] + (uint64_t{mask} + 1) * stride(layout);
-    return reinterpret_cast<Meta*>(metas)[slot & mask];
+    return pages[slot >> shift].metas[slot & mask];
   }
 };
 

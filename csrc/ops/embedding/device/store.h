@@ -13,37 +13,14 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "ops/embedding/device/insert.h"
+#include "ops/embedding/device/pages.h"
+#include "ops/embedding/device/scratch.h"
+#include "ops/embedding/device/tiers.h"
 #include "ops/embedding/device/update.h"
 #include "ops/embedding/memory.h"
 #include "ops/embedding/table_config.h"
 
 namespace vramkit::embedding::device {
-
-/// A piece of a device's memory for a kernel's intermediate results. Pieces begin at multiples of
-/// 256 bytes.
-class Scratch {
- public:
-  /// Adds a piece, and returns its number.
-  template <class T>
-  size_t add(uint64_t count) {
-    offsets_.push_back(bytes_);
-    bytes_ += (count * sizeof(T) + 255) / 256 * 256;
-    return offsets_.size() - 1;
-  }
-  template <class Device>
-  void allocate(Device& device) {
-    memory_ = device.allocate(std::max<uint64_t>(bytes_, 256));
-  }
-  template <class T>
-  T* piece(size_t number) const {
-    return reinterpret_cast<T*>(memory_->data() + offsets_[number]);
-  }
-
- private:
-  std::vector<uint64_t> offsets_;
-  uint64_t bytes_ = 0;
-  std::unique_ptr<Memory> memory_;
-};
 
 /// What kernels count in the device's memory.
 struct Control {
@@ -60,6 +37,7 @@ class DeviceStore {
     if (config_.num_rows >= 0) {
       max_rows_ = std::min(max_rows_, static_cast<uint64_t>(config_.num_rows));
     }
+    if (config_.placement == Placement::kHost) pages_.set_most_on_device(0);
     if (config_.budget_bytes == 0) return;
     uint64_t pages = 0;
     while (((pages + 1) << shift_) < kSkipped && bytes_at(pages + 1) <= config_.budget_bytes) {
@@ -71,14 +49,20 @@ class DeviceStore {
                   "raise it",
                   config_.layout.dim, mib(bytes_at(1)).c_str(), mib(config_.budget_bytes).c_str());
     }
-    max_rows_ = std::min(max_rows_, pages << shift_);
+    if (config_.has_tiers()) {
+      pages_.set_most_on_device(pages);
+    } else {
+      max_rows_ = std::min(max_rows_, pages << shift_);
+    }
   }
 
   const StoreConfig& config() const { return config_; }
   const RowLayout& layout() const { return config_.layout; }
   uint32_t size() const { return size_; }
   /// Changes whenever a slot gets another key.
-  int64_t epoch() const { return evictions_; }
+  int64_t epoch() const { return evictions_ + moves_; }
+  /// Whether rows in use are brought to the device.
+  bool moves_rows() const { return config_.placement == Placement::kCached; }
   uint32_t clock() const { return clock_; }
   void set_clock(uint32_t clock) { clock_ = clock; }
   uint32_t tick() { return ++clock_; }
@@ -86,17 +70,19 @@ class DeviceStore {
   StoreFacts facts() const {
     StoreFacts facts;
     facts.rows = size_;
-    facts.bytes = static_cast<int64_t>(sizeof(Control) + pages_.size() * page_bytes() +
-                                       table_bytes_ + index_.bytes);
-    const bool limited = config_.num_rows >= 0 || config_.budget_bytes != 0;
+    facts.host_bytes = static_cast<int64_t>(pages_.host_bytes());
+    facts.bytes = facts.host_bytes +
+                  static_cast<int64_t>(sizeof(Control) + pages_.device_bytes() + index_.bytes);
+    const bool limited = config_.num_rows >= 0 || is_limited();
     facts.capacity = limited ? static_cast<int64_t>(max_rows_) : -1;
     facts.evictions = evictions_;
     return facts;
   }
 
   RowsView rows() const {
-    return {config_.layout, shift_, mask_,
-            table_ == nullptr ? nullptr : reinterpret_cast<char**>(table_->data())};
+    const uint64_t hosted = first_host_slot();
+    return {config_.layout, shift_, mask_, pages_.table(),
+            size_ <= hosted ? kMissing : static_cast<uint32_t>(hosted)};
   }
   IndexView index() const { return index_.view; }
   Initial initial() const {
@@ -107,44 +93,85 @@ class DeviceStore {
     return {ids, positions, with_padding, initial(), config_.num_rows, slots};
   }
 
-  /// Finds the slots of a batch's ids. A batch that is refused later has counted as use of rows.
-  void find(Device& device, const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm) {
+  /// What finds the slots of a batch's ids, with `counts` all 0. A batch that is refused later has
+  /// counted as use of rows.
+  Find find(const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm) {
     tick();
-    device.fill(counts, 0, sizeof(Counts));
-    device.run(batch.positions, Find{batch, index_.view, rows(), clock_, counts, distinct, alarm});
+    return {batch, index_.view, rows(), clock_, counts, distinct, alarm};
   }
 
-  /// Gives rows to the ids of a batch that `find` has not found; `distinct`, if not null, gets
-  /// them after those that it has. Returns their number.
-  uint32_t insert(Device& device, const Batch& batch, Counts* counts, const Found& found,
-                  uint32_t* distinct) {
-    check_fits(found.found);
-    if (found.missing == 0) return 0;
+  /// The ids of a batch that have no row, each once, on the device; `counts` tells how many.
+  struct Fresh {
+    Scratch scratch{};
+    FreshSet set{};
+    uint32_t* firsts = nullptr;
+  };
+
+  Fresh distinct(Device& device, const Batch& batch, Counts* counts, const Found& found) const {
     uint64_t entries = 2;
     while (entries < 2 * uint64_t{found.missing}) entries *= 2;
-    Scratch scratch;
-    const auto set_at = scratch.add<uint32_t>(entries);
-    const auto where_at = scratch.add<uint32_t>(static_cast<uint64_t>(batch.positions));
-    const auto firsts_at = scratch.add<uint32_t>(static_cast<uint64_t>(batch.positions));
-    const auto flags_at = scratch.add<uint8_t>(static_cast<uint64_t>(batch.positions));
-    scratch.allocate(device);
-    const FreshSet set{batch, scratch.piece<uint32_t>(set_at), static_cast<uint32_t>(entries),
-                       scratch.piece<uint32_t>(where_at)};
-    auto* const firsts = scratch.piece<uint32_t>(firsts_at);
-    auto* const flags = scratch.piece<uint8_t>(flags_at);
-    device.fill(set.entries, 0xff, entries * sizeof(uint32_t));
-    device.run(batch.positions, set);
-    device.run(batch.positions, FlagFresh{set, flags});
-    device.select(flags, batch.positions, firsts, &counts->fresh);
-    uint32_t fresh = 0;
-    device.read(&fresh, &counts->fresh, sizeof fresh);
-    check_fits(uint64_t{found.found} + fresh);
-    take(device, batch, firsts, fresh);
-    device.run(batch.positions, Spread{set});
-    if (distinct != nullptr) {
-      device.run(fresh, CopySlots{batch.slots, firsts, distinct + found.found});
-    }
+    Fresh fresh;
+    const auto set_at = fresh.scratch.template add<uint32_t>(entries);
+    const auto where_at =
+        fresh.scratch.template add<uint32_t>(static_cast<uint64_t>(batch.positions));
+    const auto firsts_at =
+        fresh.scratch.template add<uint32_t>(static_cast<uint64_t>(batch.positions));
+    const auto flags_at =
+        fresh.scratch.template add<uint8_t>(static_cast<uint64_t>(batch.positions));
+    fresh.scratch.allocate(device);
+    fresh.set = {batch, fresh.scratch.template piece<uint32_t>(set_at),
+                 static_cast<uint32_t>(entries), fresh.scratch.template piece<uint32_t>(where_at)};
+    fresh.firsts = fresh.scratch.template piece<uint32_t>(firsts_at);
+    auto* const flags = fresh.scratch.template piece<uint8_t>(flags_at);
+    device.fill(fresh.set.entries, 0xff, entries * sizeof(uint32_t));
+    device.run(batch.positions, fresh.set);
+    device.run(batch.positions, FlagFresh{fresh.set, flags});
+    device.select(flags, batch.positions, fresh.firsts, &counts->fresh);
     return fresh;
+  }
+
+  /// Throws Error(kOutOfMemory) where a batch's rows do not fit, of which `fresh` are not there
+  /// yet.
+  void check_fits(uint32_t found, uint32_t fresh) const {
+    const uint64_t distinct = uint64_t{found} + fresh;
+    if (distinct > max_rows_) throw_full(distinct);
+    const uint64_t wanted = uint64_t{size_} + fresh;
+    if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+  }
+
+  /// Gives rows to the ids of a batch that `find` has not found, and, if it `moves`, brings those
+  /// of the batch that are in host memory to the device; `distinct`, if not null, gets the new ones
+  /// after those that it has.
+  void insert(Device& device, const Batch& batch, const Fresh& fresh, const Found& found,
+              uint32_t* distinct, bool moves) {
+    check_fits(found.found, found.fresh);
+    Move move;
+    if (moves && moves_rows()) move = plan(device, batch, found);
+    if (found.fresh != 0) take(device, batch, fresh, found.fresh);
+    if (distinct != nullptr) {
+      device.run(found.fresh, CopySlots{batch.slots, fresh.firsts, distinct + found.found});
+    }
+    if (move.is_planned) {
+      const Exchange exchange = run(device, move);
+      device.run(batch.positions, Relocate{exchange, batch.slots});
+      if (distinct != nullptr) {
+        device.run(int64_t{found.found} + found.fresh, Relocate{exchange, distinct});
+      }
+    }
+    if (found.fresh == 0) return;
+    with_kernel(config_.layout, [&]<class Type, int kWidth>() {
+      device.run_groups(WriteInitial<Type, kWidth>{batch, fresh.firsts, rows(), found.fresh},
+                        lanes_for(config_.layout.dim, kWidth));
+    });
+  }
+
+  /// Brings rows that are in host memory to the device, for a batch to come; the host waits for
+  /// nothing.
+  void prefetch(Device& device, const Batch& batch) {
+    const auto positions = static_cast<uint64_t>(batch.positions);
+    if (!moves_rows() || positions == 0 || size_ <= first_host_slot()) return;
+    const uint64_t hosted = std::min(positions, size_ - first_host_slot());
+    run(device, plan(device, batch, hosted, 0, positions));
   }
 
   /// Throws Error(kInvalidArgument) where index, rows and counters contradict each other.
@@ -164,16 +191,17 @@ class DeviceStore {
                   size_, static_cast<unsigned long long>(max_rows_), found,
                   static_cast<unsigned long long>(filled_));
     }
+    pages_.check_valid();
   }
 
   /// To be called when a CUDA graph has been given addresses: what would change them throws from
   /// now on.
   void freeze() { is_frozen_ = true; }
+  bool is_frozen() const { return is_frozen_; }
 
   /// Waits for the device where memory was last used on another stream than it came from.
   void release(Device& device) {
-    for (std::unique_ptr<Memory>& slab : slabs_) device.retire(std::move(slab));
-    device.retire(std::move(table_));
+    pages_.release(device, is_frozen_);
     device.retire(std::move(index_.memory));
   }
 
@@ -185,17 +213,20 @@ class DeviceStore {
   };
 
   static constexpr uint64_t kPageBytes = 2 << 20;
-  // A slab grows with the table, up to 32 pages and an eighth.
-  static constexpr uint64_t kPagesInSlab = 32;
-  static constexpr uint64_t kSlabsInTable = 8;
   static constexpr uint64_t kPagesInBudget = 64;
+  // Victims are the oldest of several times as many rows, so that a move does not rank all of them.
+  static constexpr uint64_t kPassedForVictim = 4;
+  static constexpr uint64_t kSpareVictims = 1024;
 
   bool evicts() const {
     return config_.when_full == WhenFull::kEvictLru || config_.when_full == WhenFull::kEvictLfu;
   }
-  uint64_t page_bytes() const {
-    return (uint64_t{mask_} + 1) * (RowsView::stride(config_.layout) + sizeof(Meta));
+  /// Whether the budget limits the number of rows.
+  bool is_limited() const { return config_.budget_bytes != 0 && !config_.has_tiers(); }
+  uint64_t first_host_slot() const {
+    return std::min<uint64_t>(pages_.most_on_device() << shift_, kMissing);
   }
+  uint64_t pages_for(uint64_t rows) const { return (rows + mask_) >> shift_; }
   /// Half of the entries are free at first, so that keys are found at once most often.
   static uint64_t entries_for(uint64_t rows) { return std::max<uint64_t>(64, 2 * rows); }
   static uint64_t room_of(uint64_t entries) { return entries / 4 * 3; }
@@ -209,34 +240,32 @@ class DeviceStore {
                               : entries * sizeof(Entry);
   }
   uint64_t bytes_at(uint64_t pages) const {
-    return sizeof(Control) + pages * (page_bytes() + sizeof(char*)) +
+    return sizeof(Control) + pages * (pages_.page_bytes() + sizeof(Page)) +
            index_bytes_for(entries_for(pages << shift_));
   }
 
   void size_pages() {
-    const uint64_t row_bytes = RowsView::stride(config_.layout) + sizeof(Meta);
+    const uint64_t bytes_of_row = RowsView::stride(config_.layout) + sizeof(Meta);
     uint64_t wanted = kPageBytes;
     if (config_.budget_bytes != 0) wanted = std::min(wanted, config_.budget_bytes / kPagesInBudget);
     if (config_.num_rows >= 0) {
-      wanted = std::min(wanted, static_cast<uint64_t>(config_.num_rows) * row_bytes);
+      wanted = std::min(wanted, static_cast<uint64_t>(config_.num_rows) * bytes_of_row);
     }
-    while ((uint64_t{2} << shift_) * row_bytes <= wanted) ++shift_;
+    while ((uint64_t{2} << shift_) * bytes_of_row <= wanted) ++shift_;
     mask_ = (1U << shift_) - 1;
+    const uint64_t rows = uint64_t{1} << shift_;
+    pages_.set_sizes(rows * RowsView::stride(config_.layout), rows * sizeof(Meta));
   }
 
-  void check_fits(uint64_t distinct) const {
-    if (distinct > max_rows_) throw_full(distinct);
-  }
-
-  void take(Device& device, const Batch& batch, const uint32_t* firsts, uint32_t fresh) {
-    const uint64_t wanted = uint64_t{size_} + fresh;
-    if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+  /// Gives slots to fresh ids, whose rows are not written yet.
+  void take(Device& device, const Batch& batch, const Fresh& fresh, uint32_t count) {
+    const uint64_t wanted = uint64_t{size_} + count;
     const auto size = static_cast<uint32_t>(std::min(wanted, max_rows_));
     const auto evicted = static_cast<uint32_t>(wanted - size);
-    reserve(device, size);
+    pages_.reserve(device, pages_for(size), pages_for(max_rows_), is_frozen_);
     // Erased entries stay taken until the whole index is made again.
-    const bool anew = index_.view.direct == nullptr && filled_ + fresh > room_of(index_.view.size);
-    const uint64_t held = config_.budget_bytes != 0 ? max_rows_ : size;
+    const bool anew = index_.view.direct == nullptr && filled_ + count > room_of(index_.view.size);
+    const uint64_t held = is_limited() ? max_rows_ : size;
     // With a budget it has its size from the beginning.
     const bool in_place = anew && index_.view.size == entries_for(held);
     Index made = anew && !in_place ? make_index(device, held) : Index{};
@@ -244,13 +273,10 @@ class DeviceStore {
     const uint32_t* const slots = evicted == 0 ? nullptr : oldest(device, scratch);
     if (!anew) device.run(evicted, Erase{index_.view, rows(), slots});
     const IndexView into = anew ? IndexView{} : index_.view;
-    device.run(fresh, Take{batch, firsts, slots, evicted, size_, into, rows(), clock_});
-    with_kernel(config_.layout, [&]<class Type, int kWidth>() {
-      device.run_groups(WriteInitial<Type, kWidth>{batch, firsts, rows(), fresh},
-                        lanes_for(config_.layout.dim, kWidth));
-    });
+    device.run(count, Take{batch, fresh.firsts, slots, evicted, size_, into, rows(), clock_});
+    device.run(batch.positions, Spread{fresh.set});
     size_ = size;
-    filled_ += fresh;
+    filled_ += count;
     evictions_ += evicted;
     if (!anew) return;
     if (in_place) {
@@ -261,6 +287,84 @@ class DeviceStore {
     }
     device.run(size_, Enter{index_.view, rows()});
     filled_ = size_;
+  }
+
+  /// Rows that are to come to the device, and victims. Everything that can fail is done.
+  struct Move {
+    Scratch scratch{};
+    Exchange exchange{};
+    bool is_planned = false;
+  };
+
+  Move plan(Device& device, const Batch& batch, const Found& found) {
+    const uint64_t first = std::max<uint64_t>(size_, first_host_slot());
+    const uint64_t end = uint64_t{size_} + found.fresh;
+    const uint64_t hosted_fresh = end > first ? end - first : 0;
+    // A padding id has not been counted; its row must not be given up either.
+    const bool has_padding = config_.padding.has_value();
+    const uint64_t hosted = uint64_t{found.hosted} + (has_padding ? 1 : 0);
+    if (found.hosted == 0 && hosted_fresh == 0) return {};
+    Move move = plan(device, batch, hosted, hosted_fresh, found.found - found.hosted);
+    move.exchange.fresh_from = static_cast<uint32_t>(first);
+    return move;
+  }
+
+  /// Victims are the rows that have not been used for longest among those that a hand passes, a few
+  /// times as many as are needed. Of the tier's rows, at most `used` are in the batch.
+  Move plan(Device& device, const Batch& batch, uint64_t hosted, uint64_t fresh, uint64_t used) {
+    const uint64_t tier = std::min<uint64_t>(size_, first_host_slot());
+    const uint64_t free = std::max<uint64_t>(1, tier - std::min(tier, used));
+    const uint64_t passed = std::min(
+        tier, kSpareVictims + kPassedForVictim * (hosted + fresh) * ((tier + free - 1) / free));
+    Move move;
+    Scratch& scratch = move.scratch;
+    const auto count_at = scratch.add<uint32_t>(1);
+    const auto listed_at = scratch.add<uint32_t>(hosted);
+    const auto hosted_at = scratch.add<uint32_t>(hosted);
+    const auto unused_at = scratch.add<uint32_t>(hosted);
+    const auto ranks_at = scratch.add<uint32_t>(passed);
+    const auto slots_at = scratch.add<uint32_t>(passed);
+    const auto sorted_at = scratch.add<uint32_t>(passed);
+    const auto victims_at = scratch.add<uint32_t>(passed);
+    scratch.allocate(device);
+    const auto piece = [&](size_t at) { return scratch.piece<uint32_t>(at); };
+    ++turn_;
+    device.fill(piece(count_at), 0, sizeof(uint32_t));
+    device.fill(piece(listed_at), 0xff, hosted * sizeof(uint32_t));
+    device.run(batch.positions, Want{batch, batch.slots, index_.view, rows(), turn_,
+                                     piece(listed_at), piece(count_at)});
+    if (hosted != 0) {
+      device.sort(piece(listed_at), piece(hosted_at), piece(listed_at), piece(unused_at),
+                  static_cast<int64_t>(hosted));
+    }
+    if (passed != 0) {
+      device.run(static_cast<int64_t>(passed),
+                 RankTier{rows(), turn_, hand_, static_cast<uint32_t>(tier), piece(ranks_at),
+                          piece(slots_at)});
+      device.sort(piece(ranks_at), piece(sorted_at), piece(slots_at), piece(victims_at),
+                  static_cast<int64_t>(passed));
+      hand_ = static_cast<uint32_t>((hand_ + passed) % tier);
+    }
+    move.exchange = {{},
+                     {},
+                     0,
+                     static_cast<uint32_t>(fresh),
+                     piece(hosted_at),
+                     static_cast<uint32_t>(hosted),
+                     piece(sorted_at),
+                     piece(victims_at),
+                     static_cast<uint32_t>(passed)};
+    move.is_planned = true;
+    return move;
+  }
+
+  Exchange run(Device& device, const Move& move) {
+    Exchange exchange = move.exchange;
+    exchange.rows = rows();
+    exchange.index = index_.view;
+    device.run_groups(SwapRows{exchange}, lanes_for(SwapRows::lines(config_.layout), 1));
+    ++moves_;
+    return exchange;
   }
 
   /// All slots, those first whose rows are given up first.
@@ -279,43 +383,9 @@ class DeviceStore {
     return sorted;
   }
 
-  void reserve(Device& device, uint64_t rows) {
-    const uint64_t pages = (rows + mask_) >> shift_;
-    const uint64_t most = (max_rows_ + mask_) >> shift_;
-    while (pages_.size() < pages) {
-      const uint64_t wanted = std::max(pages - pages_.size(), pages_.size() / kSlabsInTable);
-      add_pages(device, std::min({wanted, kPagesInSlab, most - pages_.size()}));
-    }
-    if (listed_ < pages_.size()) list_pages(device);
-  }
-
-  void add_pages(Device& device, uint64_t count) {
-    slabs_.reserve(slabs_.size() + 1);
-    pages_.reserve(pages_.size() + count);
-    std::unique_ptr<Memory> slab = device.allocate(count * page_bytes());
-    for (uint64_t page = 0; page < count; ++page) {
-      pages_.push_back(slab->data() + page * page_bytes());
-    }
-    slabs_.push_back(std::move(slab));
-  }
-
-  void list_pages(Device& device) {
-    if (table_ == nullptr || table_bytes_ < pages_.size() * sizeof(char*)) {
-      check_thawed();
-      const uint64_t most = (max_rows_ + mask_) >> shift_;
-      const uint64_t bytes = std::min<uint64_t>(most, 2 * pages_.size()) * sizeof(char*);
-      std::unique_ptr<Memory> table = device.allocate(bytes);
-      device.retire(std::move(table_));
-      table_ = std::move(table);
-      table_bytes_ = bytes;
-    }
-    device.write(table_->data(), pages_.data(), pages_.size() * sizeof(char*));
-    listed_ = pages_.size();
-  }
-
   /// An empty index for so many rows.
   Index make_index(Device& device, uint64_t rows) const {
-    check_thawed();
+    if (is_frozen_) throw_frozen();
     const uint64_t entries = entries_for(rows);
     Index made;
     made.bytes = index_bytes_for(entries);
@@ -331,13 +401,6 @@ class DeviceStore {
     return made;
   }
 
-  void check_thawed() const {
-    if (!is_frozen_) return;
-    throw_error(Status::kInvalidArgument,
-                "the table cannot grow any more, as a CUDA graph reads it; train it first and then "
-                "capture lookups, or copy it with copy.deepcopy() and train the copy");
-  }
-
   [[noreturn]] void throw_full(uint64_t wanted) const {
     throw_error(
         Status::kOutOfMemory,
@@ -351,16 +414,15 @@ class DeviceStore {
   uint32_t shift_ = 0;
   uint32_t mask_ = 0;
   uint64_t max_rows_ = kSkipped;
-  std::vector<std::unique_ptr<Memory>> slabs_;
-  std::vector<char*> pages_;
-  std::unique_ptr<Memory> table_;  // the addresses of the pages, for kernels
-  uint64_t table_bytes_ = 0;
-  uint64_t listed_ = 0;
+  Pages<Device> pages_;
   Index index_;
   uint64_t filled_ = 0;  // entries that are not free, at most
   uint32_t size_ = 0;
   uint32_t clock_ = 0;
   int64_t evictions_ = 0;
+  int64_t moves_ = 0;
+  uint32_t turn_ = 0;
+  uint32_t hand_ = 0;
   bool is_frozen_ = false;
 };
 

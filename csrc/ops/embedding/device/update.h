@@ -23,12 +23,20 @@ struct GradientPart {
   bool by_frequency;
 };
 
-/// Positions of all parts, to be sorted by slot. Those without a row have slot `none`.
+/// The keys that positions of a table are sorted by: `first` and the slot, or `none`.
+struct Keys {
+  uint32_t first;
+  uint32_t none;
+
+  VRAMKIT_ON_BOTH uint32_t slot(uint32_t key) const { return key - first; }
+};
+
+/// Positions of all parts, to be sorted by key.
 struct Prepare {
   GradientPart part;
   Initial initial;
   IndexView index;
-  uint32_t none;
+  Keys of;
   uint32_t* keys;
   uint32_t* positions;
   uint32_t* bag_of;   // null where each position has a gradient of its own
@@ -38,10 +46,10 @@ struct Prepare {
     const int64_t id = part.bags.ids[i];
     const int64_t at = part.first + i;
     positions[at] = static_cast<uint32_t>(at);
-    keys[at] = none;
+    keys[at] = of.none;
     if (part.bags.bags == 0 || initial.is_padding(id)) return;
     const uint32_t slot = part.slots != nullptr ? part.slots[i] : index.find(id);
-    if (slot != kMissing) keys[at] = slot;
+    if (slot != kMissing) keys[at] = of.first + slot;
     if (part.bags.mode == Mode::kNone) return;
     const uint32_t bag = find_bag(i);
     bag_of[at] = bag;
@@ -50,11 +58,12 @@ struct Prepare {
 
   /// The last bag that begins at or before a position.
   VRAMKIT_ON_BOTH uint32_t find_bag(int64_t position) const {
+    if (part.bags.bounds == nullptr) return static_cast<uint32_t>(position / part.bags.width);
     int64_t low = 0;
     int64_t high = part.bags.bags - 1;
     while (low < high) {
       const int64_t middle = (low + high + 1) / 2;
-      if (part.bags.bounds[middle] <= position) {
+      if (part.bags.begin_of(middle) <= position) {
         low = middle;
       } else {
         high = middle - 1;
@@ -65,16 +74,17 @@ struct Prepare {
 };
 
 struct CountSlots {
+  Keys of;
   const uint32_t* keys;
-  uint32_t* counts;
+  uint32_t* counts;  // one more than slots
 
-  VRAMKIT_ON_BOTH void operator()(int64_t i) const { fetch_add(&counts[keys[i]], 1); }
+  VRAMKIT_ON_BOTH void operator()(int64_t i) const { fetch_add(&counts[of.slot(keys[i])], 1); }
 };
 
 /// factors[i] = what the gradient of position i is multiplied by, of those that have a row.
 struct Factors {
   GradientPart part;
-  uint32_t none;
+  Keys of;
   const uint32_t* keys;
   const uint32_t* bag_of;
   const uint32_t* members;
@@ -83,16 +93,16 @@ struct Factors {
 
   VRAMKIT_ON_BOTH void operator()(int64_t i) const {
     const int64_t at = part.first + i;
-    if (keys[at] == none) return;
+    if (keys[at] == of.none) return;
     float factor = 1;
     if (part.bags.mode == Mode::kMean) {
-      const int64_t* const bounds = part.bags.bounds + bag_of[at];
-      const int64_t count =
-          members == nullptr ? bounds[1] - bounds[0] : members[part.first_bag + bag_of[at]];
+      const uint32_t bag = bag_of[at];
+      const int64_t count = members == nullptr ? part.bags.end_of(bag) - part.bags.begin_of(bag)
+                                               : members[part.first_bag + bag];
       factor = 1.0F / static_cast<float>(count);
     }
     if (part.bags.weights != nullptr) factor *= part.bags.weights[i];
-    if (part.by_frequency) factor /= static_cast<float>(counts[keys[at]]);
+    if (part.by_frequency) factor /= static_cast<float>(counts[of.slot(keys[at])]);
     factors[at] = factor;
   }
 };
@@ -102,7 +112,7 @@ struct Sorted {
   const uint32_t* keys;
   const uint32_t* positions;
   int64_t count;
-  uint32_t none;
+  Keys of;
   uint32_t dim;
   GradientPart only;          // the part, if there is one
   const GradientPart* parts;  // else all of them
@@ -334,7 +344,7 @@ struct SumParts {
     const int64_t end = begin + kPart < sorted.count ? begin + kPart : sorted.count;
     for (int64_t first = begin; first < end;) {
       const uint32_t key = sorted.keys[first];
-      if (key == sorted.none) return;
+      if (key == sorted.of.none) return;
       int64_t last = first + 1;
       while (last < end && sorted.keys[last] == key) ++last;
       const bool begun = first == begin && begin > 0 && sorted.keys[begin - 1] == key;
@@ -345,7 +355,7 @@ struct SumParts {
         for_columns<kWidth>(lanes, sorted.dim,
                             [&](uint32_t at) { store_sum(to + at, sum_of(at)); });
       } else {
-        sink.row(lanes, key, first, sum_of);
+        sink.row(lanes, sorted.of.slot(key), first, sum_of);
       }
       first = last;
     }
@@ -384,13 +394,13 @@ struct SumShort {
     const int64_t end = begin + kPart;
     const uint32_t key = sorted.keys[end - 1];
     const bool begun = begin > 0 && sorted.keys[begin - 1] == key;
-    if (key == sorted.none || sorted.keys[end] != key || begun) return;
+    if (key == sorted.of.none || sorted.keys[end] != key || begun) return;
     const LongRow row{part, (end_of(key, end) - 1) / kPart};
     if (row.last - row.part >= kShort) {
       if (lanes.rank() == 0) long_rows[fetch_add(long_count, 1)] = row;
       return;
     }
-    sink.row(lanes, key, end - 1, [&](uint32_t at) {
+    sink.row(lanes, sorted.of.slot(key), end - 1, [&](uint32_t at) {
       return sum_of_partials<kWidth>(partials, row, part, 1, sorted.dim, at);
     });
   }
@@ -446,7 +456,7 @@ struct SumLong {
     }
     if (lanes.group() != 0) return;
     const int64_t end = (row.part + 1) * kPart;
-    sink.row(lanes, sorted.keys[end], end - 1,
+    sink.row(lanes, sorted.of.slot(sorted.keys[end]), end - 1,
              [&](uint32_t at) { return load<Float32, kWidth>(total, at); });
   }
 };

@@ -1,0 +1,150 @@
+"""Lookups in evaluation compile without a graph break; training lookups are one."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
+from vramkit.nn._embedding import _table
+
+pytestmark = [
+    # torch's own, about its own look at tensors, and about torch.jit.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
+]
+
+_BACKENDS = [
+    "aot_eager",
+    pytest.param(
+        "inductor",
+        marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+def _table_of(seed: int = 1, **options: Any) -> SparseEmbedding:
+    table = SparseEmbedding(None, 4, **({"optimizer": "sgd", "seed": seed} | options))
+    table(torch.tensor([1, 2, 3])).sum().backward()
+    return table.eval()
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
+def test_evaluation_is_one_graph(backend: str) -> None:
+    table = _table_of(max_norm=1.0, dtype=torch.bfloat16)
+    bag = SparseEmbeddingBag(50, 4, optimizer="adam", seed=2, mode="mean").eval()
+
+    def model(ids: Tensor, starts: Tensor) -> tuple[Tensor, ...]:
+        return table(ids) * 2, bag(ids) + 1, bag(ids.view(-1), starts) - 1
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for rows in (2, 3, 5):
+        ids = torch.randint(50, (rows, 3))
+        starts = torch.tensor([0, 2, 3])
+        for found, wanted in zip(compiled(ids, starts), model(ids, starts), strict=True):
+            torch.testing.assert_close(found, wanted)
+    table.train()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids, starts)[0], model(ids, starts)[0])
+    assert table.stats().rows_in_use == 3
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
+def test_collections_in_evaluation_are_one_graph(backend: str) -> None:
+    bag = SparseEmbeddingBag(50, 8, optimizer="adam", seed=2, mode="max")
+    tables = SparseEmbeddingCollection(
+        {"item": _table_of(), "word": bag}, features={"a": "item", "b": "item", "c": "word"}
+    ).eval()
+    compiled = torch.compile(
+        lambda ids: sum(rows.sum() for rows in tables({"a": ids, "b": ids[0], "c": ids}).values()),
+        backend=backend,
+        fullgraph=True,
+    )
+    ids = torch.randint(50, (4, 3))
+    wanted = sum(rows.sum() for rows in tables({"a": ids, "b": ids[0], "c": ids}).values())
+    torch.testing.assert_close(compiled(ids), wanted)
+
+
+def test_another_native_table_is_noticed() -> None:
+    table, other = _table_of(), _table_of(seed=5)
+    compiled = torch.compile(lambda ids: table(ids) + 1, backend="aot_eager", fullgraph=True)
+    ids = torch.tensor([2, 9])
+    assert torch.equal(compiled(ids), table(ids) + 1)
+    for _ in range(2):
+        table.load_state_dict(other.state_dict())
+        assert torch.equal(table(ids), other(ids))
+        assert torch.equal(compiled(ids), other(ids) + 1)
+        other.train()(ids).sum().backward()
+        other.eval()
+
+
+def test_training_goes_on_around_a_graph_break() -> None:
+    tables = [_table_of(lr=1.0).train() for _ in range(2)]
+    ids = torch.tensor([1, 9])
+    compiled = torch.compile(lambda ids: tables[0](ids) * 2, backend="aot_eager")
+    for _ in range(2):
+        compiled(ids).square().sum().backward()
+        (tables[1](ids) * 2).square().sum().backward()
+    state = tables[1].state_dict()
+    for name, value in tables[0].state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_training_in_one_graph_is_refused() -> None:
+    table = _table_of().train()
+    compiled = torch.compile(lambda ids: table(ids) * 2, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="changes the table, in forward and"):
+        compiled(torch.tensor([1]))
+
+
+def test_ids_outside_a_table_are_errors_when_compiled() -> None:
+    table = SparseEmbedding(9, 4, optimizer="sgd").eval()
+    compiled = torch.compile(lambda ids: table(ids) * 2, backend="aot_eager", fullgraph=True)
+    with pytest.raises(IndexError, match="got id 9, the table has rows 0 to 8"):
+        compiled(torch.tensor([1, 9]))
+
+
+def test_operators_of_evaluation_are_well_formed() -> None:
+    table = _table_of()._table
+    assert table is not None
+    ids, nothing, weights = torch.tensor([[1, 2], [2, 7]]), torch.empty(0), torch.rand(2, 2)
+    starts = torch.tensor([0, 1])
+    number = table.number
+    read = torch.ops.vramkit.table_read.default
+    for case in (
+        (ids, nothing, nothing, number, 0, torch.float32, 4, 0.0, 2.0),
+        (ids, nothing, weights, number, 1 + 8, torch.float32, 4, 1.0, 2.0),
+        (ids.view(-1), starts, nothing, number, 3 + 4, torch.float32, 4, 0.0, 2.0),
+        (ids.view(-1), torch.tensor([0, 4]), nothing, number, 2, torch.float32, 4, 0.0, 2.0),
+    ):
+        torch.library.opcheck(read, case)
+    parts = [ids, nothing, nothing, ids, nothing, weights]
+    plan = [number, 0, 0, 4, number, 1 + 8, 0, 4]
+    torch.library.opcheck(
+        torch.ops.vramkit.tables_read.default, (parts, plan, [0.0, 2.0, 0.0, 2.0])
+    )
+
+
+def test_tables_can_go_while_something_traces() -> None:
+    closed = []
+
+    class Operators:
+        def __getattr__(self, name: str) -> Any:
+            closed.append(name)
+            return getattr(torch.ops.vramkit, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_table, "_OPS", Operators())
+        table = SparseEmbedding(None, 4, optimizer="sgd")
+    with torch._subclasses.FakeTensorMode():
+        del table
+    assert closed[-1] == "table_close"

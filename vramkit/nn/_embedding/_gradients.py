@@ -1,0 +1,91 @@
+"""Gradients of tables between a backward pass and the update at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+
+from vramkit.nn._embedding._request import Request, own_error
+
+if TYPE_CHECKING:
+    from vramkit.nn._embedding._table import Table
+
+# Of each gradient: itself, ids, bounds, weights, and what the training lookup found.
+_PARTS = 7
+
+
+class Gradients:
+    """Gradients of tables that one native call can update: the same device, the same operators."""
+
+    __slots__ = ("__weakref__", "_parts", "_plan", "_streams", "_tables")
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self._plan: list[int] = []
+        self._tables: dict[Table, None] = {}
+        self._streams: list[tuple[torch.cuda.Stream, int]] = []
+
+    def add(self, grad: Tensor, request: Request, found: tuple[Tensor, ...]) -> None:
+        """Keep the gradient of a lookup."""
+        if grad.is_cuda:
+            self._streams.append((torch.cuda.current_stream(grad.device), len(self._parts)))
+        self._parts += (grad, request.ids, request.bounds, request.weights, *found)
+        self._plan += (request.table.number, request.mode, request.by_frequency)
+        self._tables[request.table] = None
+
+    def update(self, factor: float = 1.0) -> None:
+        """Update the rows of all tables, with the gradients multiplied by a factor."""
+        if not self._parts:
+            return
+        self._wait()
+        numbers: list[float] = []
+        for table in self._tables:
+            numbers += (table.lr, *table.rule, factor)
+        operators: Any = next(iter(self._tables)).operators
+        try:
+            operators.tables_update.default(self._parts, self._plan, numbers)
+        except (IndexError, MemoryError, ValueError) as err:
+            raise own_error(err) from None
+
+    def norm(self) -> float:
+        """Return the 2-norm of the gradient of the one table that there is."""
+        if not self._parts:
+            return 0.0
+        self._wait()
+        operators = next(iter(self._tables)).operators
+        return float(operators.table_gradient_norm.default(self._parts, self._plan))
+
+    def _wait(self) -> None:
+        """Have the current stream wait for those that made the gradients."""
+        for stream, begin in self._streams:
+            here = torch.cuda.current_stream(stream.device)
+            if here == stream:
+                continue
+            here.wait_stream(stream)
+            for part in self._parts[begin : begin + _PARTS]:
+                if part.is_cuda:
+                    part.record_stream(here)
+
+
+# Of the running backward passes. Autograd's engine holds the values until they have ended, also
+# where they fail: nothing of such a pass is left.
+_running: WeakValueDictionary[tuple[int, str], Gradients] = WeakValueDictionary()
+
+
+def gradients_of(table: Table) -> Gradients:
+    """Return where the running backward pass keeps the gradients of a table.
+
+    The update comes when the pass ends, or with that of ``accumulate()``.
+    """
+    if table.held:
+        return table.kept
+    key = (torch._C._current_graph_task_id(), table.place)
+    gradients = _running.get(key)
+    if gradients is None:
+        gradients = _running[key] = Gradients()
+        Variable._execution_engine.queue_callback(gradients.update)
+    return gradients

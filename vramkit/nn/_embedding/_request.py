@@ -1,0 +1,103 @@
+"""What a lookup asks of a table, and the native operators that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vramkit.errors import InvalidArgumentError, RowIndexError, TableFullError, VramkitError
+
+if TYPE_CHECKING:
+    from vramkit.nn._embedding._table import Table
+
+MODES = {"none": 0, "sum": 1, "mean": 2, "max": 3}
+
+
+class Request(NamedTuple):
+    """A batch of ids: contiguous int64, bounds of bags, float32 weights (empty: there are none).
+
+    ``mode`` is a number of MODES, for bags with what ``bounds_of`` adds to it.
+    """
+
+    table: Table
+    ids: Tensor
+    bounds: Tensor
+    weights: Tensor
+    mode: int
+    max_norm: float
+    norm_type: float
+    by_frequency: int
+
+
+# A request, and its weights as autograd knows them.
+Asked = tuple[Request, Tensor | None]
+
+
+def own_error(err: Exception) -> VramkitError:
+    """Return vramkit's error for one of the native operators."""
+    if isinstance(err, IndexError):
+        return RowIndexError(str(err))
+    if isinstance(err, MemoryError):
+        return TableFullError(str(err))
+    return InvalidArgumentError(str(err))
+
+
+def read(requests: Sequence[Request]) -> list[Tensor]:
+    """Look up without changing a table. The tables are on one device."""
+    try:
+        if len(requests) == 1:
+            arguments = _single(requests[0])
+            return [requests[0].table.operators.table_read.default(*arguments)]
+        outputs: list[Tensor] = requests[0].table.operators.tables_read.default(*_joint(requests))
+    except (IndexError, MemoryError, ValueError) as err:
+        raise own_error(err) from None
+    return outputs
+
+
+def insert(requests: Sequence[Request]) -> Sequence[Tensor]:
+    """Look up, giving a row to each id that has none.
+
+    Returns:
+        For each request the output, and three tensors that an update needs.
+    """
+    operators = requests[0].table.operators
+    try:
+        found: Sequence[Tensor]
+        if len(requests) == 1:
+            found = operators.table_insert.default(*_single(requests[0]))
+        else:
+            found = operators.tables_insert.default(*_joint(requests))
+    except (IndexError, MemoryError, ValueError) as err:
+        raise own_error(err) from None
+    return found
+
+
+def check_device(ids: Tensor, device: torch.device) -> None:
+    """Raise an error if the ids are not where the table is."""
+    if ids.device != device:
+        raise InvalidArgumentError(
+            f"the ids are on {ids.device}, the table is on {device}; move one of them"
+        )
+
+
+def _single(of: Request) -> tuple[Any, ...]:
+    table = of.table
+    return (
+        *(of.ids, of.bounds, of.weights, table.number, of.mode, table.config.output_dtype),
+        *(table.config.dim, of.max_norm, of.norm_type),
+    )
+
+
+def _joint(requests: Sequence[Request]) -> tuple[list[Tensor], list[int], list[float]]:
+    parts: list[Tensor] = []
+    plan: list[int] = []
+    limits: list[float] = []
+    for of in requests:
+        table = of.table
+        parts += (of.ids, of.bounds, of.weights)
+        plan += (table.number, of.mode, table.output_type, table.config.dim)
+        limits += (of.max_norm, of.norm_type)
+    return parts, plan, limits
