@@ -20,10 +20,6 @@ class Memory {
 /// Throws an exception where there is no memory.
 using Allocate = std::function<std::unique_ptr<Memory>(uint64_t bytes)>;
 
-/// Asks the kernel to back what is large with huge pages: random accesses wait for translations
-/// less.
-void prefer_huge_pages(char* data, uint64_t bytes);
-
 /// Calls the last argument for parts of [begin, end), each of at least `grain` but the last.
 using Loop = std::function<void(int64_t begin, int64_t end)>;
 using Parallel = std::function<void(int64_t begin, int64_t end, int64_t grain, const Loop& loop)>;

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/huge_pages.h"
 #include "ops/embedding/batches.h"
 #include "ops/embedding/store.h"
 #include "ops/embedding/torch_tables.h"

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 
+#include "base/huge_pages.h"
 #include "ops/embedding/device/pinned.h"
 #include "ops/embedding/memory.h"
 

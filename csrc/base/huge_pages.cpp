@@ -1,8 +1,8 @@
-#include "ops/embedding/memory.h"
+#include "base/huge_pages.h"
 
 #include <sys/mman.h>
 
-namespace vramkit::embedding {
+namespace vramkit {
 namespace {
 
 constexpr uintptr_t kHugePage = 2 << 20;
@@ -17,4 +17,4 @@ void prefer_huge_pages(char* data, uint64_t bytes) {
   ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-}  // namespace vramkit::embedding
+}  // namespace vramkit
