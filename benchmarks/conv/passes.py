@@ -55,6 +55,8 @@ def _rates(passes: dict[str, Pass], size: int, rounds: int) -> dict[str, Summary
 
 def bench_passes(recorder: Recorder, *, rounds: int) -> None:
     """Measure each pass beside PyTorch's copy of the same tensor; bias gradients included."""
+    import vramkit._ops  # noqa: F401 - registers the passes
+
     for shape in SIZES:
         x = torch.randn(*shape, shape[2], device="cuda", dtype=torch.bfloat16)
         x = x.contiguous(memory_format=torch.channels_last)

@@ -237,8 +237,8 @@ def assert_same_state(first: Any, second: Any, tolerance: float, *, placed: bool
     states = [table.state_dict() for table in (first, second)]
     if placed:
         states = [sorted_by_key(state) for state in states]
-    for name, wanted in states[0].items():
-        found = states[1][name].cpu()
+    for name, expected in states[0].items():
+        wanted, found = expected.cpu(), states[1][name].cpu()
         if name in ("keys", "stamps", "counters"):
             assert torch.equal(found, wanted), name
         elif name == "rows" and wanted.dtype is torch.int8:

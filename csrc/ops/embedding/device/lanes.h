@@ -17,7 +17,7 @@ VRAMKIT_ON_BOTH inline uint32_t fetch_add(uint32_t* at, uint32_t value) {
 #endif
 }
 
-/// As fetch_add of 1, once for the threads of a warp that are here together.
+/// As fetch_add of 1, once for the threads of a warp that are here together: all with one address.
 VRAMKIT_ON_BOTH inline uint32_t take_number(uint32_t* at) {
 #if defined(__CUDA_ARCH__)
   const uint32_t together = __activemask();

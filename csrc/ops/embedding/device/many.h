@@ -19,22 +19,26 @@ namespace vramkit::embedding::device {
 
 // All devices take kernel parameters of 4 KiB; some bytes are for the launch's own.
 inline constexpr size_t kParameterBytes = 3968;
+// Threads that count together: those of a warp.
+inline constexpr int64_t kTogether = 32;
 
 /// A functor of a kernel that stands for several ones. They travel as the kernel's parameters, so
-/// that no copy to the device comes first.
+/// that no copy to the device comes first. Each begins with a warp of its own: take_number() counts
+/// at one address for all threads of a warp.
 template <class F>
 class Many {
   static_assert(std::is_trivially_copyable_v<F>);
 
  public:
   static constexpr size_t kMost =
-      std::clamp<size_t>(kParameterBytes / (sizeof(F) + sizeof(int64_t)), 1, 64);
+      std::clamp<size_t>(kParameterBytes / (sizeof(F) + 2 * sizeof(int64_t)), 1, 64);
 
   bool is_full() const { return count_ == kMost; }
   void add(const F& f, int64_t items) {
     each_[count_] = f;
     starts_[count_] = items_;
-    items_ += items;
+    sizes_[count_] = items;
+    items_ += (items + kTogether - 1) / kTogether * kTogether;
     ++count_;
   }
 
@@ -44,12 +48,14 @@ class Many {
   VRAMKIT_ON_BOTH void operator()(int64_t item, const Lanes&... lanes) const {
     uint32_t at = 0;
     while (at + 1 < count_ && starts_[at + 1] <= item) ++at;
-    each_[at](item - starts_[at], lanes...);
+    const int64_t own = item - starts_[at];
+    if (own < sizes_[at]) each_[at](own, lanes...);
   }
 
  private:
   F each_[kMost]{};
   int64_t starts_[kMost]{};
+  int64_t sizes_[kMost]{};
   int64_t items_ = 0;
   uint32_t count_ = 0;
 };
