@@ -49,7 +49,7 @@ def limited(spec: Spec) -> Any:
         return MemoryPool(spec.limit_bytes, device=spec.device)
     if spec.limit_bytes:
         total = torch.cuda.get_device_properties(spec.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(spec.limit_bytes / total, spec.device)
+        torch.cuda.set_per_process_memory_fraction(spec.limit_bytes / total)
     return contextlib.nullcontext()
 
 

@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import conv2d
 from torch.utils.checkpoint import checkpoint
 
+import vramkit
 from vramkit._build import BuildError
 from vramkit.nn import ConvReLU2d, _fused, _node, _ready, _rectify, _selection, explain
 from vramkit.nn import functional as vf
@@ -402,3 +403,16 @@ def test_without_the_library_pythons_nodes_serve(monkeypatch: pytest.MonkeyPatch
         _node.has_native_nodes.cache_clear()
     monkeypatch.undo()
     assert _node.has_native_nodes()
+
+
+def test_no_memory_for_an_own_kernel_is_pytorchs_error(on_gpu: Decisions) -> None:
+    x = torch.randn(4, 64, 64, 64).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 1, 3, 3, requires_grad=True)
+    conv_relu(x, weight, None, 1, 1, 1, 64)
+    [ready] = READY.values()
+    assert ready.name.startswith("depthwise")
+    with vramkit.MemoryPool("1MiB", device="cpu"):
+        with pytest.raises(torch.OutOfMemoryError, match="depthwise_conv_relu: out of memory"):
+            conv_relu(x, weight, None, 1, 1, 1, 64)
+    output = conv_relu(x, weight, None, 1, 1, 1, 64)
+    torch.testing.assert_close(output, conv2d(x, weight, None, 1, 1, 1, 64).relu())

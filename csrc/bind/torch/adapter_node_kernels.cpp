@@ -12,7 +12,9 @@
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 #include "bind/torch/adapter_node_plan.h"
@@ -24,9 +26,47 @@ using at::Tensor;
 using Kind = Algorithm::Kind;
 using OptionalTensor = std::optional<Tensor>;
 
+/// Throws the error that PyTorch's own operators throw where there is no memory: those on the
+/// stable ABI make a runtime_error of it.
+void throw_if_out_of_memory(const char* name, const std::runtime_error& error) {
+  const std::string_view text = error.what();
+  const bool made_a_tensor = text.find("aten::empty") != std::string_view::npos ||
+                             text.find("aten::new_empty") != std::string_view::npos;
+  TORCH_CHECK_WITH(OutOfMemoryError, !made_a_tensor, name,
+                   ": out of memory: the device, or the MemoryPool that is active, has no room for "
+                   "the result; use a smaller batch, or free memory");
+}
+
+/// An operator that is found by its name.
 template <class Signature>
-auto find_operator(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+class Operator;
+
+template <class Result, class... Arguments>
+class Operator<Result(Arguments...)> {
+ public:
+  explicit Operator(const char* name)
+      : name_(name),
+        found_(c10::Dispatcher::singleton()
+                   .findSchemaOrThrow(name, "")
+                   .typed<Result(Arguments...)>()) {}
+
+  Result call(Arguments... arguments) const {
+    try {
+      return found_.call(arguments...);
+    } catch (const std::runtime_error& error) {
+      throw_if_out_of_memory(name_, error);
+      throw;
+    }
+  }
+
+ private:
+  const char* name_;
+  c10::TypedOperatorHandle<Result(Arguments...)> found_;
+};
+
+template <class Signature>
+Operator<Signature> find_operator(const char* name) {
+  return Operator<Signature>(name);
 }
 
 Tensor convolve(const Plan& plan, const Tensor& x, const Tensor& weight,

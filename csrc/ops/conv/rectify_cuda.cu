@@ -15,6 +15,8 @@ constexpr int kWarp = 32;
 constexpr int kGroup = 8;
 // A warp adds up at most so many elements of a plane.
 constexpr int64_t kPlanePart = 1 << 13;
+// A thread has so many groups on their way from memory at a time.
+constexpr int kAhead = 4;
 // A thread adds up at least so many rows of a channels-last tensor.
 constexpr int64_t kRowsPerThread = 16;
 
@@ -44,19 +46,22 @@ bool vectors_fit(const void* a, const void* b = nullptr, const void* c = nullptr
 template <class Type, class Index>
 class Biases {
  public:
-  Biases(const typename Type::Value* values, const Layout& layout)
+  using Bits = typename Type::Bits;
+  using Value = typename Type::Value;
+
+  Biases(const Value* values, const Layout& layout)
       : values_(values),
         channels_(static_cast<Index>(layout.channels)),
-        run_(static_cast<Index>(layout.channels_last ? 1 : layout.inner)) {}
+        run_(static_cast<Index>(layout.channels_last ? 1 : layout.inner)),
+        rows_of_groups_(run_ == 1 && channels_ % kGroup == 0 && vectors_fit(values)),
+        runs_of_groups_(run_ % kGroup == 0) {}
 
   /// Adds the biases of the elements from `first` on.
-  __device__ void add_to(typename Type::Bits* bits, Index first, int count) const {
+  __device__ void add_to(Bits* bits, Index first, int count) const {
     Index channel = first / run_ % channels_;
     Index rest = run_ - first % run_;
     for (int i = 0; i < count; ++i) {
-      using Value = typename Type::Value;
-      const auto sum = Type::widen(bits[i]) + static_cast<typename Type::Sum>(values_[channel]);
-      bits[i] = bits_as<typename Type::Bits>(static_cast<Value>(sum));
+      bits[i] = sum(bits[i], values_[channel]);
       if (--rest == 0) {
         rest = run_;
         channel = channel + 1 == channels_ ? 0 : channel + 1;
@@ -64,42 +69,79 @@ class Biases {
     }
   }
 
+  /// Adds the biases of a group that begins at a multiple of its size.
+  __device__ void add_to(Group<Type>& group, Index first) const {
+    if (rows_of_groups_) {
+      const auto biases = load<Type>(reinterpret_cast<const Bits*>(values_) + first % channels_);
+      for (int i = 0; i < kGroup; ++i) {
+        group.bits[i] = sum(group.bits[i], bits_as<Value>(biases.bits[i]));
+      }
+    } else if (runs_of_groups_) {
+      const Value bias = values_[first / run_ % channels_];
+      for (auto& bits : group.bits) bits = sum(bits, bias);
+    } else {
+      add_to(group.bits, first, kGroup);
+    }
+  }
+
  private:
-  const typename Type::Value* values_;
+  __device__ static Bits sum(Bits bits, Value bias) {
+    const auto total = Type::widen(bits) + static_cast<typename Type::Sum>(bias);
+    return bits_as<Bits>(static_cast<Value>(total));
+  }
+
+  const Value* values_;
   Index channels_;
   Index run_;
+  bool rows_of_groups_;  // a group lies in the channels of one pixel, and its biases are a vector
+  bool runs_of_groups_;  // a group lies in one channel
 };
+
+/// Sets to zero what ReLU does not keep; returns a bit for each element that it keeps.
+template <class Type>
+__device__ uint8_t rectify_bits(typename Type::Bits (&bits)[kGroup]) {
+  unsigned int packed = 0;
+  for (int i = 0; i < kGroup; ++i) {
+    const auto keep = kept<Type>(bits[i]);
+    bits[i] &= keep;
+    packed |= static_cast<unsigned int>(keep & 1) << i;
+  }
+  return static_cast<uint8_t>(packed);
+}
 
 /// Adds the bias if there is one, rectifies, and writes the mask if one is wanted.
 template <class Type, class Index, bool kBias, bool kMask>
 __global__ void rectify_kernel(typename Type::Bits* x, Index size, bool vectors,
                                Biases<Type, Index> biases, uint8_t* mask) {
-  const Index groups = (size + kGroup - 1) / kGroup;
+  const Index whole = vectors ? size / kGroup : 0;
   const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
-  for (Index g = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; g < groups;
-       g += stride) {
+  const Index own = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (Index g = own; g < whole; g += kAhead * stride) {
+    Group<Type> groups[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const Index at = g + i * stride;
+      if (at < whole) groups[i] = load<Type>(x + at * kGroup);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const Index at = g + i * stride;
+      if (at >= whole) continue;
+      if constexpr (kBias) biases.add_to(groups[i], at * kGroup);
+      const uint8_t packed = rectify_bits<Type>(groups[i].bits);
+      store<Type>(x + at * kGroup, groups[i]);
+      if constexpr (kMask) mask[at] = packed;
+    }
+  }
+  for (Index g = whole + own; g < (size + kGroup - 1) / kGroup; g += stride) {
     const Index first = g * kGroup;
     const int count = static_cast<int>(min(Index{kGroup}, size - first));
-    const bool whole = vectors && count == kGroup;
-    Group<Type> group{};
-    if (whole) {
-      group = load<Type>(x + first);
-    } else {
-      for (int i = 0; i < count; ++i) group.bits[i] = x[first + i];
-    }
-    if constexpr (kBias) biases.add_to(group.bits, first, count);
-    unsigned int packed = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      const auto keep = kept<Type>(group.bits[i]);
-      group.bits[i] &= keep;
-      packed |= static_cast<unsigned int>(keep & 1) << i;
-    }
-    if (whole) {
-      store<Type>(x + first, group);
-    } else {
-      for (int i = 0; i < count; ++i) x[first + i] = group.bits[i];
-    }
-    if constexpr (kMask) mask[g] = static_cast<uint8_t>(packed);
+    typename Type::Bits bits[kGroup] = {};
+    for (int i = 0; i < count; ++i) bits[i] = x[first + i];
+    if constexpr (kBias) biases.add_to(bits, first, count);
+    const uint8_t packed = rectify_bits<Type>(bits);
+    for (int i = 0; i < count; ++i) x[first + i] = bits[i];
+    if constexpr (kMask) mask[g] = packed;
   }
 }
 
@@ -146,13 +188,20 @@ struct Pass {
     result[i] = bits;
     return bits;
   }
-  __device__ Group<Type> group(int64_t first) const {
-    Group<Type> group = load<Type>(grad + first);
-    const Group<Type> keep = source.keep_group(first);
-    for (int i = 0; i < kGroup; ++i) group.bits[i] &= keep.bits[i];
+  struct Fetched {
+    Group<Type> grad;
+    Group<Type> keep;
+  };
+  __device__ Fetched fetch(int64_t first) const {
+    return {load<Type>(grad + first), source.keep_group(first)};
+  }
+  __device__ Group<Type> finish(int64_t first, const Fetched& fetched) const {
+    Group<Type> group = fetched.grad;
+    for (int i = 0; i < kGroup; ++i) group.bits[i] &= fetched.keep.bits[i];
     store<Type>(result + first, group);
     return group;
   }
+  __device__ Group<Type> group(int64_t first) const { return finish(first, fetch(first)); }
 };
 
 template <class P>
@@ -202,12 +251,25 @@ __global__ void row_kernel(P pass, int64_t rows, int64_t channels, typename Type
   const bool inside = channel < channels;
   Sum own[kWidth] = {};
   const int64_t stride = int64_t{gridDim.x} * blockDim.y;
-  for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; inside && row < rows;
-       row += stride) {
-    if constexpr (kWidth == kGroup) {
-      const Group<Type> group = pass.group(row * channels + channel);
-      for (int i = 0; i < kWidth; ++i) own[i] += Type::widen(group.bits[i]);
-    } else {
+  const int64_t first = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  if constexpr (kWidth == kGroup) {
+    for (int64_t row = first; inside && row < rows; row += kAhead * stride) {
+      typename P::Fetched fetched[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int64_t at = row + i * stride;
+        if (at < rows) fetched[i] = pass.fetch(at * channels + channel);
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int64_t at = row + i * stride;
+        if (at >= rows) continue;
+        const Group<Type> group = pass.finish(at * channels + channel, fetched[i]);
+        for (int j = 0; j < kWidth; ++j) own[j] += Type::widen(group.bits[j]);
+      }
+    }
+  } else {
+    for (int64_t row = first; inside && row < rows; row += stride) {
       own[0] += Type::widen(pass.one(row * channels + channel));
     }
   }

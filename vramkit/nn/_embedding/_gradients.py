@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from vramkit.nn._embedding._request import Request, own_error
+from vramkit.nn._embedding._request import NATIVE_ERRORS, Request, own_error
 
 if TYPE_CHECKING:
     from vramkit.nn._embedding._table import Table
@@ -48,7 +48,7 @@ class Gradients:
         operators: Any = next(iter(self._tables)).operators
         try:
             operators.tables_update.default(self._parts, self._plan, numbers)
-        except (IndexError, MemoryError, ValueError) as err:
+        except NATIVE_ERRORS as err:
             raise own_error(err) from None
 
     def norm(self) -> float:

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vramkit.errors import InvalidArgumentError, RowIndexError, TableFullError, VramkitError
+from vramkit.errors import InvalidArgumentError, RowIndexError, TableFullError
 
 if TYPE_CHECKING:
     from vramkit.nn._embedding._table import Table
 
 MODES = {"none": 0, "sum": 1, "mean": 2, "max": 3}
+
+# What the native operators raise.
+NATIVE_ERRORS = (IndexError, MemoryError, RuntimeError, ValueError)
+# How operators on the stable ABI say that an allocator had no memory for a tensor.
+_ALLOCATIONS = ('"aten::empty"', '"aten::new_empty"')
 
 
 class Request(NamedTuple):
@@ -36,13 +41,21 @@ class Request(NamedTuple):
 Asked = tuple[Request, Tensor | None]
 
 
-def own_error(err: Exception) -> VramkitError:
-    """Return vramkit's error for one of the native operators."""
+def own_error(err: Exception) -> Exception:
+    """Return the error to raise for one of the native operators: vramkit's, PyTorch's, or itself."""
     if isinstance(err, IndexError):
         return RowIndexError(str(err))
     if isinstance(err, MemoryError):
         return TableFullError(str(err))
-    return InvalidArgumentError(str(err))
+    if isinstance(err, ValueError):
+        return InvalidArgumentError(str(err))
+    if any(name in str(err) for name in _ALLOCATIONS):
+        return torch.OutOfMemoryError(
+            "out of memory: an embedding table asked for memory, and the device, or the MemoryPool "
+            "that is active, has no room for it; use a smaller batch, narrower rows, a budget with "
+            "eviction, or placement='host'"
+        )
+    return err
 
 
 def read(requests: Sequence[Request]) -> list[Tensor]:
@@ -52,7 +65,7 @@ def read(requests: Sequence[Request]) -> list[Tensor]:
             arguments = _single(requests[0])
             return [requests[0].table.operators.table_read.default(*arguments)]
         outputs: list[Tensor] = requests[0].table.operators.tables_read.default(*_joint(requests))
-    except (IndexError, MemoryError, ValueError) as err:
+    except NATIVE_ERRORS as err:
         raise own_error(err) from None
     return outputs
 
@@ -70,7 +83,7 @@ def insert(requests: Sequence[Request]) -> Sequence[Tensor]:
             found = operators.table_insert.default(*_single(requests[0]))
         else:
             found = operators.tables_insert.default(*_joint(requests))
-    except (IndexError, MemoryError, ValueError) as err:
+    except NATIVE_ERRORS as err:
         raise own_error(err) from None
     return found
 

@@ -16,7 +16,7 @@ from vramkit.errors import InvalidArgumentError
 from vramkit.nn._embedding._config import ROW_TYPES, TableConfig
 from vramkit.nn._embedding._gradients import Gradients
 from vramkit.nn._embedding._input import NOTHING
-from vramkit.nn._embedding._request import MODES, Request, own_error, read
+from vramkit.nn._embedding._request import MODES, NATIVE_ERRORS, Request, own_error, read
 
 _OPS = torch.ops.vramkit
 
@@ -45,7 +45,7 @@ def own_errors() -> Iterator[None]:
     """Turn the errors of the native operators into vramkit's."""
     try:
         yield
-    except (IndexError, MemoryError, ValueError) as err:
+    except NATIVE_ERRORS as err:
         raise own_error(err) from None
 
 

@@ -1,0 +1,29 @@
+"""Tables whose allocator has no memory raise PyTorch's error, and stay as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vramkit
+from vramkit.nn import SparseEmbedding, SparseEmbeddingCollection
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_full_pool_is_an_out_of_memory_error(training: bool, joint: bool) -> None:
+    tables = {name: SparseEmbedding(None, 4096, optimizer="adam", seed=1) for name in "ab"}
+    first = torch.arange(3)
+    kept = [table(first).detach() for table in tables.values()]
+    for table in tables.values():
+        table.train(training)
+    ids = torch.arange(2000)
+    with vramkit.MemoryPool("4MiB", device="cpu"):
+        with pytest.raises(torch.OutOfMemoryError, match="an embedding table asked for memory"):
+            if joint:
+                SparseEmbeddingCollection(tables)(dict.fromkeys(tables, ids))
+            else:
+                tables["a"](ids)
+    for table, rows in zip(tables.values(), kept, strict=True):
+        assert torch.equal(table.eval()(first), rows)
+        table._table.check()
