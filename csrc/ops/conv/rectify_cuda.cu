@@ -188,20 +188,13 @@ struct Pass {
     result[i] = bits;
     return bits;
   }
-  struct Fetched {
-    Group<Type> grad;
-    Group<Type> keep;
-  };
-  __device__ Fetched fetch(int64_t first) const {
-    return {load<Type>(grad + first), source.keep_group(first)};
-  }
-  __device__ Group<Type> finish(int64_t first, const Fetched& fetched) const {
-    Group<Type> group = fetched.grad;
-    for (int i = 0; i < kGroup; ++i) group.bits[i] &= fetched.keep.bits[i];
+  __device__ Group<Type> group(int64_t first) const {
+    Group<Type> group = load<Type>(grad + first);
+    const Group<Type> keep = source.keep_group(first);
+    for (int i = 0; i < kGroup; ++i) group.bits[i] &= keep.bits[i];
     store<Type>(result + first, group);
     return group;
   }
-  __device__ Group<Type> group(int64_t first) const { return finish(first, fetch(first)); }
 };
 
 template <class P>
@@ -251,25 +244,12 @@ __global__ void row_kernel(P pass, int64_t rows, int64_t channels, typename Type
   const bool inside = channel < channels;
   Sum own[kWidth] = {};
   const int64_t stride = int64_t{gridDim.x} * blockDim.y;
-  const int64_t first = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  if constexpr (kWidth == kGroup) {
-    for (int64_t row = first; inside && row < rows; row += kAhead * stride) {
-      typename P::Fetched fetched[kAhead];
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int64_t at = row + i * stride;
-        if (at < rows) fetched[i] = pass.fetch(at * channels + channel);
-      }
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int64_t at = row + i * stride;
-        if (at >= rows) continue;
-        const Group<Type> group = pass.finish(at * channels + channel, fetched[i]);
-        for (int j = 0; j < kWidth; ++j) own[j] += Type::widen(group.bits[j]);
-      }
-    }
-  } else {
-    for (int64_t row = first; inside && row < rows; row += stride) {
+  for (int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y; inside && row < rows;
+       row += stride) {
+    if constexpr (kWidth == kGroup) {
+      const Group<Type> group = pass.group(row * channels + channel);
+      for (int i = 0; i < kWidth; ++i) own[i] += Type::widen(group.bits[i]);
+    } else {
       own[0] += Type::widen(pass.one(row * channels + channel));
     }
   }
