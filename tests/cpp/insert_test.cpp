@@ -25,8 +25,11 @@ class Emulated {
     const Batch batch =
         store_.batch(ids.data(), static_cast<int64_t>(ids.size()), false, slots.data());
     Counts counts{};
-    store_.find(host_, batch, &counts, nullptr, &mailbox_.alarm());
-    store_.insert(host_, batch, &counts, Found(counts), nullptr);
+    host_.run(batch.positions, store_.find(batch, &counts, nullptr, &mailbox_.alarm()));
+    DeviceStore<Host>::Fresh fresh;
+    const Found found(counts);
+    if (found.missing != 0) fresh = store_.distinct(host_, batch, &counts, found);
+    store_.insert(host_, batch, fresh, Found(counts), nullptr, true);
     store_.check_valid(host_);
     return slots;
   }
@@ -39,8 +42,8 @@ class Emulated {
     part.bags.positions = part.bags.bags = static_cast<int64_t>(ids.size());
     part.slots = slots.data();
     part.grad = grads.data();
-    Gradients<Host> gradients(host_, store_, {part}, RowType::kFloat32);
-    gradients.apply(store_, {1, 0, 0, 0}, 1, 0);
+    Gradients<Host> gradients(host_, {{&store_, {part}, RowType::kFloat32}});
+    gradients.apply({{{1, 0, 0, 0}, 1, 0}});
   }
 
   std::vector<float> read(const std::vector<int64_t>& ids) {

@@ -249,7 +249,7 @@ TEST(Gradients, TwoBatchesAreOneUpdate) {
   const std::vector<float> grads{1, 2, 3, 4, 5, 6};
   const auto made = [&](const std::vector<int64_t>& ids, const Batch& batch) {
     const auto count = static_cast<int64_t>(ids.size());
-    return GradientBatch{{ids.data(), count, nullptr, count, Mode::kNone, nullptr},
+    return GradientBatch{{ids.data(), count, nullptr, count, 1, Mode::kNone, false, nullptr},
                          RowType::kFloat32,
                          grads.data(),
                          batch.inverse.data(),
