@@ -411,8 +411,10 @@ def test_no_memory_for_an_own_kernel_is_pytorchs_error(on_gpu: Decisions) -> Non
     conv_relu(x, weight, None, 1, 1, 1, 64)
     [ready] = READY.values()
     assert ready.name.startswith("depthwise")
-    with vramkit.MemoryPool("2MiB", device="cpu"):
-        with pytest.raises(torch.OutOfMemoryError, match="depthwise_conv_relu: out of memory"):
-            conv_relu(x, weight, None, 1, 1, 1, 64)
+    with (
+        vramkit.MemoryPool("2MiB", device="cpu"),
+        pytest.raises(torch.OutOfMemoryError, match="depthwise_conv_relu: out of memory"),
+    ):
+        conv_relu(x, weight, None, 1, 1, 1, 64)
     output = conv_relu(x, weight, None, 1, 1, 1, 64)
     torch.testing.assert_close(output, conv2d(x, weight, None, 1, 1, 1, 64).relu())

@@ -42,7 +42,7 @@ Asked = tuple[Request, Tensor | None]
 
 
 def own_error(err: Exception) -> Exception:
-    """Return the error to raise for one of the native operators: vramkit's, PyTorch's, or itself."""
+    """Return what to raise for a native operator's error: vramkit's, PyTorch's, or that error."""
     if isinstance(err, IndexError):
         return RowIndexError(str(err))
     if isinstance(err, MemoryError):
