@@ -42,7 +42,7 @@ def fits_depthwise(
         and x.is_contiguous(memory_format=torch.channels_last)
         and weight.is_contiguous()
         and x.data_ptr() % 16 == 0
-        and all(n + 2 * p >= weight.shape[2] for n, p in zip(x.shape[2:], padding, strict=True))
+        and _has_output(x, weight, padding)
     )
 
 
@@ -69,7 +69,7 @@ def fits_stem(
         and dilation == (1, 1)
         and x.dtype in (torch.float16, torch.bfloat16)
         and _is_channels_last(x, weight)
-        and all(n + 2 * p >= weight.shape[2] for n, p in zip(x.shape[2:], padding, strict=True))
+        and _has_output(x, weight, padding)
     )
 
 
@@ -93,8 +93,13 @@ def fits_grouped(
         and x.is_contiguous(memory_format=torch.channels_last)
         and (weight.is_contiguous() or _is_channels_last(weight))
         and x.data_ptr() % 16 == 0
-        and all(n + 2 * p >= 3 for n, p in zip(x.shape[2:], padding, strict=True))
+        and _has_output(x, weight, padding)
     )
+
+
+def _has_output(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> bool:
+    """Tell whether the padded input is as large as the kernel, which is square."""
+    return all(n + 2 * p >= weight.shape[2] for n, p in zip(x.shape[2:], padding, strict=True))
 
 
 def _is_channels_last(*tensors: Tensor) -> bool:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/conv/depthwise_ops.h"
+#include "ops/conv/launch_cpu.h"
 
 namespace vramkit::ops {
 namespace {
@@ -22,7 +23,7 @@ class CpuRunner {
   void convolve(const TilePass<Type>& pass) const {
     const BlockPlan plan = plan_convolution<Type, Map, Tile>(pass.slide);
     const std::size_t bytes = convolution_bytes<Type, Map, Tile>(plan);
-    in_parallel(int64_t{plan.windows} * plan.slabs, [&](int block) {
+    run_blocks(int64_t{plan.windows} * plan.slabs, [&](int block) {
       Shared shared(bytes / sizeof(Piece) + 1);
       for_threads(Tile::kLanes, plan.across, plan.down, [&](const Thread& thread) {
         stage_thread<Type, Map, Tile>(pass, plan, block, thread, shared.data());
@@ -41,7 +42,7 @@ class CpuRunner {
     const int64_t channels = partial_channels<Tile>(plan);
     std::vector<float> partials(static_cast<std::size_t>(blocks * kTaps * channels));
     pass.partials = partials.data();
-    in_parallel(int64_t{blocks} * plan.slabs, [&](int i) {
+    run_blocks(int64_t{blocks} * plan.slabs, [&](int i) {
       add_block<Map, Tile>(pass, plan, i / plan.slabs, blocks, i % plan.slabs);
     });
     auto* const weights = mutable_bits_in<Type>(result);
@@ -99,13 +100,6 @@ class CpuRunner {
         for (int lane = 0; lane < lanes; ++lane) f(Thread{lane, x, y});
       }
     }
-  }
-
-  template <class F>
-  static void in_parallel(int64_t count, const F& f) {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) f(static_cast<int>(i));
-    });
   }
 };
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ops/conv/grouped_ops.h"
+#include "ops/conv/launch_cpu.h"
 #include "ops/conv/matrix_cpu.h"
 
 namespace vramkit::ops {
@@ -20,7 +21,7 @@ class CpuRunner {
   void convolve(const GroupedPass<Type>& pass) const {
     const GroupedPlan plan = plan_grouped_tiles<Shape, Map>(pass.slide, pass.weights);
     const int blocks = std::min(plan.windows, kMostBlocks);
-    in_parallel(int64_t{blocks} * plan.slabs, [&](int block) {
+    run_blocks(int64_t{blocks} * plan.slabs, [&](int block) {
       convolve_block<Shape, Map>(pass, plan, block, blocks * plan.slabs);
     });
   }
@@ -32,7 +33,7 @@ class CpuRunner {
     const int64_t size = grouped_partials<Shape>(plan, pass.weights);
     std::vector<float> partials(static_cast<std::size_t>(blocks * size));
     pass.partials = partials.data();
-    in_parallel(int64_t{blocks} * plan.slabs, [&](int block) {
+    run_blocks(int64_t{blocks} * plan.slabs, [&](int block) {
       add_block<Shape, Map>(pass, plan, block / plan.slabs, blocks, block % plan.slabs);
     });
     auto* const weights = mutable_bits_in<Type>(result);
@@ -107,13 +108,6 @@ class CpuRunner {
     for (int i = 0; i < Jobs::kThreads; ++i) {
       write_grouped_partials<Type, Shape>(pass, plan, block, slab, i, shared);
     }
-  }
-
-  template <class F>
-  static void in_parallel(int64_t count, const F& f) {
-    torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) f(static_cast<int>(i));
-    });
   }
 };
 

@@ -16,7 +16,14 @@ from vramkit.errors import InvalidArgumentError
 from vramkit.nn._embedding._config import ROW_TYPES, TableConfig
 from vramkit.nn._embedding._gradients import Gradients
 from vramkit.nn._embedding._input import NOTHING
-from vramkit.nn._embedding._request import MODES, NATIVE_ERRORS, Request, own_error, read
+from vramkit.nn._embedding._request import (
+    MODES,
+    NATIVE_ERRORS,
+    Request,
+    check_device,
+    own_error,
+    read,
+)
 
 _OPS = torch.ops.vramkit
 
@@ -107,11 +114,7 @@ class Table:
 
     def prefetch(self, ids: Tensor) -> None:
         """Bring the rows of ids to the device, on a stream of its own."""
-        if ids.device != self._here.device:
-            raise InvalidArgumentError(
-                f"the ids are on {ids.device}, the table is on {self._here.device}; move one of "
-                "them"
-            )
+        check_device(ids, self._here.device)
         if not ids.is_cuda:
             self.operators.table_prefetch.default(ids, self.number)
             return
