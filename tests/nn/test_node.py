@@ -333,6 +333,23 @@ def test_a_module_in_use_is_copied_and_pickled(node: str, on_gpu: Decisions) -> 
     assert on_gpu.calls == 1
 
 
+def test_a_mask_layers_inference_leaves_what_is_known_of_a_call(on_gpu: Decisions) -> None:
+    layers = [ConvReLU2d(8, 8, 3, padding=1, save=save) for save in ("output", "mask")]
+    x = _tensors()[0].detach()
+    for _ in range(2):
+        layers[0](x).sum().backward()
+        with torch.no_grad():
+            layers[1](x)
+        assert on_gpu.gradients == 1
+        assert on_gpu.calls == 1
+    READY.clear()  # as where many threads decide at once
+    call = _fused.call_of(_selection.Choice("torch+pass", {}), layers[0].weight, AT)
+    arguments = (x, layers[0].weight, layers[0].bias, 1, 1, 1, 8)
+    _ready.remember(call, *arguments)
+    _ready.remember(lambda *_: x, *arguments)
+    assert _ready.ready_call(*arguments) is call
+
+
 @pytest.mark.parametrize("save", ["output", "mask"])
 def test_the_nodes_have_their_languages_names(
     save: Any, node: str, monkeypatch: pytest.MonkeyPatch

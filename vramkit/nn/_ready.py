@@ -32,7 +32,7 @@ def ready_call(
     dilation: Sizes,
     groups: int,
 ) -> FusedCall | None:
-    """Return what serves a call with ``save="output"``; None if that is to be decided."""
+    """Return what serves a call that keeps no mask; None if that is to be decided."""
     # Compiled code must not depend on what was called before.
     if torch.compiler.is_compiling() or not READY or not _can_be_ready(x, weight, bias):
         return None
@@ -49,10 +49,13 @@ def remember(
     dilation: Sizes,
     groups: int,
 ) -> None:
-    """Serve later calls with such arguments by ``call``."""
+    """Serve later calls with such arguments by ``call``, unless another serves them already.
+
+    The other may know by now what computes its gradients.
+    """
     if len(READY) >= _MOST_CALLS:
         READY.clear()
-    READY[_key(x, weight, bias, stride, padding, dilation, groups)] = call
+    READY.setdefault(_key(x, weight, bias, stride, padding, dilation, groups), call)
 
 
 def autocast_dtype() -> torch.dtype | None:

@@ -16,6 +16,7 @@ from vramkit.nn._paths import (
     Sizes,
     as_tuple,
     choose_path,
+    needs_gradient,
     torch_is_best,
 )
 from vramkit.nn._ready import autocast_dtype, ready_call, remember
@@ -68,10 +69,10 @@ def conv_relu(
         tensor([[[0., 0.],
                  [3., 3.]]])
     """
-    if save == "output":
-        if input.is_cpu and torch_is_best(input, weight, bias):
-            convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
-            return torch.relu_(convolution(input, weight, bias, stride, padding, dilation, groups))
+    if save == "output" and input.is_cpu and torch_is_best(input, weight, bias):
+        convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
+        return torch.relu_(convolution(input, weight, bias, stride, padding, dilation, groups))
+    if save == "output" or (save == "mask" and not needs_gradient(input, weight, bias)):
         ready = ready_call(input, weight, bias, stride, padding, dilation, groups)
         if ready is not None:
             return ready(input, weight, bias)
