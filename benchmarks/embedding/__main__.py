@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from benchmarks._shared.harness import Recorder, Row, interleave, parser, summarize
 from benchmarks._shared.provenance import gpu_provenance, measure_this_tree
-from benchmarks.embedding.gpu import bench_bags, bench_cached, bench_host, bench_nvidia
+from benchmarks.embedding.gpu import (
+    bench_bags,
+    bench_cached,
+    bench_host,
+    bench_narrow,
+    bench_nvidia,
+)
+from benchmarks.embedding.memory import bench_memory
 
 BENCH = "bench_embedding"
 SEED = 1
@@ -125,12 +132,17 @@ def main() -> int:
     recorder = Recorder(record=chosen.record, allow_dirty=chosen.allow_dirty, origin=origin)
     prefixes = tuple(chosen.cases.split(","))
     if on_gpu:
-        if "nvidia".startswith(prefixes):
-            bench_nvidia(recorder, quick=chosen.quick)
-        if "host".startswith(prefixes):
-            bench_host(recorder, quick=chosen.quick)
-        if "cached".startswith(prefixes):
-            bench_cached(recorder, quick=chosen.quick)
+        parts = {
+            "nvidia": bench_nvidia,
+            "narrow": bench_narrow,
+            "host": bench_host,
+            "cached": bench_cached,
+        }
+        for name, bench in parts.items():
+            if name.startswith(prefixes):
+                bench(recorder, quick=chosen.quick)
+        if "memory".startswith(prefixes):
+            bench_memory(recorder)
         bench_bags(recorder, quick=chosen.quick, prefixes=prefixes)
         return 0
     for case in CASES:

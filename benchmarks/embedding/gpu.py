@@ -190,6 +190,29 @@ def bench_nvidia(recorder: Recorder, *, quick: bool) -> None:
         report(recorder, "nvidia_10x5000000x128", settings, contestants, quick=quick)
 
 
+def bench_narrow(recorder: Recorder, *, quick: bool) -> None:
+    """NVIDIA's setup as one table, with rows, outputs and gradients in bfloat16 and in float32."""
+    from vramkit.nn import SparseEmbedding
+
+    torch.manual_seed(SEED)
+    parts = [zipf(_NV_IDS, _NV_ROWS) + number * _NV_ROWS for number in range(_NV_TABLES)]
+    ids = torch.cat(parts)
+
+    def build(rows: int | None, dtype: torch.dtype, optimizer: Any) -> Work:
+        options: dict[str, Any] = {"optimizer": optimizer, "lr": RATE, "dtype": dtype}
+        table = SparseEmbedding(rows, _NV_DIM, seed=1, device="cuda", **options)
+        return _own(table, (ids,), torch.randn(len(ids), _NV_DIM, device="cuda", dtype=dtype))
+
+    for optimizer in OPTIMIZERS:
+        for kind, rows in (("fixed", _NV_ROWS * _NV_TABLES), ("growing", None)):
+            contestants = {
+                f"vramkit, {kind}, bfloat16": partial(build, rows, torch.bfloat16, optimizer),
+                f"{kind}, float32": partial(build, rows, torch.float32, optimizer),
+            }
+            settings = {"optimizer": optimizer, "seed": SEED, "unique": ids.unique().numel()}
+            report(recorder, "narrow_nvidia", settings, contestants, quick=quick)
+
+
 def bench_host(recorder: Recorder, *, quick: bool) -> None:
     """NVIDIA's setup as one table whose rows are all in host memory."""
     from vramkit.nn import SparseEmbedding
