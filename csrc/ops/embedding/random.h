@@ -19,6 +19,14 @@ VRAMKIT_ON_BOTH constexpr uint64_t mix(uint64_t x) {
 
 VRAMKIT_ON_BOTH constexpr uint64_t mix(uint64_t a, uint64_t b) { return mix(a ^ mix(b)); }
 
+/// Elements of a row whose random numbers are parts of one draw.
+inline constexpr uint32_t kPerDraw = 4;
+
+/// The part of a draw for its i-th element: sixteen random bits, above sixteen zeros.
+VRAMKIT_ON_BOTH constexpr uint32_t part_of_draw(uint64_t drawn, uint32_t i) {
+  return static_cast<uint32_t>(drawn >> 16 * i) << 16;
+}
+
 VRAMKIT_ON_BOTH constexpr int64_t count_ones(uint64_t x) {
   x -= x >> 1 & 0x5555555555555555ULL;
   x = (x & 0x3333333333333333ULL) + (x >> 2 & 0x3333333333333333ULL);

@@ -248,9 +248,13 @@ VRAMKIT_ON_BOTH void encode_stochastic(char* row, uint32_t dim, const float* fro
   if constexpr (sizeof(typename Type::Stored) == sizeof(float)) {
     memcpy(values, from, dim * sizeof(float));
   } else {
-    for (uint32_t i = 0; i < dim; ++i) {
-      const auto random = static_cast<uint32_t>(mix(draw + i) >> 32);
-      values[i] = Type::stochastic(from[i] * inverse, random);
+    for (uint32_t first = 0; first < dim; first += kPerDraw) {
+      const uint64_t drawn = mix(draw + first);
+      const uint32_t count = dim - first < kPerDraw ? dim - first : kPerDraw;
+      for (uint32_t i = 0; i < count; ++i) {
+        const float value = from[first + i] * inverse;
+        values[first + i] = Type::stochastic(value, part_of_draw(drawn, i));
+      }
     }
   }
 }

@@ -14,9 +14,6 @@ from vramkit.nn._embedding._request import NATIVE_ERRORS, Request, own_error
 if TYPE_CHECKING:
     from vramkit.nn._embedding._table import Table
 
-# Of each gradient: itself, ids, bounds, weights, and what the training lookup found.
-_PARTS = 7
-
 
 class Gradients:
     """Gradients of tables that one native call can update: the same device, the same operators."""
@@ -27,12 +24,15 @@ class Gradients:
         self._parts: list[Tensor] = []
         self._plan: list[int] = []
         self._tables: dict[Table, None] = {}
-        self._streams: list[tuple[torch.cuda.Stream, int]] = []
+        # CUDA's numbers of streams, and the first part that each has made.
+        self._streams: list[tuple[int, int]] = []
 
     def add(self, grad: Tensor, request: Request, found: tuple[Tensor, ...]) -> None:
         """Keep the gradient of a lookup."""
         if grad.is_cuda:
-            self._streams.append((torch.cuda.current_stream(grad.device), len(self._parts)))
+            stream = torch._C._cuda_getCurrentRawStream(grad.get_device())
+            if not self._streams or self._streams[-1][0] != stream:
+                self._streams.append((stream, len(self._parts)))
         self._parts += (grad, request.ids, request.bounds, request.weights, *found)
         self._plan += (request.table.number, request.mode, request.by_frequency)
         self._tables[request.table] = None
@@ -61,14 +61,26 @@ class Gradients:
 
     def _wait(self) -> None:
         """Have the current stream wait for those that made the gradients."""
-        for stream, begin in self._streams:
-            here = torch.cuda.current_stream(stream.device)
-            if here == stream:
+        if not self._streams:
+            return
+        device = self._parts[0].device
+        current = torch._C._cuda_getCurrentRawStream(self._parts[0].get_device())
+        ends = [*(begin for _, begin in self._streams[1:]), len(self._parts)]
+        for (number, begin), end in zip(self._streams, ends, strict=True):
+            if number == current:
                 continue
-            here.wait_stream(stream)
-            for part in self._parts[begin : begin + _PARTS]:
+            here = torch.cuda.current_stream(device)
+            here.wait_stream(_stream_of(number, device))
+            for part in self._parts[begin:end]:
                 if part.is_cuda:
                     part.record_stream(here)
+
+
+def _stream_of(number: int, device: torch.device) -> torch.cuda.Stream:
+    """Return the stream that CUDA knows by a number."""
+    if number == 0:
+        return torch.cuda.default_stream(device)
+    return torch.cuda.ExternalStream(number, device)
 
 
 # Of the running backward passes. Autograd's engine holds the values until they have ended, also

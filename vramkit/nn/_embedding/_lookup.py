@@ -80,21 +80,31 @@ class _LookUp(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        weights: list[Tensor | None] = [None] * len(grads)
-        # Autograd would run the nodes of single lookups in this order.
-        for i in reversed(range(len(grads))):
-            request, grad = ctx.requests[i], grads[i]
-            if grad is None:
-                continue
-            dense, found = grad.contiguous(), saved[3 * i : 3 * i + 3]
-            if ctx.needs_input_grad[2 + i]:
-                # The table itself changes when this backward pass ends.
-                distinct = found[1] if found else request.ids.new_empty(0)
-                gradient = request.table.weights_gradient(dense, request, distinct)
-                weights[i] = gradient.view(request.weights.shape).to(ctx.weights_dtypes[i])
-            if found:
-                gradients_of(request.table).add(dense, request, found)
-        return None, None, *weights
+        # once_differentiable() costs as much as the rest, and only a graph of gradients needs it.
+        if torch.is_grad_enabled():
+            return _update_once(ctx, *grads)
+        return _update(ctx, *grads)
+
+
+def _update(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Hand gradients to their tables; returns those of the weights of bags."""
+    saved = ctx.saved_tensors
+    weights: list[Tensor | None] = [None] * len(grads)
+    # Autograd would run the nodes of single lookups in this order.
+    for i in reversed(range(len(grads))):
+        request, grad = ctx.requests[i], grads[i]
+        if grad is None:
+            continue
+        dense, found = grad.contiguous(), saved[3 * i : 3 * i + 3]
+        if ctx.needs_input_grad[2 + i]:
+            # The table itself changes when this backward pass ends.
+            distinct = found[1] if found else request.ids.new_empty(0)
+            gradient = request.table.weights_gradient(dense, request, distinct)
+            weights[i] = gradient.view(request.weights.shape).to(ctx.weights_dtypes[i])
+        if found:
+            gradients_of(request.table).add(dense, request, found)
+    return None, None, *weights
+
+
+_update_once = once_differentiable(_update)

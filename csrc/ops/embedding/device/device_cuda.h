@@ -203,6 +203,14 @@ class Cuda {
             int64_t count, int bits = 8 * sizeof(Key)) {
     sort_pairs(place(), keys, sorted_keys, values, sorted_values, count, std::max(bits, 1));
   }
+  /// The same, in storage of sort_bytes().
+  uint64_t sort_bytes(int64_t count, int bits) const {
+    return count == 0 ? 0 : device::sort_bytes(count, bits);
+  }
+  void sort(const uint32_t* keys, uint32_t* sorted_keys, const uint32_t* values,
+            uint32_t* sorted_values, int64_t count, int bits, char* storage) {
+    sort_pairs_in(stream_, storage, keys, sorted_keys, values, sorted_values, count, bits);
+  }
   void select(const uint8_t* flags, int64_t count, uint32_t* chosen, uint32_t* number) {
     select_flagged(place(), flags, count, chosen, number);
   }

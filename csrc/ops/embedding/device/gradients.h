@@ -2,6 +2,7 @@
 // them, sorts them by table and slot, and runs the kernels of update.h.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <utility>
@@ -40,8 +41,8 @@ class Gradients {
       has_factors_ |= one.has_factors;
     }
     if (positions_count_ == 0) return;
-    allocate();
     number_keys();
+    allocate();
     prepare();
     sort();
     for (size_t i = 0; i < all_.size(); ++i) list(i);
@@ -146,6 +147,11 @@ class Gradients {
       one.long_rows_at = scratch_.add<LongRow>(kernels / static_cast<uint64_t>(kShort) + 1);
       one.list_at = scratch_.add<GradientPart>(one.of.parts.size());
     }
+    uint64_t storage = 0;
+    for (const Sort& of : sorts_) {
+      storage = std::max(storage, device_.sort_bytes(of.count, of.bits()));
+    }
+    storage_ = scratch_.add<char>(storage);
     scratch_.allocate(device_);
   }
 
@@ -170,15 +176,17 @@ class Gradients {
 
   void prepare() {
     std::vector<std::pair<Prepare, int64_t>> prepares;
-    for (const One& one : all_) {
+    for (size_t i = 0; i < all_.size(); ++i) {
+      const One& one = all_[i];
       if (one.counts_members) {
         device_.fill(members(one), 0, static_cast<uint64_t>(one.bags) * sizeof(uint32_t));
       }
       for (const GradientPart& part : one.of.parts) {
-        prepares.emplace_back(Prepare{part, one.of.store->initial(), one.of.store->index(),
-                                      one.keys, piece(keys_) + one.first,
-                                      piece(positions_) + one.first, bag_of(one), members(one)},
-                              part.bags.positions);
+        prepares.emplace_back(
+            Prepare{part, one.of.store->initial(), one.of.store->index(), one.keys,
+                    piece(keys_) + one.first, piece(positions_) + one.first, bag_of(one),
+                    members(one), piece(long_counts_) + i},
+            part.bags.positions);
       }
     }
     run_each(device_, prepares);
@@ -211,8 +219,8 @@ class Gradients {
       if (of.count == 0) continue;
       const int64_t at = all_[of.begin].first;
       device_.sort(piece(keys_) + at, piece(sorted_keys_) + at, piece(positions_) + at,
-                   piece(sorted_positions_) + at, of.count,
-                   static_cast<int>(std::bit_width(of.last_key)));
+                   piece(sorted_positions_) + at, of.count, of.bits(),
+                   scratch_.template piece<char>(storage_));
     }
   }
 
@@ -257,7 +265,6 @@ class Gradients {
       if (one.count <= kPart * kShort) continue;
       long_rows.push_back({one.sorted, partials, sink, listed, long_count});
     }
-    if (!short_rows.empty()) device_.fill(long_counts, 0, all_.size() * sizeof(uint32_t));
     run_groups_each(device_, parts, lanes);
     run_groups_each(device_, short_rows, lanes);
     run_teams_each(device_, long_rows, lanes);
@@ -272,6 +279,8 @@ class Gradients {
     size_t end;
     uint32_t last_key;
     int64_t count;
+
+    int bits() const { return std::max(1, static_cast<int>(std::bit_width(last_key))); }
   };
 
   Device& device_;
@@ -282,7 +291,7 @@ class Gradients {
   bool has_factors_ = false;
   Scratch scratch_;
   size_t keys_ = 0, sorted_keys_ = 0, positions_ = 0, sorted_positions_ = 0, bag_of_ = 0;
-  size_t factors_ = 0, long_counts_ = 0;
+  size_t factors_ = 0, long_counts_ = 0, storage_ = 0;
 };
 
 }  // namespace vramkit::embedding::device

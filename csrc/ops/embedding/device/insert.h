@@ -55,8 +55,10 @@ struct Find {
   Counts* counts;
   uint32_t* distinct;
   Alarm* alarm;
+  Counts* next;  // becomes 0, for the next batch; or null
 
   VRAMKIT_ON_BOTH void operator()(int64_t i) const {
+    if (i == 0 && next != nullptr) *next = Counts{};
     const int64_t id = batch.ids[i];
     uint32_t slot = kMissing;
     if (batch.num_rows >= 0 && (id < 0 || id >= batch.num_rows)) {
@@ -84,6 +86,19 @@ struct Find {
     } else {
       distinct[take_number(&counts->found[0])] = slot;
     }
+  }
+};
+
+/// Find, and CheckOffsets for the bags of the same lookup.
+struct FindInBags {
+  Find find;
+  CheckOffsets check;
+  int64_t positions;
+  int64_t bags;
+
+  VRAMKIT_ON_BOTH void operator()(int64_t i) const {
+    if (i < bags) check(i);
+    if (i < positions) find(i);
   }
 };
 

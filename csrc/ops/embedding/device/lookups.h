@@ -5,9 +5,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -211,17 +213,23 @@ class Lookups {
   /// Finds the rows of all ids. The result holds the counts, and the rows where they are listed.
   Scratch find(const std::vector<One*>& ones) {
     Scratch scratch;
-    const auto counts_at = scratch.add<Counts>(ones.size());
+    const bool is_alone = ones.size() == 1 && ones[0]->bags.positions != 0;
+    const auto counts_at = scratch.add<Counts>(is_alone ? 0 : ones.size());
     std::vector<size_t> distinct_at;
     for (One* const one : ones) {
       const auto count = static_cast<uint64_t>(one->is_limited() ? one->bags.positions : 0);
       distinct_at.push_back(scratch.add<uint32_t>(count));
     }
-    scratch.allocate(*device_);
-    auto* const counts = scratch.piece<Counts>(counts_at);
-    device_->fill(counts, 0, ones.size() * sizeof(Counts));
+    Counts* next = nullptr;
+    Counts* counts = nullptr;
+    if (is_alone) std::tie(counts, next) = ones[0]->table->take_counts();
+    if (!is_alone || ones[0]->is_limited()) scratch.allocate(*device_);
+    if (!is_alone) {
+      counts = scratch.piece<Counts>(counts_at);
+      device_->fill(counts, 0, ones.size() * sizeof(Counts));
+    }
     std::vector<std::pair<Find, int64_t>> finds;
-    std::vector<std::pair<CheckOffsets, int64_t>> checks;
+    std::vector<std::pair<FindInBags, int64_t>> in_bags;
     for (size_t i = 0; i < ones.size(); ++i) {
       One& one = *ones[i];
       one.look();
@@ -230,12 +238,16 @@ class Lookups {
       one.of.slots = write<uint32_t>(one.slots);
       one.counts = counts + i;
       if (one.is_limited()) one.distinct = scratch.piece<uint32_t>(distinct_at[i]);
-      finds.emplace_back(one.store().find(one.batch(), one.counts, one.distinct, one.of.alarm),
-                         positions);
-      if (one.bags.mode != Mode::kNone) checks.emplace_back(CheckOffsets{one.of}, one.bags.bags);
+      const Find find = one.store().find(one.batch(), one.counts, one.distinct, one.of.alarm, next);
+      if (one.bags.mode == Mode::kNone) {
+        finds.emplace_back(find, positions);
+      } else {
+        in_bags.emplace_back(FindInBags{find, {one.of}, positions, one.bags.bags},
+                             std::max(positions, one.bags.bags));
+      }
     }
     run_each(*device_, finds);
-    run_each(*device_, checks);
+    run_each(*device_, in_bags);
     return scratch;
   }
 

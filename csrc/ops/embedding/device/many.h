@@ -138,7 +138,7 @@ template <class F>
 void with_kernels(const std::vector<RowLayout>& layouts, const F& f) {
   std::map<std::tuple<RowType, uint32_t, uint32_t>, std::vector<size_t>> alike;
   for (size_t i = 0; i < layouts.size(); ++i) {
-    const uint32_t width = layouts[i].dim % 4 == 0 ? 4 : 1;
+    const uint32_t width = width_of(layouts[i]);
     alike[{layouts[i].type, width, lanes_for(layouts[i].dim, width)}].push_back(i);
   }
   for (const auto& [kind, numbers] : alike) {

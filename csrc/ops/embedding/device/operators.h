@@ -147,13 +147,14 @@ class Operators {
     Scratch scratch;
     const auto flags_at = scratch.add<uint8_t>(store.size());
     const auto chosen_at = scratch.add<uint32_t>(store.size());
+    const auto number_at = scratch.add<uint32_t>(1);
     scratch.allocate(device);
     auto* const chosen = scratch.piece<uint32_t>(chosen_at);
     uint32_t count = 0;
     if (store.size() != 0) {
       auto* const flags = scratch.piece<uint8_t>(flags_at);
       device.run(store.size(), FlagChanged{store.rows(), since, flags});
-      uint32_t* const number_of = &table->control()->counts.fresh;
+      auto* const number_of = scratch.piece<uint32_t>(number_at);
       device.select(flags, store.size(), chosen, number_of);
       device.read(&count, number_of, sizeof count);
     }

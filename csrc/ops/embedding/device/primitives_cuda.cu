@@ -47,6 +47,24 @@ void sort_pairs(const Place& place, const uint64_t* keys, uint64_t* sorted_keys,
   sort(place, keys, sorted_keys, values, sorted_values, count, bits);
 }
 
+uint64_t sort_bytes(int64_t count, int bits) {
+  size_t bytes = 0;
+  const uint32_t* const in = nullptr;
+  uint32_t* const out = nullptr;
+  check_cuda(
+      cub::DeviceRadixSort::SortPairs(nullptr, bytes, in, out, in, out, count, 0, bits, nullptr),
+      "cub::DeviceRadixSort");
+  return bytes;
+}
+
+void sort_pairs_in(cudaStream_t stream, char* storage, const uint32_t* keys, uint32_t* sorted_keys,
+                   const uint32_t* values, uint32_t* sorted_values, int64_t count, int bits) {
+  size_t bytes = sort_bytes(count, bits);
+  check_cuda(cub::DeviceRadixSort::SortPairs(storage, bytes, keys, sorted_keys, values,
+                                             sorted_values, count, 0, bits, stream),
+             "cub::DeviceRadixSort");
+}
+
 void select_flagged(const Place& place, const uint8_t* flags, int64_t count, uint32_t* chosen,
                     uint32_t* number) {
   with_storage(place, "cub::DeviceSelect", [&](void* storage, size_t& bytes) {

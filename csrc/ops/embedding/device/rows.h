@@ -1,7 +1,9 @@
 // Rows in device memory: pages, where a row's values and state begin, vectors of elements.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "ops/embedding/table_config.h"
 #include "ops/on_both.h"
@@ -55,8 +57,11 @@ struct Vec {
   float at[kWidth];
 };
 
+/// Rows and their state begin at multiples of it.
+inline constexpr size_t kVectorBytes = 16;
+
 template <class T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Pack {
+struct alignas(sizeof(T) * kWidth < kVectorBytes ? sizeof(T) * kWidth : kVectorBytes) Pack {
   T at[kWidth];
 };
 
@@ -124,11 +129,22 @@ VRAMKIT_ON_BOTH void for_columns(const Lanes& lanes, uint32_t dim, const F& f) {
   for (uint32_t at = lanes.rank() * kWidth; at < dim; at += lanes.count() * kWidth) f(at);
 }
 
+/// Elements of the vectors that a lane reads of a row: the most of 1, 4 and, where an element is
+/// narrow, 8 that divide the row.
+inline uint32_t width_of(const RowLayout& layout) {
+  if (layout.type != RowType::kFloat32 && layout.dim % 8 == 0) return 8;
+  return layout.dim % 4 == 0 ? 4 : 1;
+}
+
 /// Calls f<Type, kWidth>() with the row type, and the width of vectors that fit a row.
 template <class F>
 void with_kernel(const RowLayout& layout, const F& f) {
+  const uint32_t width = width_of(layout);
   with_row_type(layout.type, [&]<class Type>(Type) {
-    if (layout.dim % 4 == 0) {
+    if constexpr (!std::is_same_v<Type, Float32>) {
+      if (width == 8) return f.template operator()<Type, 8>();
+    }
+    if (width == 4) {
       f.template operator()<Type, 4>();
     } else {
       f.template operator()<Type, 1>();

@@ -24,7 +24,7 @@ namespace vramkit::embedding::device {
 
 /// What kernels count in the device's memory.
 struct Control {
-  Counts counts;
+  Counts of_batches[2];  // by turns: each batch clears the other's
   uint32_t misses[kMissCounters];
 };
 
@@ -95,9 +95,9 @@ class DeviceStore {
 
   /// What finds the slots of a batch's ids, with `counts` all 0. A batch that is refused later has
   /// counted as use of rows.
-  Find find(const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm) {
+  Find find(const Batch& batch, Counts* counts, uint32_t* distinct, Alarm* alarm, Counts* next) {
     tick();
-    return {batch, index_.view, rows(), clock_, counts, distinct, alarm};
+    return {batch, index_.view, rows(), clock_, counts, distinct, alarm, next};
   }
 
   /// The ids of a batch that have no row, each once, on the device; `counts` tells how many.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 #include "base/bytes.h"
 #include "ops/embedding/device/lookup.h"
@@ -24,7 +25,14 @@ struct Table {
   int64_t hits = 0;     // the same
   int64_t steps = 0;
   int64_t version = 0;  // of the values
+  bool is_second = false;
 
+  /// Counters for a batch that is alone in its call: those that are 0, and those to be cleared.
+  std::pair<Counts*, Counts*> take_counts() {
+    is_second = !is_second;
+    Counts* const both = control()->of_batches;
+    return {both + is_second, both + !is_second};
+  }
   Control* control() const { return reinterpret_cast<Control*>(memory->data()); }
 };
 

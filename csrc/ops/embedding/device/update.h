@@ -39,12 +39,14 @@ struct Prepare {
   Keys of;
   uint32_t* keys;
   uint32_t* positions;
-  uint32_t* bag_of;   // null where each position has a gradient of its own
-  uint32_t* members;  // of each bag: ids that count for the mean; null: all of them
+  uint32_t* bag_of;      // null where each position has a gradient of its own
+  uint32_t* members;     // of each bag: ids that count for the mean; null: all of them
+  uint32_t* long_count;  // becomes 0
 
   VRAMKIT_ON_BOTH void operator()(int64_t i) const {
     const int64_t id = part.bags.ids[i];
     const int64_t at = part.first + i;
+    if (at == 0) *long_count = 0;
     positions[at] = static_cast<uint32_t>(at);
     keys[at] = of.none;
     if (part.bags.bags == 0 || initial.is_padding(id)) return;
@@ -125,7 +127,6 @@ struct Sorted {
   /// several are on their way from memory at the same time.
   template <int kWidth>
   VRAMKIT_ON_BOTH Vec<kWidth> sum(int64_t first, int64_t last, uint32_t at) const {
-    constexpr int kAtOnce = 2;
     Vec<kWidth> total = {};
     for (; first < last; first += kAtOnce) {
       Vec<kWidth> grads[kAtOnce];
@@ -140,15 +141,38 @@ struct Sorted {
     return total;
   }
 
+  /// Has the gradients come nearer that `sum` reads first.
+  template <int kWidth, class Lanes>
+  VRAMKIT_ON_BOTH void approach(const Lanes& lanes, int64_t first, int64_t last) const {
+    const uint32_t at = lanes.rank() * kWidth;
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i < last && at < dim) approach_at(first + i, at);
+    }
+  }
+
  private:
+  static constexpr int kAtOnce = 4;
+
+  VRAMKIT_ON_BOTH uint64_t bag_at(uint32_t position, const GradientPart& part) const {
+    return part.bags.mode == Mode::kNone ? static_cast<uint64_t>(position - part.first)
+                                         : static_cast<uint64_t>(bag_of[position]);
+  }
+
+  VRAMKIT_ON_BOTH void approach_at(int64_t i, uint32_t at) const {
+    const uint32_t position = positions[i];
+    const GradientPart& part = part_count == 1 ? only : part_of(position);
+    const uint64_t element = bag_at(position, part) * dim + at;
+    const uint64_t bytes = type == RowType::kFloat32 ? 4 : 2;
+    prefetch(static_cast<const char*>(part.grad) + element * bytes);
+  }
+
   /// The gradient of a sorted position, 0 where the maximum came from another one.
   template <int kWidth>
   VRAMKIT_ON_BOTH Vec<kWidth> scaled(int64_t i, uint32_t at) const {
     const uint32_t position = positions[i];
     const GradientPart& part = part_count == 1 ? only : part_of(position);
     const int64_t own = position - part.first;
-    const uint64_t bag = part.bags.mode == Mode::kNone ? static_cast<uint64_t>(own)
-                                                       : static_cast<uint64_t>(bag_of[position]);
+    const uint64_t bag = bag_at(position, part);
     const float factor = factors == nullptr ? 1.0F : factors[position];
     Vec<kWidth> grad = load_as<kWidth>(type, part.grad, bag * dim + at);
     for (int k = 0; k < kWidth; ++k) {
@@ -178,6 +202,20 @@ struct Apply {
   float factor;
   uint64_t draws;
   uint32_t clock;
+
+  /// Has a row come nearer that is updated soon.
+  template <class Lanes>
+  VRAMKIT_ON_BOTH void approach(const Lanes& lanes, uint32_t slot) const {
+    const uint32_t at = lanes.rank() * kWidth;
+    if (at >= rows.layout.dim) return;
+    const char* const row = rows.row(slot);
+    prefetch(row + at * sizeof(typename Type::Stored));
+    const Rule rule = rows.layout.rule;
+    if (rule != Rule::kAdagrad && rule != Rule::kAdam) return;
+    const auto* const state = reinterpret_cast<const float*>(row + RowsView::state_at(rows.layout));
+    prefetch(state + at);
+    if (rule == Rule::kAdam) prefetch(state + rows.layout.dim + at);
+  }
 
   /// `sum_of(column)` is the gradient; it is called again where a rule needs all of it first.
   template <class Lanes, class SumOf>
@@ -282,9 +320,12 @@ struct Apply {
     if (rule == Rule::kAdam) *state_at(to, rows.layout.dim + at) = next.second;
     const float inverse = scale > 0 ? 1.0F / scale : 0.0F;
     Pack<typename Type::Stored, kWidth> pack;
-    for (int i = 0; i < kWidth; ++i) {
-      const auto random = static_cast<uint32_t>(mix(draw + at + static_cast<uint32_t>(i)) >> 32);
-      pack.at[i] = Type::stochastic(next.values.at[i] * inverse, random);
+    // The vectors of a row begin at multiples of their width.
+    uint64_t drawn = 0;
+    for (uint32_t i = 0; i < kWidth; ++i) {
+      const uint32_t part = (kWidth == 1 ? at : i) % kPerDraw;
+      if (i % kPerDraw == 0) drawn = mix(draw + at + i - (kWidth == 1 ? part : 0));
+      pack.at[i] = Type::stochastic(next.values.at[i] * inverse, part_of_draw(drawn, part));
     }
     store<Type, kWidth>(to.row, at, pack);
   }
@@ -295,6 +336,9 @@ template <int kWidth>
 struct SquareNorm {
   uint32_t dim;
   double* squares;
+
+  template <class Lanes>
+  VRAMKIT_ON_BOTH void approach(const Lanes& /*lanes*/, uint32_t /*slot*/) const {}
 
   template <class Lanes, class SumOf>
   VRAMKIT_ON_BOTH void row(const Lanes& lanes, uint32_t /*slot*/, int64_t first,
@@ -342,11 +386,15 @@ struct SumParts {
   VRAMKIT_ON_BOTH void operator()(int64_t part, const Lanes& lanes) const {
     const int64_t begin = part * kPart;
     const int64_t end = begin + kPart < sorted.count ? begin + kPart : sorted.count;
-    for (int64_t first = begin; first < end;) {
+    // Rows that lie in this part begin where a bit is set.
+    uint32_t starts = lanes.any_bits(starts_of(lanes, begin, end));
+    int64_t first = begin;
+    while (first < end) {
       const uint32_t key = sorted.keys[first];
       if (key == sorted.of.none) return;
-      int64_t last = first + 1;
-      while (last < end && sorted.keys[last] == key) ++last;
+      starts &= starts - 1;
+      const int64_t last = starts == 0 ? end : begin + lowest_bit(starts);
+      approach(lanes, begin, end, last, starts);
       const bool begun = first == begin && begin > 0 && sorted.keys[begin - 1] == key;
       const bool goes_on = last == end && end < sorted.count && sorted.keys[end] == key;
       const auto sum_of = [&](uint32_t at) { return sorted.sum<kWidth>(first, last, at); };
@@ -359,6 +407,32 @@ struct SumParts {
       }
       first = last;
     }
+  }
+
+ private:
+  static_assert(kPart <= 32);
+
+  /// Of the positions of a part that the lane asks for: whether a row begins there.
+  template <class Lanes>
+  VRAMKIT_ON_BOTH uint32_t starts_of(const Lanes& lanes, int64_t begin, int64_t end) const {
+    uint32_t bits = 0;
+    for (uint32_t i = lanes.rank(); i < end - begin; i += lanes.count()) {
+      const int64_t at = begin + i;
+      if (i == 0 || sorted.keys[at] != sorted.keys[at - 1]) bits |= 1U << i;
+    }
+    return bits;
+  }
+
+  /// Has the next row and its gradients come nearer, while another row is updated.
+  template <class Lanes>
+  VRAMKIT_ON_BOTH void approach(const Lanes& lanes, int64_t begin, int64_t end, int64_t next,
+                                uint32_t starts) const {
+    if (next >= end) return;
+    const uint32_t key = sorted.keys[next];
+    if (key == sorted.of.none) return;
+    const uint32_t others = starts & (starts - 1);
+    sink.approach(lanes, sorted.of.slot(key));
+    sorted.approach<kWidth>(lanes, next, others == 0 ? end : begin + lowest_bit(others));
   }
 };
 
