@@ -352,7 +352,7 @@ def test_collections_share_tables() -> None:
         ({"optimizer": "sgd", "colour": 1}, ArgumentTypeError, "unexpected arguments"),
         ({"padding_idx": 9}, InvalidArgumentError, "padding_idx must be within"),
         ({"_weight": torch.ones(2, 2)}, InvalidArgumentError, r"has shape \(2, 2\)"),
-        ({"optimizer": "sgd", "embedding_dim": 0}, InvalidArgumentError, "at least one row"),
+        ({"optimizer": "sgd", "embedding_dim": 0}, InvalidArgumentError, "embedding_dim must be"),
     ],
 )
 def test_arguments_that_cannot_be_honoured(arguments: Any, error: Any, text: str) -> None:

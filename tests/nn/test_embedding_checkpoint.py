@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -91,6 +92,17 @@ def test_a_smaller_budget_keeps_the_latest_rows() -> None:
         (lambda state: state.update(rows=state["rows"][:, :2]), r"rows has shape \(3, 2\)"),
         (lambda state: state.update(keys=state["keys"] * 0), "the same key twice"),
         (lambda state: state.update(rows=state["rows"].long()), "rows has dtype torch.int64"),
+        (lambda state: state.update(rows=[1.0]), r"rows must be a dense tensor .* got \[1.0\]"),
+        (lambda state: state.update(rows=state["rows"].to("meta")), "torch.strided on meta"),
+        (lambda state: state.update(keys=state["keys"].int()), "keys has dtype torch.int32"),
+        (lambda state: state.update(keys=state["keys"].float()), "keys has dtype torch.float32"),
+        (lambda state: state.update(keys=state["keys"][None]), r"keys has shape \(1, 3\)"),
+        (lambda state: state.update(stamps=state["stamps"].float()), "stamps has dtype"),
+        (lambda state: state.update(stamps=state["stamps"] + 9), "stamps has a row of time 1"),
+        (lambda state: state.update(counters=state["counters"][:1]), "counters has shape"),
+        (lambda state: state.update(counters=-state["counters"]), "the clock -4"),
+        (lambda state: state.update(init_std=torch.tensor(float("nan"))), "init_std is nan"),
+        (lambda state: state.update(exp_avg=state["exp_avg"].long()), "exp_avg has dtype"),
     ],
 )
 def test_damaged_states_change_nothing(change: Any, text: str) -> None:
@@ -113,6 +125,10 @@ def test_missing_tables_are_named_as_in_torch() -> None:
     model = nn.Sequential(SparseEmbedding(5, 5, optimizer="sgd"))
     with pytest.raises(RuntimeError, match=r"Missing key\(s\).*0\.keys"):
         model.load_state_dict({})
+    more = model.state_dict() | {"0.colour": torch.tensor(1)}
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\).*0\.colour"):
+        model.load_state_dict(more)
+    model.load_state_dict(more, strict=False)
 
 
 def test_dumps_hold_what_has_changed() -> None:
@@ -135,6 +151,72 @@ def test_dumps_hold_what_has_changed() -> None:
         fresh.apply_changes(dump)
     with pytest.raises(InvalidArgumentError, match="take it with changes"):
         fresh.apply_changes({"keys": dump["keys"]})
+    with pytest.raises(InvalidArgumentError, match="the state has no rows"):
+        fresh.apply_changes({name: value for name, value in dump.items() if name != "rows"})
+
+
+def test_dumps_are_applied_in_their_order() -> None:
+    table, copy = _trained(), SparseEmbedding(None, 5, optimizer="adam")
+    dumps = [table.changes()]
+    for key in (4, -2, 4):
+        table(torch.tensor([key])).sum().backward()
+        dumps.append(table.changes(int(dumps[-1]["counters"][1])))
+    copy.apply_changes(dumps[0])
+    # All of them have the same rows, so that their number tells nothing.
+    with pytest.raises(InvalidArgumentError, match="changes from 6 to 8, this table is at 4"):
+        copy.apply_changes(dumps[2])
+    for dump in dumps[1:]:
+        copy.apply_changes(dump)
+    with pytest.raises(InvalidArgumentError, match="changes from 4 to 6, this table is at 10"):
+        copy.apply_changes(dumps[1])
+    ids = table.keys()
+    assert torch.equal(copy.eval()(ids), table.eval()(ids))
+    with pytest.raises(InvalidArgumentError, match="since must be from -1"):
+        table.changes(-2)
+    with pytest.raises(ArgumentTypeError, match="since must be an integer, got 'x'"):
+        table.changes("x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "into"), [(torch.int8, torch.float32), (torch.bfloat16, torch.int8)]
+)
+def test_dumps_of_other_row_types_are_converted(dtype: torch.dtype, into: torch.dtype) -> None:
+    table, copy = _trained(dtype=dtype), SparseEmbedding(None, 5, optimizer="adam", dtype=into)
+    first = table.changes()
+    copy.apply_changes(first)
+    table(torch.tensor([4, 9])).square().sum().backward()
+    copy.apply_changes(table.changes(int(first["counters"][1])))
+    ids = table.keys()
+    found, wanted = copy.eval()(ids).float(), table.eval()(ids).float()
+    torch.testing.assert_close(found, wanted, atol=0.03, rtol=0.03)
+
+
+def test_a_dump_is_of_one_moment() -> None:
+    table = SparseEmbedding(None, 4, optimizer="adam")
+    copy = SparseEmbedding(None, 4, optimizer="adam")
+    table(torch.arange(10)).sum().backward()
+    done = threading.Event()
+
+    def train() -> None:
+        first = 0
+        while not done.is_set():
+            table(torch.arange(first, first + 3)).sum().backward()
+            first += 2
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        mark = -1
+        for _ in range(30):
+            dump = table.changes(mark)
+            copy.apply_changes(dump)
+            mark = int(dump["counters"][1])
+    finally:
+        done.set()
+        trainer.join()
+    copy.apply_changes(table.changes(mark))
+    ids = table.keys()
+    assert torch.equal(copy.eval()(ids), table.eval()(ids))
 
 
 _IDS = st.lists(st.integers(-40, 40), min_size=1, max_size=12)

@@ -207,6 +207,7 @@ def test_lanes_that_share_a_row_agree(lanes: int) -> None:
             ids = torch.randint(90, (60,))
             for module in (plain, table):
                 module(ids).square().sum().backward()
-        assert_same_state(plain, table, 0, placed=True)
+        # Rows are in other slots, so that their gradients may be added in another order.
+        assert_same_state(plain, table, 1e-5, placed=True)
     finally:
         torch.ops.vramkit.emulated_lanes(nothing, 1)

@@ -167,7 +167,9 @@ struct Int8 {
   }
 
  private:
+  /// A row with a NaN or an infinity has an infinite scale: zeros of it are NaN.
   VRAMKIT_ON_BOTH static Stored clamped(float value) {
+    if (value != value) return 0;
     return static_cast<Stored>(value > 127.0F ? 127.0F : value < -127.0F ? -127.0F : value);
   }
 };
@@ -217,10 +219,15 @@ VRAMKIT_ON_BOTH inline float fitting_scale(float old, float largest) {
   return largest * (1.0625F / 127.0F);
 }
 
+/// Infinite for NaN, which no maximum of magnitudes may lose.
+VRAMKIT_ON_BOTH inline float magnitude_of(float value) {
+  return value != value ? float_of(kInfinity) : fabsf(value);
+}
+
 VRAMKIT_ON_BOTH inline float largest_magnitude(const float* values, uint32_t dim) {
   float largest = 0;
   for (uint32_t i = 0; i < dim; ++i) {
-    const float magnitude = fabsf(values[i]);
+    const float magnitude = magnitude_of(values[i]);
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest;

@@ -153,12 +153,14 @@ void Store::commit(const Inserting& batch, const Parallel& parallel, const int64
   const std::vector<int64_t>& fresh = batch.fresh;
   const uint64_t wanted = size_ + fresh.size();
   reserve(std::min(wanted, max_rows_));
+  if (wanted > max_rows_) free_.reserve(wanted - max_rows_);
   tick();
   for (int64_t i = 0; i < batch.unique; ++i) {
     if (slots[i] >= 0) touch(static_cast<uint32_t>(slots[i]));
   }
   if (wanted > max_rows_) evict(wanted - max_rows_);
   for (const int64_t at : fresh) slots[at] = take(keys[at]);
+  free_ = std::vector<uint32_t>();
   parallel(0, static_cast<int64_t>(fresh.size()), 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = fresh[static_cast<size_t>(i)];
@@ -203,7 +205,6 @@ void Store::reserve(uint64_t rows) {
     const uint64_t most = config_.budget_bytes != 0 ? max_rows_ : std::min(2 * rows, max_rows_);
     index_.rebuild(most, size_, allocate_, [this](uint32_t slot) { return key_of(slot); });
   }
-  free_.reserve(rows);
   if (evicts()) candidates_.reserve(config_.budget_bytes != 0 ? max_rows_ : rows);
   const uint64_t pages = (rows + mask_) >> shift_;
   const uint64_t most = (max_rows_ + mask_) >> shift_;

@@ -119,7 +119,7 @@ class Store {
   uint32_t size_ = 0;
   uint32_t clock_ = 0;
   int64_t evictions_ = 0;
-  std::vector<uint32_t> free_;
+  std::vector<uint32_t> free_;  // only while a batch is inserted
   // A heap with one entry for each row; it may be older than the row's stamps, never newer.
   std::vector<Candidate> candidates_;
 };

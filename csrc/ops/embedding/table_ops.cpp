@@ -160,14 +160,13 @@ class Training {
   }
 
   void commit() {
-    const uint32_t before = store().size();
     translated([&] { store().commit(batch_, in_parallel, keys(), slots()); });
     if (wanted_.limit.most > 0) {
       limit_norms(store(), slots(), batch_.unique, wanted_.limit, in_parallel);
       ++table_->version;
     }
     table_->lookups += batch_.unique;
-    table_->hits += std::max<int64_t>(0, batch_.unique - (store().size() - before));
+    table_->hits += batch_.unique - static_cast<int64_t>(batch_.fresh.size());
     const Head made{batch_.unique, store().epoch(), table_->version};
     std::memcpy(write<int64_t>(distinct_), &made, sizeof made);
   }
@@ -308,8 +307,17 @@ Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct,
   return result;
 }
 
-/// Keys, rows as stored, scale and sum, state, stamps: of the rows changed after `since`.
-std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since) {
+/// Of all rows; empty if not `wanted`.
+Tensor keys_of(const Store& store, const Tensor& like, bool wanted) {
+  const uint32_t count = wanted ? store.size() : 0;
+  Tensor keys = torch::stable::new_empty(like, {count}, ScalarType::Long);
+  for (uint32_t slot = 0; slot < count; ++slot) write<int64_t>(keys)[slot] = store.key_of(slot);
+  return keys;
+}
+
+/// Keys, rows as stored, scale and sum, state, stamps: of the rows changed after `since`. Then the
+/// keys of all rows, if `with_present`, and steps and clock, all of the same moment.
+std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since, bool with_present) {
   const std::shared_ptr<Table> table = table_of(number);
   const std::shared_lock lock(table->mutex);
   const Store& store = table->store;
@@ -343,7 +351,10 @@ std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since) {
                   &store.stamps(slot), sizeof(Stamps));
     }
   });
-  return {keys, rows, headers, state, stamps};
+  Tensor counters = torch::stable::new_empty(like, {2}, ScalarType::Long);
+  write<int64_t>(counters)[0] = table->steps;
+  write<int64_t>(counters)[1] = store.clock();
+  return {keys, rows, headers, state, stamps, keys_of(store, like, with_present), counters};
 }
 
 /// Stores rows, rounded to the nearest, in the place of those that have the same keys.
@@ -437,7 +448,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def(
       "table_weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, int table, "
       "int mode) -> Tensor");
-  m.def("table_dump(Tensor like, int table, int since) -> Tensor[]");
+  m.def("table_dump(Tensor like, int table, int since, bool with_present) -> Tensor[]");
   m.def(
       "table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
       "int table) -> ()");

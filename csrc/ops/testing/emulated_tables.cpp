@@ -35,7 +35,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def(
       "emulated_table_weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct, "
       "int table, int mode) -> Tensor");
-  m.def("emulated_table_dump(Tensor like, int table, int since) -> Tensor[]");
+  m.def("emulated_table_dump(Tensor like, int table, int since, bool with_present) -> Tensor[]");
   m.def(
       "emulated_table_load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps, "
       "int table) -> ()");

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._config import TableOptions
-from vramkit.nn._embedding._input import NOTHING, bounds_of, int64_ids
+from vramkit.nn._embedding._input import (
+    NOTHING,
+    bounds_of,
+    check_module,
+    check_tensor,
+    int64_ids,
+    matrix_shape,
+)
 from vramkit.nn._embedding._lookup import look_up
 from vramkit.nn._embedding._request import MODES, Asked, Request, check_device
 
@@ -113,6 +120,17 @@ class SparseEmbeddingBag(EmbeddingModule):
             raise InvalidArgumentError(
                 f"per_sample_weights are for mode='sum', this module has mode={self.mode!r}"
             )
+        check_tensor("per_sample_weights", weights)
+        if not weights.is_floating_point():
+            raise ArgumentTypeError(
+                f"per_sample_weights must be floating-point numbers, got {weights.dtype}; call "
+                "per_sample_weights.float()"
+            )
+        if weights.device != ids.device:
+            raise InvalidArgumentError(
+                f"per_sample_weights are on {weights.device}, the ids are on {ids.device}; move "
+                "one of them"
+            )
         if weights.shape != ids.shape:
             raise InvalidArgumentError(
                 f"per_sample_weights must have the shape of the ids, {tuple(ids.shape)}, got "
@@ -151,7 +169,7 @@ class SparseEmbeddingBag(EmbeddingModule):
         **options: Any,
     ) -> Self:
         """Build a module from the values of all rows, ``(rows, dim)``, as ``nn.EmbeddingBag``."""
-        rows, dim = embeddings.shape
+        rows, dim = matrix_shape(embeddings)
         options.setdefault("device", embeddings.device)
         if options.get("optimizer") is None:
             options.setdefault("dtype", embeddings.dtype)
@@ -173,6 +191,7 @@ class SparseEmbeddingBag(EmbeddingModule):
             >>> bag.mode
             'mean'
         """
+        check_module(module, nn.EmbeddingBag, SparseEmbeddingBag)
         fused = options.get("optimizer") is not None
         if fused:
             options.setdefault("dtype", module.weight.dtype)

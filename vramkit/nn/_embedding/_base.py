@@ -16,20 +16,37 @@ from torch.amp import GradScaler
 from vramkit.errors import (
     ArgumentTypeError,
     InvalidArgumentError,
+    TableUsageError,
     VramkitError,
 )
-from vramkit.nn._embedding._checkpoint import fill, load_weight, names_of, state_of
+from vramkit.nn._embedding._checkpoint import (
+    KNOWN_NAMES,
+    changes_of,
+    fill,
+    filled,
+    load_weight,
+    names_of,
+    state_of,
+    with_changes,
+)
 from vramkit.nn._embedding._config import (
     TableOptions,
+    as_float,
+    check_norm,
     check_options,
     check_plain,
     check_rate,
+    padding_of,
     table_config,
     table_device,
+    whole_number,
 )
-from vramkit.nn._embedding._input import int64_ids
+from vramkit.nn._embedding._input import check_tensor, int64_ids
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
+
+# After all clocks.
+NEVER = (1 << 63) - 1
 
 
 class EmbeddingModule(nn.Module):
@@ -59,11 +76,14 @@ class EmbeddingModule(nn.Module):
     ) -> None:
         check_options(options)
         self.num_embeddings, self.embedding_dim = shape
-        self.padding_idx = _padding(padding_idx, shape[0])
-        self.max_norm, self.norm_type = None if norm[0] is None else float(norm[0]), float(norm[1])
+        self.padding_idx = padding_of(padding_idx, shape[0])
+        self.max_norm = None if norm[0] is None else as_float("max_norm", norm[0])
+        self.norm_type = as_float("norm_type", norm[1])
         self.scale_grad_by_freq, self.sparse, self.frozen = flags
         self.optimizer = options.get("optimizer")
         self._table = None
+        if weight is not None:
+            check_tensor("_weight", weight)
         if weight is not None and tuple(weight.shape) != shape:
             raise InvalidArgumentError(
                 f"the given weight has shape {tuple(weight.shape)}, num_embeddings and "
@@ -102,7 +122,7 @@ class EmbeddingModule(nn.Module):
         table = self._table
         if table is not None:
             seed = int(torch.randint(1 << 62, ()))
-            self._table = Table(replace(table.config, seed=seed), table.lr)
+            self._replace(table, Table(replace(table.config, seed=seed), table.lr))
             return
         nn.init.normal_(self.weight)
         if self.padding_idx is not None:
@@ -117,6 +137,7 @@ class EmbeddingModule(nn.Module):
                 "sparse=False asks for dense gradients, and a table with a fused optimizer has "
                 "none; leave sparse out, or pass optimizer=None"
             )
+        check_norm((self.max_norm, self.norm_type))
         config, lr = table_config(
             *(self.num_embeddings, self.embedding_dim, place[1], self.padding_idx, place[0]),
             options,
@@ -132,6 +153,15 @@ class EmbeddingModule(nn.Module):
                 "no weight; look ids up in eval mode, or call to_embedding()"
             )
         return super().__getattr__(name)
+
+    def _replace(self, old: Table, table: Table) -> None:
+        if old.held:
+            raise InvalidArgumentError(
+                "accumulate() is active and holds gradients for the present rows; load, convert or "
+                "draw rows before it or after it"
+            )
+        old.is_replaced = True
+        self._table = table
 
     def _fused(self, what: str) -> Table:
         if self._table is None:
@@ -185,7 +215,8 @@ class EmbeddingModule(nn.Module):
     def keys(self) -> Tensor:
         """Return the ids that have a row, int64, in no particular order."""
         table = self._fused("keys()")
-        return table.dump()[0].to(table.config.device)
+        keys = table.dump(NEVER, with_present=True).present
+        return keys.to(table.config.device)
 
     def prefetch(self, input: Tensor) -> None:  # noqa: A002 - as forward
         """Bring the rows of the next batch to the GPU, while it computes something else.
@@ -224,12 +255,17 @@ class EmbeddingModule(nn.Module):
 
         Args:
             scaler: The gradient scaler that scaled the losses; the gradients are divided by its
-                scale, and the update is skipped with a warning if they are not finite.
+                scale.
             max_norm: The most that the 2-norm of the table's gradient may be; a larger gradient is
                 scaled down, as ``torch.nn.utils.clip_grad_norm_`` does.
 
+        With either, the update is skipped with a ``RuntimeWarning`` if the gradients are not
+        finite.
+
         Raises:
-            InvalidArgumentError: The module has no fused optimizer, or collects already.
+            ArgumentTypeError: ``scaler`` is no gradient scaler, or ``max_norm`` no number.
+            InvalidArgumentError: The module has no fused optimizer, or collects already;
+                ``max_norm`` is negative.
 
         Example:
             >>> import torch, vramkit
@@ -239,6 +275,12 @@ class EmbeddingModule(nn.Module):
             ...     table(torch.tensor([4, 5])).sum().backward()
         """
         table = self._fused("accumulate()")
+        if scaler is not None and not isinstance(scaler, GradScaler):
+            raise ArgumentTypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}")
+        if max_norm is not None:
+            max_norm = as_float("max_norm", max_norm)
+            if not max_norm >= 0.0:
+                raise InvalidArgumentError(f"max_norm must not be negative, got {max_norm}")
         if table.held:
             raise InvalidArgumentError("accumulate() is active already for this table")
         table.held = True
@@ -259,7 +301,12 @@ class EmbeddingModule(nn.Module):
                 by default.
 
         Returns:
-            What ``state_dict`` has, of these rows only, and ``present``: the keys of all rows.
+            What ``state_dict`` has, of these rows only; ``present``, the keys of all rows; and
+            ``since``.
+
+        Raises:
+            ArgumentTypeError: ``since`` is no integer.
+            InvalidArgumentError: The module has no fused optimizer, or ``since`` is less than -1.
 
         Example:
             >>> import torch, vramkit
@@ -271,7 +318,7 @@ class EmbeddingModule(nn.Module):
             tensor([4])
         """
         table = self._fused("changes()")
-        return state_of(table, since) | {"present": table.dump()[0]}
+        return changes_of(table, whole_number("since", since, -1, NEVER))
 
     def apply_changes(self, changes: Mapping[str, Tensor]) -> None:
         """Bring a table up to date with a dump of :meth:`changes`; rows evicted since are dropped.
@@ -281,22 +328,7 @@ class EmbeddingModule(nn.Module):
             TableFullError: The budget holds fewer rows.
         """
         table = self._fused("apply_changes()")
-        if "present" not in changes:
-            raise InvalidArgumentError("the dump has no 'present'; take it with changes()")
-        state = state_of(table)
-        changes = {name: value.to(state["keys"].device) for name, value in changes.items()}
-        present, fresh = changes["present"], changes["keys"]
-        kept = torch.isin(state["keys"], present) & ~torch.isin(state["keys"], fresh)
-        merged = dict(changes)
-        for name in names_of(table.config):
-            if name in changes and name not in ("counters", "init_std"):
-                merged[name] = torch.cat([state[name][kept], changes[name]])
-        if len(merged["keys"]) != len(present):
-            raise InvalidArgumentError(
-                f"the dump belongs to a table of {len(present):,} rows, this table would have "
-                f"{len(merged['keys']):,}; apply the dumps in their order, from the first"
-            )
-        self._table = _filled(table, merged)
+        self._replace(table, with_changes(table, changes))
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -331,9 +363,11 @@ class EmbeddingModule(nn.Module):
         }
         if not own and strict:
             missing_keys.extend(f"{prefix}{name}" for name in names_of(table.config))
+        if strict:
+            unexpected_keys.extend(f"{prefix}{name}" for name in own if name not in KNOWN_NAMES)
         if own:
             try:
-                self._table = _filled(table, own)
+                self._replace(table, filled(table, own))
             except (VramkitError, IndexError) as err:
                 error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__}: {err}")
 
@@ -342,11 +376,16 @@ class EmbeddingModule(nn.Module):
         if table is not None:
             config = table.config
             probe = fn(torch.empty(0, dtype=config.output_dtype, device=config.device))
+            if config.device.type == "cpu" and probe.device.type == "cpu" and probe.is_shared():
+                raise TableUsageError(
+                    "a table with a fused optimizer cannot be in shared memory: processes would "
+                    "each train rows of their own; build it with optimizer=None"
+                )
             wanted = replace(config.of_dtype(probe.dtype), device=table_device(probe.device))
             if wanted != config:
                 moved = Table(wanted, table.lr)
                 fill(moved, state_of(table))
-                self._table = moved
+                self._replace(table, moved)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _whole_weight(self) -> Tensor:
@@ -368,45 +407,15 @@ class EmbeddingModule(nn.Module):
         return ", ".join(parts)
 
 
-def _padding(padding_idx: int | None, rows: int | None) -> int | None:
-    if padding_idx is None or rows is None:
-        return padding_idx
-    if not -rows <= padding_idx < rows:
-        raise InvalidArgumentError(
-            f"padding_idx must be within num_embeddings={rows}, got {padding_idx}"
-        )
-    return padding_idx % rows
-
-
-def _filled(table: Table, state: Mapping[str, Tensor]) -> Table:
-    """Return a table like ``table`` that holds a state; ``table`` stays as it is."""
-    if "weight" in state:
-        config = table.config
-        if config.rows is None:
-            config = replace(config, rows=len(state["weight"]))
-        result = Table(table.config, table.lr)
-        load_weight(result, state["weight"])
-        return result
-    config = table.config
-    if "counters" in state and "init_std" in state:
-        seed, deviation = int(state["counters"][2]), float(state["init_std"])
-        config = replace(config, seed=seed, init_std=deviation)
-    result = Table(config, table.lr)
-    fill(result, state)
-    return result
-
-
 def _factor(table: Table, scaler: GradScaler | None, max_norm: float | None) -> float | None:
     """What the gradients are multiplied by; None if they are not finite."""
-    if scaler is not None and not isinstance(scaler, GradScaler):
-        raise ArgumentTypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}")
     factor = 1.0 if scaler is None else 1.0 / float(scaler.get_scale())
     if scaler is None and max_norm is None:
         return factor
     norm = table.pending_norm() * factor
-    if scaler is not None and not math.isfinite(norm):
+    if not math.isfinite(norm):
         warnings.warn(
-            "an embedding table skips an update: its scaled gradients are not finite",
+            "an embedding table skips an update: its gradients are not finite",
             RuntimeWarning,
             stacklevel=4,
         )

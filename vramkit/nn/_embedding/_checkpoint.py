@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vramkit.errors import InvalidArgumentError, TableFullError
 from vramkit.nn._embedding._config import TableConfig
-from vramkit.nn._embedding._table import Table
+from vramkit.nn._embedding._input import check_tensor
+from vramkit.nn._embedding._table import Dump, Table
 from vramkit.units import counted
 
 # Rows that are converted at once.
@@ -21,6 +25,10 @@ _STATE_NAMES = {
     "adam": ("exp_avg", "exp_avg_sq"),
 }
 _ALWAYS = ("keys", "rows", "stamps", "counters", "init_std")
+# What a state dict may have for a table, besides others' names.
+KNOWN_NAMES = {"weight", *_ALWAYS, "scales", "sum", "exp_avg", "exp_avg_sq"}
+# Stamps and the clock are unsigned integers of 32 bits.
+_LAST_CLOCK = (1 << 32) - 1
 
 
 def names_of(config: TableConfig) -> list[str]:
@@ -29,15 +37,25 @@ def names_of(config: TableConfig) -> list[str]:
     return [*_ALWAYS, *scales, *_STATE_NAMES[config.optimizer]]
 
 
-def state_of(table: Table, since: int = -1) -> dict[str, Tensor]:
-    """Return the rows changed after a clock, and what is needed to continue."""
-    facts, config = table.facts(), table.config
-    keys, rows, headers, state, stamps = table.dump(since)
+def state_of(table: Table) -> dict[str, Tensor]:
+    """Return all rows, and what is needed to continue."""
+    return _state(table, table.dump())
+
+
+def changes_of(table: Table, since: int) -> dict[str, Tensor]:
+    """Return the rows changed after a clock, that clock, and the keys of all rows."""
+    dump = table.dump(since, with_present=True)
+    marks = {"present": dump.present, "since": torch.tensor(since, device="cpu")}
+    return _state(table, dump) | marks
+
+
+def _state(table: Table, dump: Dump) -> dict[str, Tensor]:
+    config, headers, state = table.config, dump.headers, dump.state
     found = {
-        "keys": keys,
-        "rows": rows,
-        "stamps": stamps,
-        "counters": torch.tensor([facts.steps, facts.clock, config.seed], device="cpu"),
+        "keys": dump.keys,
+        "rows": dump.rows,
+        "stamps": dump.stamps,
+        "counters": torch.cat([dump.counters, torch.tensor([config.seed], device="cpu")]),
         "init_std": torch.tensor(config.init_std, dtype=torch.float64, device="cpu"),
     }
     if config.dtype is torch.int8:
@@ -56,40 +74,150 @@ def fill(table: Table, state: Mapping[str, Tensor]) -> None:
     """Store the rows of :func:`state_of` in a table, whose row type and budget may be others.
 
     Raises:
-        InvalidArgumentError: Tensors are missing, or their shapes do not fit.
+        InvalidArgumentError: The state does not fit, as :func:`check_state` finds.
         TableFullError: The budget holds fewer rows, and the table does not evict.
     """
-    _check(table.config, state)
+    check_state(table.config, state)
     chosen = _that_fit(table, state)
     for part in chosen.split(_CHUNK):
         _load_part(table, state, part)
     table.resume(*state["counters"][:2].tolist())
 
 
-def _check(config: TableConfig, state: Mapping[str, Tensor]) -> None:
+def check_state(config: TableConfig, state: Mapping[str, Tensor]) -> None:
+    """Raise an error for a state that a table cannot take, or that is damaged.
+
+    Raises:
+        InvalidArgumentError: Tensors are missing, or their types, shapes or values do not fit.
+    """
     needed = {*_ALWAYS, *_STATE_NAMES[config.optimizer]}
-    if "rows" in state and state["rows"].dtype is torch.int8:
-        needed.add("scales")
     missing = sorted(needed - set(state))
+    if "rows" in state and getattr(state["rows"], "dtype", None) is torch.int8:
+        needed.add("scales")
+        missing = sorted(needed - set(state))
     if missing:
         raise InvalidArgumentError(
             f"the state has no {', '.join(missing)}, which optimizer={config.optimizer!r} needs; "
             f"it has {sorted(state)}"
         )
-    keys, rows = state["keys"], state["rows"]
-    wide = () if config.optimizer == "rowwise_adagrad" else (config.dim,)
-    shapes = {"rows": (config.dim,), "stamps": (3,), "scales": ()}
-    shapes |= dict.fromkeys(_STATE_NAMES[config.optimizer], wide)
-    for name, shape in shapes.items():
-        if name in needed and state[name].shape != (len(keys), *shape):
-            raise InvalidArgumentError(
-                f"{name} has shape {tuple(state[name].shape)}; {counted(len(keys), 'key')} and "
-                f"embedding_dim={config.dim} need {(len(keys), *shape)}"
-            )
+    for name in needed:
+        _check_tensor(name, state[name])
+    _check_shapes(config, state, needed)
+    keys = state["keys"]
     if keys.unique().numel() != keys.numel():
         raise InvalidArgumentError("keys has the same key twice: the state is damaged")
-    if not rows.is_floating_point() and rows.dtype is not torch.int8:
-        raise InvalidArgumentError(f"rows has dtype {rows.dtype}, which no table has")
+    _check_counters(state)
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    dense = isinstance(value, Tensor) and value.layout is torch.strided
+    if not dense or value.device.type == "meta":
+        what = f"{value.layout} on {value.device}" if isinstance(value, Tensor) else repr(value)
+        raise InvalidArgumentError(f"{name} must be a dense tensor with values, got {what}")
+    integers = {"keys": torch.int64, "counters": torch.int64, "stamps": torch.int32}
+    if name in integers:
+        fits = value.dtype is integers[name]
+    else:
+        fits = value.is_floating_point() or (name == "rows" and value.dtype is torch.int8)
+    if not fits:
+        raise InvalidArgumentError(f"{name} has dtype {value.dtype}, which no state has")
+
+
+def _check_shapes(config: TableConfig, state: Mapping[str, Tensor], needed: set[str]) -> None:
+    count = state["keys"].numel()
+    wide = () if config.optimizer == "rowwise_adagrad" else (config.dim,)
+    shapes: dict[str, tuple[int, ...]] = {
+        "keys": (count,),
+        "rows": (count, config.dim),
+        "stamps": (count, 3),
+        "scales": (count,),
+        "counters": (3,),
+        "init_std": (),
+    }
+    shapes |= dict.fromkeys(_STATE_NAMES[config.optimizer], (count, *wide))
+    for name, shape in shapes.items():
+        if name in needed and tuple(state[name].shape) != shape:
+            raise InvalidArgumentError(
+                f"{name} has shape {tuple(state[name].shape)}; {counted(count, 'key')} and "
+                f"embedding_dim={config.dim} need {shape}"
+            )
+
+
+def _check_counters(state: Mapping[str, Tensor]) -> None:
+    steps, clock, seed = state["counters"].tolist()
+    deviation = float(state["init_std"])
+    if min(steps, clock, seed) < 0 or clock > _LAST_CLOCK or not 0.0 <= deviation < math.inf:
+        raise InvalidArgumentError(
+            f"counters has {steps} steps, the clock {clock} and the seed {seed}, init_std is "
+            f"{deviation}: the state is damaged"
+        )
+    if state["keys"].numel() == 0:
+        return
+    latest = int((state["stamps"][:, :2].long() & _LAST_CLOCK).max())
+    if latest > clock:
+        raise InvalidArgumentError(
+            f"stamps has a row of time {latest}, the clock is at {clock}: the state is damaged"
+        )
+
+
+def converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return a state whose rows have another type, rounded to the nearest."""
+    rows = state["rows"]
+    if rows.dtype is dtype:
+        return dict(state)
+    values = rows.float()
+    if rows.dtype is torch.int8:
+        values *= state["scales"][:, None]
+    if dtype is not torch.int8:
+        return dict(state) | {"rows": values.to(dtype)}
+    scales = _scales(values)
+    whole = (values / scales.where(scales > 0, 1.0)[:, None]).round().clamp(-127, 127)
+    return dict(state) | {"rows": whole.to(torch.int8), "scales": scales}
+
+
+def _scales(rows: Tensor) -> Tensor:
+    return rows.abs().amax(1) / 127.0
+
+
+def with_changes(table: Table, changes: Mapping[str, Tensor]) -> Table:
+    """Return a table like ``table`` that is up to date with a dump; ``table`` stays as it is.
+
+    Raises:
+        InvalidArgumentError: The dump does not fit, or does not follow the table's state.
+    """
+    missing = [name for name in ("present", "since") if name not in changes]
+    if missing:
+        raise InvalidArgumentError(
+            f"the dump has no {' and no '.join(missing)}; take it with changes()"
+        )
+    check_state(table.config, changes)
+    _check_order(int(changes["since"]), int(changes["counters"][1]), table.facts().clock)
+    state = state_of(table)
+    here = state["keys"].device
+    changes = {name: value.to(here) for name, value in changes.items()}
+    changes = converted(changes, table.config.dtype)
+    present, fresh = changes["present"], changes["keys"]
+    kept = torch.isin(state["keys"], present) & ~torch.isin(state["keys"], fresh)
+    merged = dict(changes)
+    for name in names_of(table.config):
+        if name not in ("counters", "init_std"):
+            merged[name] = torch.cat([state[name][kept], changes[name]])
+    if len(merged["keys"]) != len(present):
+        raise InvalidArgumentError(
+            f"the dump belongs to a table of {len(present):,} rows, this table would have "
+            f"{len(merged['keys']):,}; apply the dumps in their order, from the first"
+        )
+    return filled(table, merged)
+
+
+def _check_order(since: int, until: int, clock: int) -> None:
+    """Raise an error where a dump of the changes after ``since`` does not follow ``clock``."""
+    if since < 0 or since <= clock <= until:
+        return
+    raise InvalidArgumentError(
+        f"the dump has the changes from {since} to {until}, this table is at {clock}; apply the "
+        "dumps in their order, from the first"
+    )
 
 
 def _that_fit(table: Table, state: Mapping[str, Tensor]) -> Tensor:
@@ -116,7 +244,7 @@ def _load_part(table: Table, state: Mapping[str, Tensor], part: Tensor) -> None:
     headers = rows.new_zeros(len(part), 2)
     if config.dtype is torch.int8:
         same = state["rows"].dtype is torch.int8
-        headers[:, 0] = state["scales"][part] if same else rows.abs().amax(1) / 127.0
+        headers[:, 0] = state["scales"][part] if same else _scales(rows)
     if config.optimizer == "rowwise_adagrad":
         headers[:, 1] = state["sum"][part]
     wide = [state[name][part].float() for name in _STATE_NAMES[config.optimizer]]
@@ -133,7 +261,11 @@ def load_weight(table: Table, weight: Tensor) -> None:
         TableFullError: The budget holds fewer rows.
     """
     config = table.config
-    wanted = (config.rows if config.rows is not None else len(weight), config.dim)
+    if weight.ndim != 2:
+        raise InvalidArgumentError(
+            f"weight has shape {tuple(weight.shape)}, expected two dimensions"
+        )
+    wanted = (len(weight) if config.rows is None else config.rows, config.dim)
     if tuple(weight.shape) != wanted:
         raise InvalidArgumentError(f"weight has shape {tuple(weight.shape)}, expected {wanted}")
     capacity = table.facts().capacity
@@ -147,5 +279,21 @@ def load_weight(table: Table, weight: Tensor) -> None:
         rows = weight[begin : begin + _CHUNK].detach().float().contiguous()
         keys = torch.arange(begin, begin + len(rows), device=rows.device)
         headers = rows.new_full((len(rows), 2), config.initial_accumulator_value)
-        headers[:, 0] = rows.abs().amax(1) / 127.0
+        headers[:, 0] = _scales(rows)
         table.load(keys, rows, headers, nothing, nothing)
+
+
+def filled(table: Table, state: Mapping[str, Tensor]) -> Table:
+    """Return a table like ``table`` that holds a state; ``table`` stays as it is."""
+    if "weight" in state:
+        check_tensor("weight", state["weight"])
+        result = Table(table.config, table.lr)
+        load_weight(result, state["weight"])
+        return result
+    config = table.config
+    check_state(config, state)
+    seed, deviation = int(state["counters"][2]), float(state["init_std"])
+    config = replace(config, seed=seed, init_std=deviation)
+    result = Table(config, table.lr)
+    fill(result, state)
+    return result

@@ -29,8 +29,10 @@ class SparseEmbeddingCollection(nn.Module):
             table serves the feature of its own name.
 
     Raises:
-        InvalidArgumentError: A feature names no table; in forward, features are missing or unknown.
-        ArgumentTypeError: A table is neither of the two modules.
+        InvalidArgumentError: A feature names no table, or a table has a name that ``nn.ModuleDict``
+            refuses; in forward, features are missing or unknown.
+        ArgumentTypeError: A table is neither of the two modules; in forward, the arguments of a
+            feature are neither a tensor nor a sequence of as many as its table takes.
         RowIndexError: In forward, an id outside a fixed table. Like all errors about ids, offsets
             and budgets, it comes before any id has got a row; only if features share a table, the
             first of them may have got theirs.
@@ -55,13 +57,24 @@ class SparseEmbeddingCollection(nn.Module):
         features: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(tables, Mapping):
+            raise ArgumentTypeError(f"tables must map names to tables, got {type(tables).__name__}")
         for name, table in tables.items():
             if not isinstance(table, SparseEmbedding | SparseEmbeddingBag):
                 raise ArgumentTypeError(
                     f"table {name!r} must be a SparseEmbedding or a SparseEmbeddingBag, got "
                     f"{type(table).__name__}"
                 )
-        self.tables = nn.ModuleDict(tables)
+        self.tables = nn.ModuleDict()
+        for name, table in tables.items():
+            try:
+                self.tables[name] = table
+            except (KeyError, TypeError):
+                raise InvalidArgumentError(
+                    f"a table cannot be named {name!r}: nn.ModuleDict takes non-empty names "
+                    "without a dot that are none of its own attributes, such as 'items'; name the "
+                    "feature so, with features="
+                ) from None
         self.features = {name: name for name in tables} if features is None else dict(features)
         for feature, name in self.features.items():
             if name not in tables:
@@ -76,6 +89,8 @@ class SparseEmbeddingCollection(nn.Module):
             inputs: For each feature, ids, or the arguments of its table's ``forward``:
                 ``(ids, offsets)`` or ``(ids, offsets, per_sample_weights)``.
         """
+        if not isinstance(inputs, Mapping):
+            raise ArgumentTypeError(f"inputs must map features to ids, got {type(inputs).__name__}")
         if inputs.keys() != self.features.keys():
             raise InvalidArgumentError(
                 f"the inputs must be {sorted(self.features)}, got {sorted(inputs)}"
@@ -83,9 +98,8 @@ class SparseEmbeddingCollection(nn.Module):
         groups: dict[Any, list[tuple[str, Asked]]] = {}
         found: dict[str, Any] = dict.fromkeys(self.features)
         for feature, name in self.features.items():
-            given = inputs[feature]
-            arguments = (given,) if isinstance(given, Tensor) else given
             module: Any = self.tables[name]
+            arguments = _arguments(feature, inputs[feature], module)
             if not _joins(module):
                 found[feature] = module(*arguments)
                 continue
@@ -101,6 +115,22 @@ class SparseEmbeddingCollection(nn.Module):
             for (feature, _), output in zip(group, outputs, strict=True):
                 found[feature] = output
         return found
+
+
+def _arguments(feature: str, given: Any, module: nn.Module) -> Sequence[Any]:
+    if isinstance(given, Tensor):
+        return (given,)
+    if not isinstance(given, Sequence):
+        raise ArgumentTypeError(
+            f"feature {feature!r} needs ids or a sequence of arguments, got {type(given).__name__}"
+        )
+    most = {SparseEmbedding: 1, SparseEmbeddingBag: 3}.get(type(module), len(given))
+    if not 1 <= len(given) <= most:
+        raise ArgumentTypeError(
+            f"feature {feature!r} needs one to {most} arguments for its {type(module).__name__}, "
+            f"got {len(given)}"
+        )
+    return given
 
 
 def _joins(module: Any) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from operator import index
+from typing import Any, Literal, SupportsIndex, TypedDict
 
 import torch
 
@@ -20,6 +22,9 @@ ROW_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
 _WHEN_FULL = ("grow", "error", "evict_lru", "evict_lfu", "spill")
 _PLACEMENTS = ("device", "host", "cached")
+# Ids are int64; a row's bytes and offsets are 32-bit integers in native code.
+_MOST_ROWS = (1 << 63) - 1
+_MOST_VALUES = 1 << 24
 _DEFAULT_RATES = {"sgd": 1e-3, "adagrad": 1e-2, "rowwise_adagrad": 1e-2, "adam": 1e-3}
 _OWN = {
     "sgd": {"lr"},
@@ -87,6 +92,11 @@ class TableConfig:
         """Whether the budget limits the rows of the table, rather than those on a GPU."""
         return self.budget_bytes > 0 and self.placement != "cached" and self.when_full != "spill"
 
+    @property
+    def evicts(self) -> bool:
+        """Whether rows may be given up for others."""
+        return self.when_full.startswith("evict")
+
     def of_dtype(self, dtype: torch.dtype) -> TableConfig:
         """Return the config after ``module.to(dtype)``: int8 rows stay, their output follows."""
         if dtype not in ROW_TYPES[:3]:
@@ -146,15 +156,13 @@ def table_config(
             f"optimizer must be None or one of {list(OPTIMIZERS)}, got {optimizer!r}"
         )
     place = table_device(torch.get_default_device() if device is None else torch.device(device))
+    if rows is not None:
+        rows = whole_number("num_embeddings", rows, 1, _MOST_ROWS)
+    dim = whole_number("embedding_dim", dim, 1, _MOST_VALUES)
     kind = torch.get_default_dtype() if dtype is None else dtype
     if kind not in ROW_TYPES:
         raise InvalidArgumentError(
             f"dtype must be float32, bfloat16, float16 or int8 for a fused table, got {kind}"
-        )
-    if dim < 1 or (rows is not None and rows < 1):
-        raise InvalidArgumentError(
-            f"a table needs at least one row of one value, got num_embeddings={rows}, "
-            f"embedding_dim={dim}"
         )
     config = TableConfig(
         rows=rows,
@@ -165,11 +173,11 @@ def table_config(
         device=place,
         padding=padding,
         seed=_seed(options),
-        init_std=_number("init_std", options.get("init_std", 1.0)),
+        init_std=number("init_std", options.get("init_std", 1.0)),
         **_rule(optimizer, options),
         **_budget(options),
     )
-    return config, _number("lr", options.get("lr", _DEFAULT_RATES[optimizer]))
+    return config, number("lr", options.get("lr", _DEFAULT_RATES[optimizer]))
 
 
 def _rule(optimizer: str, options: TableOptions) -> dict[str, Any]:
@@ -179,15 +187,17 @@ def _rule(optimizer: str, options: TableOptions) -> dict[str, Any]:
             f"optimizer={optimizer!r} takes {sorted(_OWN[optimizer])}, got {foreign}"
         )
     betas = options.get("betas", (0.9, 0.999))
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+    if not isinstance(betas, Sequence):
+        raise ArgumentTypeError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    if len(betas) != 2 or not all(0.0 <= as_float("betas", beta) < 1.0 for beta in betas):
         raise InvalidArgumentError(f"betas must be two numbers in [0, 1), got {betas!r}")
     eps = options.get("eps", 1e-8 if optimizer == "adam" else 1e-10)
     accumulated = options.get("initial_accumulator_value", 0.0)
     return {
         "betas": (float(betas[0]), float(betas[1])),
-        "eps": _number("eps", eps),
-        "lr_decay": _number("lr_decay", options.get("lr_decay", 0.0)),
-        "initial_accumulator_value": _number("initial_accumulator_value", accumulated),
+        "eps": number("eps", eps),
+        "lr_decay": number("lr_decay", options.get("lr_decay", 0.0)),
+        "initial_accumulator_value": number("initial_accumulator_value", accumulated),
     }
 
 
@@ -212,6 +222,8 @@ def _budget(options: TableOptions) -> dict[str, Any]:
             "out budget and when_full, or choose 'error', 'evict_lru' or 'evict_lfu'"
         )
     size = 0 if budget is None else parse_bytes(budget, name="budget")
+    if size >= 1 << 63:
+        raise InvalidArgumentError(f"budget must be less than 2**63 bytes, got {budget!r}")
     return {"budget_bytes": size, "when_full": when_full, "placement": placement}
 
 
@@ -237,19 +249,55 @@ def _seed(options: TableOptions) -> int:
     return seed
 
 
-def _number(name: str, value: Any) -> float:
+def as_float(name: str, value: Any) -> float:
+    """Return a number as a float.
+
+    Raises:
+        ArgumentTypeError: It is no number.
+    """
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
         raise ArgumentTypeError(f"{name} must be a number, got {value!r}") from None
-    if not 0.0 <= number < math.inf:
-        raise InvalidArgumentError(f"{name} must be finite and not negative, got {number}")
-    return number
+
+
+def number(name: str, value: Any) -> float:
+    """Return a finite number that is not negative, or raise an error."""
+    result = as_float(name, value)
+    if not 0.0 <= result < math.inf:
+        raise InvalidArgumentError(f"{name} must be finite and not negative, got {result}")
+    return result
+
+
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """Return an integer between two others, or raise an error."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise ArgumentTypeError(
+            f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
+        )
+    result = index(value)
+    if not least <= result <= most:
+        raise InvalidArgumentError(f"{name} must be from {least:,} to {most:,}, got {result:,}")
+    return result
+
+
+def check_norm(limit: tuple[float | None, float]) -> None:
+    """Raise an error for a ``max_norm`` and a ``norm_type`` that a fused table cannot honour."""
+    most, degree = limit
+    if most is not None and not most > 0.0:
+        raise InvalidArgumentError(
+            f"max_norm must be positive for a table with a fused optimizer, got {most}; leave it "
+            "out for rows of any norm"
+        )
+    if most is not None and not degree > 0.0:
+        raise InvalidArgumentError(
+            f"norm_type must be positive for a table with a fused optimizer, got {degree}"
+        )
 
 
 def check_rate(value: Any) -> float:
     """Return a learning rate, or raise an error."""
-    return _number("lr", value)
+    return number("lr", value)
 
 
 def _placement(options: TableOptions) -> Placement:
@@ -283,3 +331,17 @@ def table_device(device: torch.device) -> torch.device:
         )
     index = torch.cuda.current_device() if device.index is None else device.index
     return torch.device("cuda", index)
+
+
+def padding_of(padding_idx: int | None, rows: int | None) -> int | None:
+    """Return the padding id, not negative in a fixed table, or raise an error."""
+    if padding_idx is None:
+        return None
+    padding_idx = whole_number("padding_idx", padding_idx, -(1 << 63), (1 << 63) - 1)
+    if rows is None:
+        return padding_idx
+    if not -rows <= padding_idx < rows:
+        raise InvalidArgumentError(
+            f"padding_idx must be within num_embeddings={rows}, got {padding_idx}"
+        )
+    return padding_idx % rows

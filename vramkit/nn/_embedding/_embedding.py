@@ -10,7 +10,7 @@ from torch.nn.functional import embedding
 
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._config import TableOptions
-from vramkit.nn._embedding._input import NOTHING, int64_ids
+from vramkit.nn._embedding._input import NOTHING, check_module, int64_ids, matrix_shape
 from vramkit.nn._embedding._lookup import look_up
 from vramkit.nn._embedding._request import MODES, Asked, Request, check_device
 
@@ -130,7 +130,7 @@ class SparseEmbedding(EmbeddingModule):
             >>> table(torch.tensor([1]))
             tensor([[0., 1., 0.]])
         """
-        rows, dim = embeddings.shape
+        rows, dim = matrix_shape(embeddings)
         options.setdefault("device", embeddings.device)
         if options.get("optimizer") is None:
             options.setdefault("dtype", embeddings.dtype)
@@ -155,6 +155,7 @@ class SparseEmbedding(EmbeddingModule):
             >>> bool((table(torch.arange(5)) == plain.weight).all())
             True
         """
+        check_module(module, nn.Embedding, SparseEmbedding)
         if options.get("optimizer") is not None:
             options.setdefault("dtype", module.weight.dtype)
         return cls.from_pretrained(

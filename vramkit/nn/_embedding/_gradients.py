@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
+from vramkit.errors import TableUsageError
 from vramkit.nn._embedding._request import NATIVE_ERRORS, Request, own_error
 
 if TYPE_CHECKING:
@@ -28,12 +29,19 @@ class Gradients:
         self._streams: list[tuple[int, int]] = []
 
     def add(self, grad: Tensor, request: Request, found: tuple[Tensor, ...]) -> None:
-        """Keep the gradient of a lookup."""
+        """Keep the gradient of a lookup.
+
+        What the caller owns is copied where it is kept beyond the pass: batches may be read into
+        the same memory.
+        """
         if grad.is_cuda:
             stream = torch._C._cuda_getCurrentRawStream(grad.get_device())
             if not self._streams or self._streams[-1][0] != stream:
                 self._streams.append((stream, len(self._parts)))
-        self._parts += (grad, request.ids, request.bounds, request.weights, *found)
+        asked = [request.ids, request.bounds, request.weights]
+        if request.table.held:
+            asked = [of.clone() for of in asked]
+        self._parts += (grad, *asked, *found)
         self._plan += (request.table.number, request.mode, request.by_frequency)
         self._tables[request.table] = None
 
@@ -50,6 +58,8 @@ class Gradients:
             operators.tables_update.default(self._parts, self._plan, numbers)
         except NATIVE_ERRORS as err:
             raise own_error(err) from None
+        for table in self._tables:
+            table.updates += 1
 
     def norm(self) -> float:
         """Return the 2-norm of the gradient of the one table that there is."""
@@ -92,7 +102,15 @@ def gradients_of(table: Table) -> Gradients:
     """Return where the running backward pass keeps the gradients of a table.
 
     The update comes when the pass ends, or with that of ``accumulate()``.
+
+    Raises:
+        TableUsageError: The module has got other rows since forward.
     """
+    if table.is_replaced:
+        raise TableUsageError(
+            "the rows of the table have been loaded, converted or drawn anew since forward, and "
+            "the gradient is that of the former ones; call forward again before backward"
+        )
     if table.held:
         return table.kept
     key = (torch._C._current_graph_task_id(), table.place)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 
@@ -12,16 +14,27 @@ NOTHING = torch.empty(0, device="cpu")
 OPEN, ROWS = 4, 8
 
 
-def int64_ids(ids: Tensor) -> Tensor:
-    """Return ids as contiguous int64.
+def check_tensor(what: str, value: Any) -> None:
+    """Raise an error for what is no dense tensor."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{what} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise ArgumentTypeError(f"{what} must be a dense tensor, got layout {value.layout}")
+
+
+def int64_ids(ids: Tensor, what: str = "ids") -> Tensor:
+    """Return ids, or other integers, as contiguous int64.
 
     Raises:
-        ArgumentTypeError: They are neither int64 nor int32.
+        ArgumentTypeError: They are no dense tensor of int64 or int32.
     """
+    check_tensor(what, ids)
     if ids.dtype is torch.int64:
         return ids if ids.is_contiguous() else ids.contiguous()
     if ids.dtype is not torch.int32:
-        raise ArgumentTypeError(f"ids must be int64 or int32, got {ids.dtype}; call ids.long()")
+        raise ArgumentTypeError(
+            f"{what} must be int64 or int32, got {ids.dtype}; call {what}.long()"
+        )
     return ids.to(torch.int64).contiguous()
 
 
@@ -29,16 +42,45 @@ def bounds_of(ids: Tensor, offsets: Tensor | None, *, with_last: bool) -> tuple[
     """Return where each bag begins, and what to add to the mode's number.
 
     Raises:
-        InvalidArgumentError: ``ids`` is neither 1-D with offsets nor 2-D without.
+        ArgumentTypeError: They are no dense tensors of int64 or int32.
+        InvalidArgumentError: ``ids`` is neither 1-D with offsets nor 2-D without, or the offsets
+            are on another device.
     """
+    check_tensor("ids", ids)
     if ids.ndim == 2:
         if offsets is not None:
             raise InvalidArgumentError("2-D ids have one bag in each row; leave out offsets")
         return NOTHING, ROWS
     if ids.ndim != 1:
         raise InvalidArgumentError(f"ids must be 1-D or 2-D, got shape {tuple(ids.shape)}")
-    if offsets is None or offsets.ndim != 1:
+    if offsets is None:
         raise InvalidArgumentError("1-D ids need 1-D offsets, which say where each bag begins")
+    bounds = int64_ids(offsets, "offsets")
+    if offsets.ndim != 1:
+        raise InvalidArgumentError(f"offsets must be 1-D, got shape {tuple(offsets.shape)}")
+    if offsets.device != ids.device:
+        raise InvalidArgumentError(
+            f"the offsets are on {offsets.device}, the ids are on {ids.device}; move one of them"
+        )
     if with_last and len(offsets) == 0:
         raise InvalidArgumentError("include_last_offset needs at least one offset")
-    return int64_ids(offsets), 0 if with_last else OPEN
+    return bounds, 0 if with_last else OPEN
+
+
+def matrix_shape(embeddings: Any) -> tuple[int, int]:
+    """Return the shape of ``from_pretrained``'s tensor, or raise an error."""
+    check_tensor("embeddings", embeddings)
+    if embeddings.ndim != 2:
+        raise InvalidArgumentError(
+            f"embeddings must have two dimensions, got shape {tuple(embeddings.shape)}"
+        )
+    rows, dim = embeddings.shape
+    return rows, dim
+
+
+def check_module(module: Any, kind: type[nn.Module], own: type[nn.Module]) -> None:
+    """Raise an error if ``from_embedding`` has got another module than it takes."""
+    if not isinstance(module, (kind, own)):
+        raise ArgumentTypeError(
+            f"from_embedding takes an nn.{kind.__name__} here, got {type(module).__name__}"
+        )

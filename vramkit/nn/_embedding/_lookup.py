@@ -12,11 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vramkit.errors import TableUsageError
 from vramkit.nn._embedding._gradients import gradients_of
+from vramkit.nn._embedding._input import NOTHING
 from vramkit.nn._embedding._request import Request, insert, read
+from vramkit.nn._embedding._weights import rows_for_weights, weights_gradient
 
 # Autograd calls backward for its sake; it gets no gradient itself.
 with torch.inference_mode(False):
     _ANCHOR = torch.empty(0, device="cpu", requires_grad=True)
+    # Autograd keeps the node only for as long as someone holds it.
+    _ANCHOR_NODE = torch.autograd.graph.get_gradient_edge(_ANCHOR).node
+# Tensors that a training lookup returns besides its output.
+_FOUND = 3
 
 
 def look_up(
@@ -68,15 +74,23 @@ class _LookUp(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.requests = requests
+        ctx.updates = [of.table.updates for of in requests]
         ctx.weights_dtypes = [None if of is None else of.dtype for of in weights]
+        saved: list[Tensor] = []
         if anchor is None:
-            return tuple(read(requests))
-        found = insert(requests)
-        if len(requests) == 1:
-            ctx.save_for_backward(*found[1:])
-            return (found[0],)
-        outputs = tuple(found[::4])
-        ctx.save_for_backward(*(part for i, part in enumerate(found) if i % 4))
+            outputs = tuple(read(requests))
+            found: Sequence[Tensor] = ()
+        else:
+            answers = insert(requests)
+            outputs = tuple(answers[:: _FOUND + 1])
+            found = [part for i, part in enumerate(answers) if i % (_FOUND + 1)]
+        for i, of in enumerate(requests):
+            needs_rows = ctx.needs_input_grad[2 + i]
+            saved += (_own(of.ids), _own(of.bounds), _own(of.weights))
+            saved += found[_FOUND * i : _FOUND * (i + 1)]
+            saved.append(rows_for_weights(of, trained=bool(found)) if needs_rows else NOTHING)
+        # Autograd notices where what is saved has been changed in place.
+        ctx.save_for_backward(*saved)
         return outputs
 
     @staticmethod
@@ -91,20 +105,29 @@ def _update(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """Hand gradients to their tables; returns those of the weights of bags."""
     saved = ctx.saved_tensors
     weights: list[Tensor | None] = [None] * len(grads)
+    width = len(saved) // len(grads)
+    # False where a call of torch.autograd.grad wants the gradients of weights only.
+    trains = torch._C._will_engine_execute_node(_ANCHOR_NODE)
     # Autograd would run the nodes of single lookups in this order.
     for i in reversed(range(len(grads))):
-        request, grad = ctx.requests[i], grads[i]
+        grad = grads[i]
         if grad is None:
             continue
-        dense, found = grad.contiguous(), saved[3 * i : 3 * i + 3]
+        ids, bounds, factors, *found, rows = saved[width * i : width * (i + 1)]
+        request = ctx.requests[i]._replace(ids=ids, bounds=bounds, weights=factors)
+        dense = grad.contiguous()
         if ctx.needs_input_grad[2 + i]:
             # The table itself changes when this backward pass ends.
-            distinct = found[1] if found else request.ids.new_empty(0)
-            gradient = request.table.weights_gradient(dense, request, distinct)
-            weights[i] = gradient.view(request.weights.shape).to(ctx.weights_dtypes[i])
-        if found:
-            gradients_of(request.table).add(dense, request, found)
+            gradient = weights_gradient(dense, request, found, rows, ctx.updates[i])
+            weights[i] = gradient.view(factors.shape).to(ctx.weights_dtypes[i])
+        if found and trains:
+            gradients_of(request.table).add(dense, request, tuple(found))
     return None, None, *weights
 
 
 _update_once = once_differentiable(_update)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a tensor that can be saved for backward."""
+    return tensor.clone() if tensor.is_inference() else tensor

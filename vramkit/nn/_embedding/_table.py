@@ -42,6 +42,18 @@ class Facts(NamedTuple):
     host_bytes: int
 
 
+class Dump(NamedTuple):
+    """What ``table_dump`` returns of some rows, and, on the host, the steps and the clock."""
+
+    keys: Tensor
+    rows: Tensor
+    headers: Tensor  # scale, sum
+    state: Tensor
+    stamps: Tensor
+    present: Tensor
+    counters: Tensor
+
+
 def _on_host(values: Sequence[Any], dtype: torch.dtype) -> Tensor:
     """Make a tensor that native code reads, whatever the default device is."""
     return torch.tensor(values, dtype=dtype, device="cpu")
@@ -69,6 +81,9 @@ class Table:
         self.config = config
         self.lr = lr
         self.held = False
+        # Whether the module has another table now.
+        self.is_replaced = False
+        self.updates = 0
         self._side: torch.cuda.Stream | None = None
         self.kept = Gradients()
         self.operators = _OPS
@@ -133,10 +148,11 @@ class Table:
         if has_graphs:
             here.wait_stream(self._side)
 
-    def dump(self, since: int = -1) -> list[Tensor]:
-        """Return keys, rows, headers (scale, sum), state, stamps of rows changed after a clock."""
-        dumped: list[Tensor] = self.operators.table_dump.default(self._here, self.number, since)
-        return dumped
+    def dump(self, since: int = -1, *, with_present: bool = False) -> Dump:
+        """Return the rows changed after a clock, and, if asked for, the keys of all rows."""
+        return Dump(
+            *self.operators.table_dump.default(self._here, self.number, since, with_present)
+        )
 
     def load(
         self, keys: Tensor, rows: Tensor, headers: Tensor, state: Tensor, stamps: Tensor

@@ -255,6 +255,16 @@ struct FlagChanged {
   }
 };
 
+/// keys[i] = the key of slot i.
+struct ListKeys {
+  RowsView rows;
+  int64_t* keys;
+
+  VRAMKIT_ON_BOTH void operator()(int64_t i) const {
+    keys[i] = rows.meta(static_cast<uint32_t>(i)).key;
+  }
+};
+
 /// faults gets the number of slots whose key the index has elsewhere.
 struct CheckIndex {
   IndexView index;

@@ -138,39 +138,20 @@ class Operators {
     return result;
   }
 
-  /// Keys, rows as stored, scale and sum, state, stamps: of the rows changed after `since`.
-  static std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since) {
+  /// Keys, rows as stored, scale and sum, state, stamps: of the rows changed after `since`. Then
+  /// the keys of all rows, if `with_present`, and steps and clock on the host, all of the same
+  /// moment.
+  static std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since, bool with_present) {
     const std::shared_ptr<TableOf> table = tables().find(number);
     const std::lock_guard lock(table->mutex);
     Device device(device_of(like), table->mailbox);
-    const DeviceStore<Device>& store = table->store;
-    Scratch scratch;
-    const auto flags_at = scratch.add<uint8_t>(store.size());
-    const auto chosen_at = scratch.add<uint32_t>(store.size());
-    const auto number_at = scratch.add<uint32_t>(1);
-    scratch.allocate(device);
-    auto* const chosen = scratch.piece<uint32_t>(chosen_at);
-    uint32_t count = 0;
-    if (store.size() != 0) {
-      auto* const flags = scratch.piece<uint8_t>(flags_at);
-      device.run(store.size(), FlagChanged{store.rows(), since, flags});
-      auto* const number_of = scratch.piece<uint32_t>(number_at);
-      device.select(flags, store.size(), chosen, number_of);
-      device.read(&count, number_of, sizeof count);
-    }
-    if (store.facts().host_bytes == 0) return dump_rows(device, store, like, chosen, count);
-    // Rows in host memory may be more than the device has room for.
-    std::vector<Tensor> all;
-    for (int64_t first = 0; first == 0 || first < count; first += kDumpedAtOnce) {
-      const int64_t rows = std::min(kDumpedAtOnce, count - first);
-      const std::vector<Tensor> some = dump_rows(device, store, like, chosen + first, rows);
-      for (size_t i = 0; i < some.size(); ++i) {
-        if (first == 0) all.push_back(new_on_host(some[i], count));
-        Tensor part = torch::stable::narrow(all[i], 0, first, rows);
-        torch::stable::copy_(part, some[i]);
-      }
-    }
-    return all;
+    std::vector<Tensor> dumped = dump_changed(device, *table, like, since);
+    dumped.push_back(keys_of(device, table->store, like, with_present));
+    Tensor counters = torch::stable::empty({2}, ScalarType::Long);
+    write<int64_t>(counters)[0] = table->steps;
+    write<int64_t>(counters)[1] = table->store.clock();
+    dumped.push_back(counters);
+    return dumped;
   }
 
   /// Stores rows, rounded to the nearest, in the place of those that have the same keys.
@@ -251,6 +232,50 @@ class Operators {
     if (like.dim() == 2) sizes.push_back(like.size(1));
     const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
     return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, cpu);
+  }
+
+  static std::vector<Tensor> dump_changed(Device& device, const TableOf& table, const Tensor& like,
+                                          int64_t since) {
+    const DeviceStore<Device>& store = table.store;
+    Scratch scratch;
+    const auto flags_at = scratch.add<uint8_t>(store.size());
+    const auto chosen_at = scratch.add<uint32_t>(store.size());
+    const auto number_at = scratch.add<uint32_t>(1);
+    scratch.allocate(device);
+    auto* const chosen = scratch.piece<uint32_t>(chosen_at);
+    uint32_t count = 0;
+    if (store.size() != 0) {
+      auto* const flags = scratch.piece<uint8_t>(flags_at);
+      device.run(store.size(), FlagChanged{store.rows(), since, flags});
+      auto* const number_of = scratch.piece<uint32_t>(number_at);
+      device.select(flags, store.size(), chosen, number_of);
+      device.read(&count, number_of, sizeof count);
+    }
+    if (store.facts().host_bytes == 0) return dump_rows(device, store, like, chosen, count);
+    // Rows in host memory may be more than the device has room for.
+    std::vector<Tensor> all;
+    for (int64_t first = 0; first == 0 || first < count; first += kDumpedAtOnce) {
+      const int64_t rows = std::min(kDumpedAtOnce, count - first);
+      const std::vector<Tensor> some = dump_rows(device, store, like, chosen + first, rows);
+      for (size_t i = 0; i < some.size(); ++i) {
+        if (first == 0) all.push_back(new_on_host(some[i], count));
+        Tensor part = torch::stable::narrow(all[i], 0, first, rows);
+        torch::stable::copy_(part, some[i]);
+      }
+    }
+    return all;
+  }
+
+  /// Of all rows; on the host where rows are. Empty if not `wanted`.
+  static Tensor keys_of(Device& device, const DeviceStore<Device>& store, const Tensor& like,
+                        bool wanted) {
+    const int64_t count = wanted ? store.size() : 0;
+    Tensor keys = torch::stable::new_empty(like, {count}, ScalarType::Long);
+    if (count != 0) device.run(count, ListKeys{store.rows(), write<int64_t>(keys)});
+    if (store.facts().host_bytes == 0) return keys;
+    Tensor hosted = new_on_host(keys, count);
+    torch::stable::copy_(hosted, keys);
+    return hosted;
   }
 
   static std::vector<Tensor> dump_rows(Device& device, const DeviceStore<Device>& store,

@@ -237,8 +237,8 @@ struct Apply {
       for_columns<kWidth>(lanes, dim, [&](uint32_t at) {
         const Elements next = updated(to, at, sum_of);
         for (const float value : next.values.at) {
-          largest = fabs(static_cast<double>(value)) > largest ? fabs(static_cast<double>(value))
-                                                               : largest;
+          const double magnitude = magnitude_of(value);
+          largest = magnitude > largest ? magnitude : largest;
         }
       });
       scale = fitting_scale(to.scale, static_cast<float>(lanes.largest(largest)));
