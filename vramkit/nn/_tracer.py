@@ -55,7 +55,9 @@ class Tracer(fx.Tracer):
     def __init__(self, model: nn.Module, given: frozenset[str]) -> None:
         super().__init__()
         self._given = given
-        self._real = {m: name for name, m in model.named_modules() if type(m) in LEAVES}
+        self._real: dict[nn.Module, str] = {
+            m: name for name, m in model.named_modules() if type(m) in LEAVES
+        }
         self.elsewhere: set[str] = set()
         self._modules = frozenset(model.modules())
         others = {module: copy.copy(module) for module in self._real}
