@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.convolutions import check_case, random_case
 from helpers.seeds import stress_seed
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
 from vramkit.errors import InvalidArgumentError
 from vramkit.nn import _paths
@@ -46,6 +52,7 @@ def path_of(
 @pytest.fixture
 def onednn_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_paths, "ONEDNN_MIN_ELEMENTS", 0)
+    monkeypatch.setattr(_paths, "ONEDNN_MIN_GROWTH", 0)
 
 
 @pytest.mark.parametrize("save", SAVES)
@@ -76,11 +83,15 @@ def test_random_inferences_equal_float64(dtype: torch.dtype) -> None:
 
 
 def test_large_inferences_use_onednn() -> None:
-    x, weight, bias = torch.randn(2, 16, 130, 130), torch.randn(16, 16, 3, 3), torch.randn(16)
+    x, weight, bias = torch.randn(2, 8, 130, 130), torch.randn(32, 8, 3, 3), torch.randn(32)
     assert path_of(x, weight, bias) is Path.ONEDNN
+    assert path_of(x, weight[:16], bias[:16]) is Path.GROWTH
+    assert path_of(x, weight, bias.double()) is Path.BACKEND
+    assert path_of(x.to_sparse(), weight, bias) is Path.BACKEND
     assert path_of(x.double(), weight.double(), bias.double()) is Path.BACKEND
     assert path_of(x, weight, bias, padding="same") is Path.BACKEND
     assert path_of(x, weight, bias, stride=2) is Path.SMALL
+    assert path_of(x.repeat(4, 1, 1, 1), weight, bias, stride=2) is Path.GROWTH
     assert path_of(x, weight.requires_grad_(), bias) is Path.TRAINING
     with torch.no_grad(), torch.autocast("cpu"):
         assert path_of(x, weight, bias) is Path.AUTOCAST
@@ -93,6 +104,80 @@ def test_the_memory_format_is_kept(save: Save, channels_last: bool) -> None:
     x = torch.randn(2, 8, 9, 9).contiguous(memory_format=form)
     weight = torch.randn(8, 8, 3, 3, requires_grad=True)
     assert conv_relu(x, weight, save=save).is_contiguous(memory_format=form)
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("onednn_always")
+def test_large_inferences_keep_nan(dtype: torch.dtype, index: int) -> None:
+    tensors = [torch.randn(shape, dtype=dtype) for shape in ((2, 4, 9, 9), (16, 4, 3, 3), (16,))]
+    for value in (float("nan"), float("inf"), -float("inf")):
+        given = [t.clone() for t in tensors]
+        given[index].view(-1)[0] = value
+        assert path_of(*given) is Path.ONEDNN
+        torch.testing.assert_close(
+            conv_relu(*given), F.conv2d(*given).relu(), rtol=0, atol=0, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_sizes_that_are_no_integers_are_torchs(save: Save) -> None:
+    x, weight = torch.randn(2, 8, 130, 130), torch.randn(32, 8, 3, 3)
+    for stride in (np.int64(1), (np.int64(1), np.int64(2)), torch.tensor(2), [1, 2], (2,)):
+        given: Any = stride
+        output = conv_relu(x, weight, stride=given, save=save)
+        assert torch.equal(output, F.conv2d(x, weight, stride=given).relu())
+    wrong: list[Any] = [1.5, None, True, (1, 1, 1), 0]
+    for stride in wrong:
+        with pytest.raises((TypeError, RuntimeError)) as plain:
+            F.conv2d(x, weight, None, stride)
+        with pytest.raises(plain.type) as found:
+            conv_relu(x, weight, None, stride, save=save)
+        # The text of a TypeError lists the types of all arguments.
+        assert plain.type is TypeError or str(found.value) == str(plain.value)
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_batched_gradients(save: Save) -> None:
+    for form in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 3, 6, 6).contiguous(memory_format=form).requires_grad_()
+        weight = torch.randn(4, 3, 3, 3)
+        outputs = conv_relu(x, weight, save=save), F.conv2d(x, weight).relu()
+        grads = torch.randn(5, *outputs[1].shape)
+        found, wanted = (
+            torch.autograd.grad(output, x, grads, is_grads_batched=True)[0] for output in outputs
+        )
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_selective_checkpointing(save: Save) -> None:
+    """What is kept must not be overwritten."""
+    kept = [torch.ops.aten.convolution.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, kept)
+    x, weight = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3)
+    output = checkpoint(conv_relu, x, weight, save=save, use_reentrant=False, context_fn=contexts)
+    [found] = torch.autograd.grad(output.square().sum(), x)
+    [wanted] = torch.autograd.grad(F.conv2d(x, weight).relu().square().sum(), x)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.usefixtures("onednn_always")
+@pytest.mark.parametrize("save", SAVES)
+def test_modes_and_tracers_see_torchs_operators(save: Save) -> None:
+    x, weight = torch.randn(2, 3, 6, 6), torch.randn(16, 3, 3, 3)
+
+    def run(x: Tensor) -> Tensor:
+        return conv_relu(x, weight, save=save)
+
+    with FlopCounterMode(display=False) as counter:
+        run(x)
+    assert counter.get_total_flops() == 2 * 2 * 16 * 4 * 4 * 3 * 3 * 3
+    called = {str(node.target) for node in make_fx(run)(x).graph.nodes if node.op[:4] == "call"}
+    assert called == {"aten.convolution.default", "aten.relu.default"}
+    traced = torch.jit.trace(run, x)
+    assert torch.equal(traced(x), F.conv2d(x, weight).relu())
+    assert "mkldnn" not in str(traced.graph)
 
 
 @pytest.mark.parametrize("save", SAVES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -144,8 +145,8 @@ def test_networks_give_the_same_results(make: Callable[[], nn.Module], fused: li
             "its ReLU is a call in forward()",
         ),
         (
-            lambda m, x: m.relu(m.conv1(x)) if m.training else m.conv2(x),
-            "training and evaluation use its output differently",
+            lambda m, x: m.relu(m.conv1(x)) if m.training else m.relu(m.conv2(x)),
+            "its output is used differently in training, in evaluation, or with other arguments",
         ),
     ],
 )
@@ -244,6 +245,39 @@ def test_batch_norms_are_not_folded_in_training() -> None:
         fuse_conv_relu(nn.Sequential(*pair()), fold_batch_norm=True)
 
 
+def test_folding_leaves_the_old_convolution_as_it_was() -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU())
+    model(torch.randn(8, 4, 8, 8))
+    old, weight = model[0], model[0].weight
+    values = weight.detach().clone()
+    fuse_conv_relu(model.eval(), fold_batch_norm=True)
+    assert old.weight is weight
+    assert torch.equal(weight, values)
+    assert not torch.equal(model[0].weight, values)
+
+
+class _Locked(nn.Sequential):
+    """Refuses one of the modules that are set."""
+
+    def __init__(self, refused: str) -> None:
+        super().__init__(conv(), nn.BatchNorm2d(4), nn.ReLU())
+        self.__dict__["refused"] = refused
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == self.__dict__.get("refused"):
+            raise AttributeError("locked")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("refused", ["0", "1", "2"])
+def test_a_model_that_refuses_a_module_stays_as_it_was(refused: str) -> None:
+    model = _Locked(refused).eval()
+    modules = list(model)
+    with pytest.raises(AttributeError, match="locked"):
+        fuse_conv_relu(model, fold_batch_norm=True)
+    assert all(one is other for one, other in zip(model, modules, strict=True))
+
+
 def test_attributes_and_the_mode_are_kept() -> None:
     model = nn.Sequential(*pair()).eval()
     model[0].note = "mine"
@@ -259,16 +293,22 @@ class _Remembers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.relu, self.seen = conv(), nn.ReLU(), []
+        self.register_buffer("steps", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(x)
         self.last = x
-        return self.relu(self.conv(x))
+        self.steps += 1
+        return self.relu(self.conv(x)) * torch.rand(1) * random.random()
 
 
 def test_looking_through_a_model_leaves_no_trace() -> None:
     model = _Remembers().eval()
+    states = torch.get_rng_state(), random.getstate()
     report = fusion_report(model)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert model.steps.item() == 0
     assert [entry.name for entry in report.fusible] == ["conv"]
     assert model.seen == []
     assert not hasattr(model, "last")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import conv2d
 
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.nn import _fused, _selection
 from vramkit.nn._candidates import FORWARD, Geometry, forward_names, gradient_names
 from vramkit.nn._fused import ConvReLUNode
@@ -156,6 +158,30 @@ def test_choices_are_remembered_stored_and_not_made_in_deterministic_mode(
     finally:
         torch.use_deterministic_algorithms(False)
         _selection.set_kernel_choice("measured")
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"\xff\xfe", "cannot be read .*invalid start byte.*; give another path"),
+        (b'{"key": "k", "na', "line 1, is no kernel choice .*remove the file"),
+        (b"[1]\n", "line 1, is no kernel choice .*expected the texts"),
+        (b'{"key": "k", "name": 3, "times_ms": {}}\n', "line 1, is no kernel choice"),
+        (b'{"key": "k", "name": "a", "times_ms": {"a": "1"}}\n', "line 1, is no kernel choice"),
+    ],
+)
+def test_files_of_something_else_are_errors(content: bytes, error: str, tmp_path: Path) -> None:
+    file = tmp_path / "choices.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(InvalidArgumentError, match=error):
+        _selection.set_kernel_choice("measured", file=file)
+
+
+def test_what_is_no_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="cannot be read"):
+        _selection.set_kernel_choice("measured", file=tmp_path)
+    with pytest.raises(ArgumentTypeError, match="file must be a path, got int"):
+        _selection.set_kernel_choice("measured", file=3)  # type: ignore[arg-type]
 
 
 def test_ever_new_sizes_are_served_as_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,17 @@ def test_second_derivatives(kernel: Path) -> None:
     assert torch.autograd.gradgradcheck(conv_relu, inputs, fast_mode=True)
 
 
+def test_batched_gradients(kernel: Path) -> None:
+    x = torch.randn(2, 3, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = torch.randn(4, 3, 3, 3), torch.randn(4, requires_grad=True)
+    outputs = conv_relu(x, weight, bias), F.conv2d(x, weight, bias).relu()
+    grads = torch.randn(5, *outputs[1].shape)
+    found, wanted = (
+        torch.autograd.grad(output, (x, bias), grads, is_grads_batched=True) for output in outputs
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 def test_autocast(kernel: Path) -> None:
     x, weight = torch.randn(2, 4, 7, 7), torch.randn(8, 4, 3, 3, requires_grad=True)
     bias = torch.randn(8, requires_grad=True)

@@ -40,6 +40,8 @@ def test_masks_and_gradients_are_torchs(
     shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype, device: str
 ) -> None:
     x = _random(shape, channels_last, device, dtype)
+    form = format_of(x)
+    assert form is not None
     grad = torch.randn_like(x)
     bias = torch.randn(shape[1], device=device, dtype=dtype)
     column = bias.view(-1, *(1,) * (len(shape) - 2))
@@ -47,7 +49,7 @@ def test_masks_and_gradients_are_torchs(
         output = x.clone()
         mask = OPS.relu_mask_(output, given)
         torch.testing.assert_close(output, plain, rtol=0, atol=0, equal_nan=True)
-        assert torch.equal(unpack_mask(mask, x), ~(plain <= 0))
+        assert torch.equal(unpack_mask(mask, x.shape, form), ~(plain <= 0))
         wanted = torch.where(plain <= 0, 0, grad)
         for saved, operator in ((mask, OPS.relu_mask_backward), (output, OPS.relu_backward)):
             found, no_bias = operator(grad, saved, False)

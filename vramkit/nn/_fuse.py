@@ -104,15 +104,22 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _fuse(model: nn.Module, entry: FusionEntry, save: Save | Literal["auto"]) -> None:
-    convolution = model.get_submodule(entry.name)
-    if entry.batch_norm is not None:
-        _fold(convolution, model.get_submodule(entry.batch_norm))
-        _replace(model, entry.batch_norm, nn.Identity())
     assert entry.relu is not None
     assert entry.save is not None
-    _replace(model, entry.relu, nn.Identity())
-    chosen = entry.save if save == "auto" else save
-    _replace(model, entry.name, _with_relu(convolution, chosen))
+    fused = _with_relu(model.get_submodule(entry.name), entry.save if save == "auto" else save)
+    if entry.batch_norm is not None:
+        _fold(fused, model.get_submodule(entry.batch_norm))
+    # The fused module comes first: with its ReLU still there, the model computes the same.
+    names = [name for name in (entry.name, entry.batch_norm, entry.relu) if name is not None]
+    before = [model.get_submodule(name) for name in names]
+    try:
+        for name in names:
+            _replace(model, name, fused if name == entry.name else nn.Identity())
+    except BaseException:
+        for name, module in zip(names, before, strict=True):
+            parent, _, last = name.rpartition(".")
+            model.get_submodule(parent)._modules[last] = module
+        raise
 
 
 def _fold(convolution: Any, norm: Any) -> None:

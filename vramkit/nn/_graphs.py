@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_LEAVES = (*CONVOLUTIONS, *BATCH_NORMS, nn.ReLU)
+from vramkit.nn._tracer import LEAVES, Tracer, cannot_happen, ways_to_call
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,13 @@ class Region:
 
     Attributes:
         prefix: The part's name with a dot at its end; empty for the whole model.
-        graphs: Its graph in training and in evaluation, or the only one that there can be.
+        graphs: Its graphs: in training and in evaluation, with and without optional arguments.
+        elsewhere: The names of modules that are not called by the attributes that hold them.
     """
 
     prefix: str
     graphs: tuple[fx.Graph, ...]
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
+    elsewhere: frozenset[str] = frozenset()
 
 
 def regions_of(model: nn.Module, prefix: str = "") -> Iterator[Region]:
@@ -37,11 +34,11 @@ def regions_of(model: nn.Module, prefix: str = "") -> Iterator[Region]:
 
     A ``Sequential`` that does not trace still tells the order of its modules.
     """
-    if isinstance(model, _LEAVES) or not any(True for _ in model.children()):
+    if isinstance(model, LEAVES) or not any(True for _ in model.children()):
         return
-    graphs = _trace(model)
-    if graphs is not None:
-        yield Region(prefix, graphs)
+    traced = _trace(model)
+    if traced is not None:
+        yield Region(prefix, *traced)
         return
     if type(model) is nn.Sequential:
         yield Region(prefix, (_chain(model),))
@@ -49,30 +46,56 @@ def regions_of(model: nn.Module, prefix: str = "") -> Iterator[Region]:
         yield from regions_of(child, f"{prefix}{name}.")
 
 
-def _trace(model: nn.Module) -> tuple[fx.Graph, ...] | None:
-    """Return the model's graphs in training and in evaluation; None if it does not trace."""
-    graphs = []
+def _trace(model: nn.Module) -> tuple[tuple[fx.Graph, ...], frozenset[str]] | None:
+    """Return the model's graphs, and what they call elsewhere; None if it does not trace."""
+    graphs: list[fx.Graph] = []
+    elsewhere: set[str] = set()
     for training in (True, False):
-        with _unchanged(model):
-            for module in model.modules():
-                module.training = training
-            try:
-                graphs.append(_Tracer().trace(model))
-            except Exception:  # noqa: BLE001 - the model's own code runs on proxies
-                return None
-    return tuple(graphs)
+        for given in ways_to_call(model):
+            with _unchanged(model), torch.enable_grad():
+                for module in model.modules():
+                    module.training = training
+                tracer = Tracer(model, given)
+                try:
+                    graphs.append(tracer.trace(model))
+                except Exception as err:  # noqa: BLE001 - the model's own code runs on proxies
+                    if not (graphs and cannot_happen(err)):
+                        return None
+                elsewhere |= tracer.elsewhere
+    return (tuple(graphs), frozenset(elsewhere)) if graphs else None
 
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Undo what the model's code sets on its modules, such as proxies that it remembers."""
+    """Undo what the model's code changes: attributes, buffers, and the state of random numbers."""
     before = [(module, _copied(module)) for module in model.modules()]
+    with torch.no_grad():
+        buffers = [(buffer, buffer._version, buffer.clone()) for buffer in _written(model)]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    python = random.getstate()
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
+        random.setstate(python)
         for module, state in before:
             module.__dict__.clear()
             module.__dict__.update(state)
+        _restore(buffers)
+
+
+def _written(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the buffers that the model's own code may write to; PyTorch's modules do not run."""
+    for module in model.modules():
+        if not type(module).__module__.startswith("torch.nn"):
+            yield from (b for b in module.buffers(recurse=False) if not b.is_inference())
+
+
+def _restore(buffers: list[tuple[Tensor, int, Tensor]]) -> None:
+    with torch.no_grad():
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                buffer.copy_(value)
 
 
 def _copied(module: nn.Module) -> dict[str, Any]:

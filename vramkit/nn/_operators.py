@@ -44,25 +44,32 @@ def needs_torch(grad: Tensor) -> bool:
     return any(keys.has(key) for key in _BATCHED)
 
 
-def unpack_mask(mask: Tensor, like: Tensor) -> Tensor:
-    """Return a mask as booleans of the shape and memory format of ``like``, which has no gaps."""
+def unpack_mask(mask: Tensor, shape: torch.Size, form: torch.memory_format) -> Tensor:
+    """Return a mask as booleans of the shape and memory format of what it was made of."""
     bits = torch.arange(8, dtype=torch.uint8, device=mask.device)
     flat = mask.unsqueeze(-1).bitwise_right_shift(bits).bitwise_and(1).flatten()
-    return flat[: like.numel()].bool().as_strided(like.shape, like.stride())
+    strides = torch.empty(shape, device="meta", memory_format=form).stride()
+    return flat[: shape.numel()].bool().as_strided(shape, strides)
 
 
-def masked_gradient(grad: Tensor, mask: Tensor) -> Tensor:
-    """Return the gradient where the mask has ones, and zeros elsewhere.
+def masked_gradient(
+    grad: Tensor, mask: Tensor, form: torch.memory_format, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient where the mask has ones and zeros elsewhere, and its sum if wanted.
 
     Args:
-        grad: In the memory format that the mask was made of.
+        grad: ``(N, C, ...)``, in any memory format.
         mask: As :func:`masked_relu` returns it.
+        form: The memory format that the mask was made of.
+        bias: Whether the gradient of a bias is wanted too.
     """
-    if torch.is_grad_enabled():
-        # Only a second derivative needs this to be differentiable itself.
-        return torch.where(unpack_mask(mask, grad), grad, 0)
-    result: Tensor = torch.ops.vramkit.relu_mask_backward.default(grad, mask, False)[0]
-    return result
+    if needs_torch(grad):
+        result = torch.where(unpack_mask(mask, grad.shape, form), grad, 0)
+        others = [dim for dim in range(grad.ndim) if dim != 1]
+        return result, result.sum(others) if bias else None
+    dense = grad.contiguous(memory_format=form)
+    result, sums = torch.ops.vramkit.relu_mask_backward.default(dense, mask, bias)
+    return result, sums if bias else None
 
 
 @torch.library.custom_op("vramkit::relu_mask", mutates_args=())
@@ -97,8 +104,7 @@ def _keep_mask(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tens
 
 def _masked_relu_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
     (mask,) = ctx.saved_tensors
-    dense = grad.contiguous(memory_format=_format(grad, ctx.channels_last))
-    return masked_gradient(dense, mask), None
+    return masked_gradient(grad, mask, _format(grad, ctx.channels_last), False)[0], None
 
 
 def _fake_bias_relu_(_x: Tensor, _bias: Tensor) -> None:

@@ -18,6 +18,8 @@ from vramkit.nn._selection import measures
 # From this many output elements on, oneDNN's fused convolution was never slower than torch's
 # convolution and an in-place ReLU (docs/design/conv.md).
 ONEDNN_MIN_ELEMENTS = 1 << 19
+# So many times the input's elements must the output have, for the check of the input to pay.
+ONEDNN_MIN_GROWTH = 4
 
 # What _select_conv_backend returns; its type has another name in torch's stubs.
 _MKLDNN: Any = getattr(torch._C, "_ConvBackend").Mkldnn  # noqa: B009
@@ -31,7 +33,7 @@ class Path(Enum):
     COMPILED = "torch.compile and torch.export get PyTorch's operators, which they can fuse further"
     COMPILED_MASK = "a gradient is needed and save='mask': the compiled graph keeps the mask"
     SUBCLASS = "an argument is a tensor subclass, which defines its own operators"
-    TRANSFORMED = "torch.func transforms and forward-mode AD get PyTorch's operators"
+    TRANSFORMED = "transforms, forward-mode AD, dispatch modes and tracers get PyTorch's operators"
     UNSUPPORTED = "vramkit has no kernels for this device or dtype, so PyTorch's are used"
     MASK = "a gradient is needed and save='mask': one bit an element is kept in place of the output"
     MASK_BIAS = "as MASK, and one pass over the convolution's output adds the bias too"
@@ -42,6 +44,7 @@ class Path(Enum):
     AUTOCAST = "autocast chooses the dtype inside PyTorch's operators"
     SMALL = f"the output has fewer than {ONEDNN_MIN_ELEMENTS} elements, too few for oneDNN to pay"
     BACKEND = "PyTorch does not use oneDNN for this convolution"
+    GROWTH = f"the output is less than {ONEDNN_MIN_GROWTH} times as large as the input"
     ONEDNN = "no gradient is needed, and the output is large enough for oneDNN's fused ReLU to pay"
 
 
@@ -66,7 +69,8 @@ def choose_path(
     if gradient and save == "mask":
         return _choose_mask(x, weight, bias)
     if not x.is_cpu:
-        if _can_choose(x, weight, bias, padding, groups):
+        spatial = weight.ndim - 2
+        if are_sizes(spatial, stride, padding, dilation) and _can_choose(x, weight, bias, groups):
             return Path.CHOSEN
         return _choose_bias(x, weight, bias)
     if gradient:
@@ -81,17 +85,44 @@ def torch_is_best(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """
     if needs_gradient(x, weight, bias):
         return True
-    # Compiled code must not depend on sizes.
-    if torch.compiler.is_compiling() or x.ndim < 2:
+    # Compiled and traced code must not depend on sizes.
+    if torch.compiler.is_compiling() or is_observed() or x.ndim < 2 or weight.ndim == 0:
         return True
-    return x.numel() * weight.shape[0] < ONEDNN_MIN_ELEMENTS * x.shape[1]
+    inputs, outputs = x.shape[1], weight.shape[0]
+    few = outputs < ONEDNN_MIN_GROWTH * inputs
+    return few or x.numel() * outputs < ONEDNN_MIN_ELEMENTS * inputs
 
 
 def is_transformed() -> bool:
-    """Tell whether torch.func's transforms or forward-mode AD are active."""
-    # autograd.Function asks the same before it applies; neither answer has a public name.
+    """Tell whether something else looks at the operators: transforms, forward-mode AD, tracers."""
+    # autograd.Function asks the first two before it applies; no answer has a public name.
     level: int = forward_ad._current_level
-    return level >= 0 or torch._C._are_functorch_transforms_active()
+    return level >= 0 or torch._C._are_functorch_transforms_active() or is_observed()
+
+
+def is_observed() -> bool:
+    """Tell whether a TorchDispatchMode or torch.jit.trace records the operators.
+
+    Selective checkpointing is such a mode, and allows no change of what it has kept.
+    """
+    tracing = torch._C._get_tracing_state() is not None
+    return tracing or torch._C._len_torch_dispatch_stack() > 0
+
+
+def are_sizes(spatial: int, *values: object) -> bool:
+    """Tell whether arguments are numbers, or tuples of one or of as many as there are dimensions.
+
+    PyTorch also takes others, such as NumPy's integers, and reports the rest.
+    """
+    return all(
+        type(value) is int
+        or (
+            isinstance(value, tuple | list)
+            and len(value) in (1, spatial)
+            and all(type(number) is int for number in value)
+        )
+        for value in values
+    )
 
 
 def needs_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -127,16 +158,13 @@ def _choose_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> Path:
     return Path.BIAS if has_kernels(x) and _fits(x, weight, bias) else Path.UNSUPPORTED
 
 
-def _can_choose(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sizes | str, groups: int
-) -> bool:
+def _can_choose(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
     """Tell whether kernels for a well-formed call on a GPU can be chosen among."""
     return (
         x.is_cuda
         and measures()
         and x.dtype is not torch.float64
         and x.ndim == weight.ndim == 4
-        and not isinstance(padding, str)
         and has_kernels(x)
         and x.shape[1] == weight.shape[1] * groups
         and x.numel() != 0
@@ -170,12 +198,18 @@ def _choose_inference(
         return Path.AUTOCAST
     spatial = weight.ndim - 2
     # What is malformed, also unbatched, goes to torch, whose error texts are the known ones.
-    if isinstance(padding, str) or spatial < 2 or x.ndim != weight.ndim or x.dtype != weight.dtype:
+    malformed = spatial < 2 or x.ndim != weight.ndim or groups < 1 or x.layout != torch.strided
+    mixed = x.dtype != weight.dtype or (bias is not None and x.dtype != bias.dtype)
+    if malformed or mixed or not are_sizes(spatial, stride, padding, dilation):
         return Path.BACKEND
     steps = as_tuple(stride, spatial)
     # The padding hardly counts at sizes near the limit.
-    if x.numel() * weight.shape[0] < ONEDNN_MIN_ELEMENTS * x.shape[1] * math.prod(steps):
+    shrunk = x.shape[1] * math.prod(steps)
+    if x.numel() * weight.shape[0] < ONEDNN_MIN_ELEMENTS * shrunk:
         return Path.SMALL
+    if weight.shape[0] < ONEDNN_MIN_GROWTH * shrunk:
+        return Path.GROWTH
+    assert not isinstance(padding, str)
     backend = torch._C._select_conv_backend(
         *(x, weight, bias, steps, as_tuple(padding, spatial), as_tuple(dilation, spatial)),
         *(False, (0,) * spatial, groups),

@@ -96,4 +96,4 @@ def _key(
 
 
 def _hashable(sizes: Sizes | str) -> Hashable:
-    return sizes if isinstance(sizes, (int, str, tuple)) else tuple(sizes)
+    return tuple(sizes) if isinstance(sizes, list) else sizes

@@ -88,13 +88,7 @@ class _MaskedReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         (mask,) = ctx.saved_tensors
-        dense = grad.contiguous(memory_format=ctx.format)
-        if torch.is_grad_enabled():
-            result = masked_gradient(dense, mask)
-            return result, _bias_gradient(ctx, result)
-        wanted = ctx.needs_input_grad[1]
-        result, bias = torch.ops.vramkit.relu_mask_backward.default(dense, mask, wanted)
-        return result, bias if wanted else None
+        return masked_gradient(grad, mask, ctx.format, ctx.needs_input_grad[1])
 
 
 def _bias_gradient(ctx: Any, grad: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 
 Mode = Literal["measured", "default"]
 Run = Callable[[], object]
@@ -86,6 +86,7 @@ def set_kernel_choice(mode: Mode, *, file: str | os.PathLike[str] | None = None)
 
     Raises:
         InvalidArgumentError: ``mode`` is unknown, or ``file`` holds something else.
+        ArgumentTypeError: ``file`` is no path.
 
     Example:
         >>> import vramkit
@@ -94,6 +95,8 @@ def set_kernel_choice(mode: Mode, *, file: str | os.PathLike[str] | None = None)
     """
     if mode not in ("measured", "default"):
         raise InvalidArgumentError(f"mode must be 'measured' or 'default', got {mode!r}")
+    if not isinstance(file, str | os.PathLike | None):
+        raise ArgumentTypeError(f"file must be a path, got {type(file).__name__}")
     path = None if file is None else Path(file)
     stored = {} if path is None else _read(path)
     with _State.lock:
@@ -245,13 +248,28 @@ def _append(file: Path, key: Key, choice: Choice) -> None:
 def _read(file: Path) -> dict[str, Choice]:
     if not file.exists():
         return {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise InvalidArgumentError(
+            f"the file of kernel choices {file} cannot be read ({err}); give another path"
+        ) from err
     stored = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-            stored[entry["key"]] = Choice(entry["name"], dict(entry["times_ms"]))
-        except (ValueError, KeyError, TypeError) as err:
+            key, choice = _parse(line)
+        except ValueError as err:
             raise InvalidArgumentError(
                 f"{file}, line {number}, is no kernel choice ({err!r}); remove the file"
             ) from err
+        stored[key] = choice
     return stored
+
+
+def _parse(line: str) -> tuple[str, Choice]:
+    match json.loads(line):
+        case {"key": str(key), "name": str(name), "times_ms": dict(times)} if all(
+            ms is None or isinstance(ms, int | float) for ms in times.values()
+        ):
+            return key, Choice(name, times)
+    raise InvalidArgumentError("expected the texts 'key' and 'name' and the numbers 'times_ms'")

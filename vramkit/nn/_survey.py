@@ -12,10 +12,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.parametrize import is_parametrized
 
 from vramkit.nn._consumers import keeps_nothing
-from vramkit.nn._graphs import BATCH_NORMS, CONVOLUTIONS, Region, regions_of
+from vramkit.nn._graphs import Region, regions_of
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Save
 from vramkit.nn._report import FusionEntry
+from vramkit.nn._tracer import BATCH_NORMS, CONVOLUTIONS
 
 _RELU_CALLS = frozenset((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"))
 _HOOKS = (
@@ -80,12 +81,12 @@ class _Survey:
         ]
 
     def entries(self) -> dict[str, FusionEntry]:
-        """Return an entry for each convolution that every graph calls, by its name."""
-        found: dict[str, list[_Found]] = {}
-        for graph in self._region.graphs:
+        """Return an entry for each convolution that a graph calls, by its name."""
+        found: dict[str, dict[int, _Found]] = {}
+        for index, graph in enumerate(self._region.graphs):
             for node in graph.nodes:
                 if node.op == "call_module" and self._is_plain_convolution(node):
-                    found.setdefault(str(node.target), []).append(self._follow(node))
+                    found.setdefault(str(node.target), {})[index] = self._follow(node)
         prefix = self._region.prefix
         return {prefix + name: self._merge(name, results) for name, results in found.items()}
 
@@ -93,20 +94,31 @@ class _Survey:
         module = self._modules[str(node.target)]
         return isinstance(module, CONVOLUTIONS) and not isinstance(module, ConvReLUModule)
 
-    def _merge(self, name: str, results: list[_Found]) -> FusionEntry:
+    def _merge(self, name: str, results: dict[int, _Found]) -> FusionEntry:
         full, prefix = self._region.prefix + name, self._region.prefix
-        for result in results:
+        for result in results.values():
             if result.reason is not None:
                 return FusionEntry(full, "left", result.reason)
-        first = results[0]
-        pairs = {(result.relu, result.batch_norm) for result in results}
-        if len(pairs) > 1 or len(results) != len(self._region.graphs):
-            return FusionEntry(full, "left", "training and evaluation use its output differently")
-        save: Save = "mask" if all(result.frees for result in results) else "output"
+        first = next(iter(results.values()))
+        if not self._is_always_a_pair(results):
+            differs = "its output is used differently in training, in evaluation, or with other "
+            return FusionEntry(full, "left", f"{differs}arguments")
+        save: Save = "mask" if all(result.frees for result in results.values()) else "output"
         kept = "keep nothing of the output" if save == "mask" else "may keep the output anyway"
         norm = None if first.batch_norm is None else prefix + first.batch_norm
         reason = f"save={save!r}, as the operations that follow {kept}"
+        if prefix:
+            reason += (
+                f"; {prefix.rstrip('.')} must be called as a whole, as its caller does not trace"
+            )
         return FusionEntry(full, "fusible", reason, f"{prefix}{first.relu}", norm, save)
+
+    def _is_always_a_pair(self, results: dict[int, _Found]) -> bool:
+        """Tell whether each graph calls the convolution and what follows it, or none of them."""
+        pairs = {(result.relu, result.batch_norm) for result in results.values()}
+        followers = [id(self._modules[name]) for name in next(iter(pairs)) if name is not None]
+        without = [calls for index, calls in enumerate(self._calls) if index not in results]
+        return len(pairs) == 1 and not any(calls[key] for calls in without for key in followers)
 
     def _follow(self, node: fx.Node) -> _Found:
         try:
@@ -117,6 +129,7 @@ class _Survey:
                 self._check_norm(user)
                 norm, user = str(user.target), self._only_user(user)
             self._check_relu(user)
+            self._check_recording(node, user)
         except RefusedError as refused:
             return _Found(reason=str(refused))
         return _Found(None, str(user.target), norm, keeps_nothing(user, self._modules))
@@ -129,7 +142,7 @@ class _Survey:
             raise RefusedError(
                 f"{type(module).__name__} is a subclass, which may compute otherwise"
             )
-        self._check_module(module, "it")
+        self._check_module(node, "it")
 
     def _check_norm(self, node: fx.Node) -> None:
         module = self._modules[str(node.target)]
@@ -138,7 +151,7 @@ class _Survey:
                 f"batch normalization {node.target} comes before the ReLU; fold_batch_norm=True "
                 "folds it in evaluation mode"
             )
-        self._check_module(module, str(node.target))
+        self._check_module(node, str(node.target))
         if getattr(module, "running_var", None) is None:
             raise RefusedError(f"{node.target} keeps no running statistics that could be folded")
 
@@ -147,9 +160,14 @@ class _Survey:
             raise RefusedError("its ReLU is a call in forward(), not a module; use nn.ReLU there")
         if self._type_of(node) is not nn.ReLU:
             raise RefusedError(f"no ReLU follows, but {self._describe(node)}")
-        self._check_module(self._modules[str(node.target)], str(node.target))
+        self._check_module(node, str(node.target))
 
-    def _check_module(self, module: nn.Module, subject: str) -> None:
+    def _check_recording(self, convolution: fx.Node, relu: fx.Node) -> None:
+        if convolution.meta.get("recorded") and not relu.meta.get("recorded"):
+            raise RefusedError(f"{relu.target} is called under torch.no_grad(), and it is not")
+
+    def _check_module(self, node: fx.Node, subject: str) -> None:
+        module = self._modules[str(node.target)]
         if any(getattr(module, hooks) for hooks in _HOOKS):
             raise RefusedError(f"{subject} has hooks, which would no longer see what they saw")
         shared = self._names[id(module)] > 1 or any(c[id(module)] > 1 for c in self._calls)
@@ -159,6 +177,11 @@ class _Survey:
             raise RefusedError(f"{subject} is used more than once{advice}")
         if "forward" in module.__dict__:
             raise RefusedError(f"{subject} has a forward() of its own")
+        if str(node.target) in self._region.elsewhere:
+            raise RefusedError(
+                f"{subject} is also kept outside the model's modules, such as in a list, and "
+                "called from there; call it by its attribute"
+            )
 
     def _only_user(self, node: fx.Node) -> fx.Node:
         users = list(node.users)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d
@@ -16,6 +18,7 @@ from vramkit.nn._paths import (
     Sizes,
     as_tuple,
     choose_path,
+    is_observed,
     needs_gradient,
     torch_is_best,
 )
@@ -71,7 +74,7 @@ def conv_relu(
     """
     if save == "output" and input.is_cpu and torch_is_best(input, weight, bias):
         convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
-        return torch.relu_(convolution(input, weight, bias, stride, padding, dilation, groups))
+        return _relu(convolution(input, weight, bias, stride, padding, dilation, groups))
     if save == "output" or (save == "mask" and not needs_gradient(input, weight, bias)):
         ready = ready_call(input, weight, bias, stride, padding, dilation, groups)
         if ready is not None:
@@ -154,7 +157,14 @@ def _rectify(output: Tensor, bias: Tensor | None, path: Path) -> Tensor:
         channels_last = format_of(output) not in (torch.contiguous_format, None)
         masked: Tensor = masked_relu(output, channels_last)[0]
         return masked
-    return torch.relu_(output) if bias is None else bias_relu(output, bias)
+    return _relu(output) if bias is None else bias_relu(output, bias)
+
+
+def _relu(output: Tensor) -> Tensor:
+    """Rectify in place, unless something keeps what the convolution returned."""
+    if torch.compiler.is_compiling() or not is_observed():
+        return torch.relu_(output)
+    return torch.relu(output)
 
 
 def check_save(save: str) -> None:
@@ -172,10 +182,18 @@ def _onednn(
     dilation: Sizes,
     groups: int,
 ) -> Tensor:
-    spatial = weight.ndim - 2
     assert not isinstance(padding, str)
+    if not _are_finite(x, weight, bias):
+        convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
+        return torch.relu_(convolution(x, weight, bias, stride, padding, dilation, groups))
+    spatial = weight.ndim - 2
     output: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
         *(x, weight, bias, as_tuple(padding, spatial), as_tuple(stride, spatial)),
         *(as_tuple(dilation, spatial), groups, "relu", [], ""),
     )
     return output
+
+
+def _are_finite(*tensors: Tensor | None) -> bool:
+    """Tell whether there is no NaN, of which oneDNN's ReLU makes zeros, nor what leads to it."""
+    return all(tensor is None or math.isfinite(tensor.sum().item()) for tensor in tensors)

@@ -92,7 +92,7 @@ class Rectify : public torch::autograd::Function<Rectify> {
     const bool wants_bias = ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(1);
     const auto format = static_cast<at::MemoryFormat>(ctx->saved_data["format"].toInt());
     const auto found = ctx->saved_data["mask"].toBool()
-                           ? gradients_by_mask(grads[0].contiguous(format), kept, wants_bias)
+                           ? gradients_by_mask(grads[0], kept, format, wants_bias)
                            : gradients_of_relu(grads[0], kept, wants_bias);
     return {found.grad, found.bias, Tensor()};
   }

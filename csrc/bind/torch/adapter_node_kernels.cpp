@@ -168,12 +168,21 @@ Tensor sum_of_channels(const Tensor& grad) {
   return grad.sum(others);
 }
 
-/// Returns a mask as booleans of the shape and memory format of `like`, which has no gaps.
-Tensor unpack_mask(const Tensor& mask, const Tensor& like) {
+/// Returns the strides of a tensor of two or more dimensions without gaps.
+std::vector<int64_t> strides_of(at::IntArrayRef sizes, at::MemoryFormat format) {
+  if (format == at::MemoryFormat::ChannelsLast) return c10::get_channels_last_strides_2d(sizes);
+  if (format == at::MemoryFormat::ChannelsLast3d) return c10::get_channels_last_strides_3d(sizes);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (std::size_t i = sizes.size() - 1; i > 0; --i) strides[i - 1] = strides[i] * sizes[i];
+  return strides;
+}
+
+/// Returns a mask as booleans of the sizes and memory format of what it was made of.
+Tensor unpack_mask(const Tensor& mask, at::IntArrayRef sizes, at::MemoryFormat format) {
   const Tensor bits = at::arange(8, mask.options());
   const Tensor flat = mask.unsqueeze(-1).bitwise_right_shift(bits).bitwise_and(1).flatten();
-  const Tensor flags = flat.slice(0, 0, like.numel()).to(at::kBool);
-  return flags.as_strided(like.sizes(), like.strides());
+  const Tensor flags = flat.slice(0, 0, c10::multiply_integers(sizes)).to(at::kBool);
+  return flags.as_strided(sizes, strides_of(sizes, format));
 }
 
 }  // namespace
@@ -259,15 +268,15 @@ Tensor rectify(const Tensor& x, const OptionalTensor& bias, bool mask) {
   return {};
 }
 
-Rectified gradients_by_mask(const Tensor& grad, const Tensor& mask, bool wants_bias) {
-  if (at::GradMode::is_enabled()) {
-    // Only a second derivative needs this to be differentiable itself.
-    const Tensor dense = at::where(unpack_mask(mask, grad), grad, 0);
+Rectified gradients_by_mask(const Tensor& grad, const Tensor& mask, at::MemoryFormat format,
+                            bool wants_bias) {
+  if (needs_torch(grad)) {
+    const Tensor dense = at::where(unpack_mask(mask, grad.sizes(), format), grad, 0);
     return {dense, wants_bias ? sum_of_channels(dense) : Tensor()};
   }
   using Signature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, bool);
   static const auto backward = find_operator<Signature>("vramkit::relu_mask_backward");
-  auto [dense, bias] = backward.call(grad, mask, wants_bias);
+  auto [dense, bias] = backward.call(grad.contiguous(format), mask, wants_bias);
   return {dense, wants_bias ? bias : Tensor()};
 }
 

@@ -82,7 +82,8 @@ Rectified gradients_of_relu(const at::Tensor& grad, const at::Tensor& output, bo
 /// an element, if wanted.
 at::Tensor rectify(const at::Tensor& x, const std::optional<at::Tensor>& bias, bool mask);
 
-/// As gradients_of_relu, from the mask; `grad` has the memory format that the mask was made of.
-Rectified gradients_by_mask(const at::Tensor& grad, const at::Tensor& mask, bool wants_bias);
+/// As gradients_of_relu, from the mask of a tensor in the memory format.
+Rectified gradients_by_mask(const at::Tensor& grad, const at::Tensor& mask, at::MemoryFormat format,
+                            bool wants_bias);
 
 }  // namespace vramkit::adapter

@@ -1,0 +1,153 @@
+"""Pairs are fused only where every way to call the model uses them as pairs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vramkit.nn import fuse_conv_relu, fusion_report
+
+
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+
+class _Optional(_Model):
+    def forward(self, x: Tensor, aux: Tensor | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if aux is None else self.relu(y) + aux
+
+
+class _Keyword(_Model):
+    def forward(self, x: Tensor, **others: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if others.get("aux") is None else self.relu(y)
+
+
+class _Positional(_Model):
+    def forward(self, x: Tensor, *_others: Tensor, scale: float | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y.tanh() if scale is None else self.relu(y) * scale
+
+
+class _OneOfMany(_Model):
+    def forward(self, x: Tensor, a: float | None = None, b: float | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if a is None and b is not None else self.relu(y)
+
+
+class _AsksForATensor(_Model):
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        return self.conv(x) if isinstance(x, Tensor) else self.relu(self.conv(x[0]))
+
+
+class _HasAnInner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _AsksForATensor()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 1
+
+
+class _List(_Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [self.conv]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.layers[0](x))
+
+
+class _WithoutGradient(_Model):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        with torch.no_grad():
+            rectified = self.relu(y)
+        return rectified * self.conv.bias.sum()
+
+
+class _Slices(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers[:3](x)
+        return y + self.layers[3:](y)
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "reason"),
+    [
+        (_Optional, {}, "no ReLU follows, but the output of the model"),
+        (_Keyword, {}, "no ReLU follows, but the output of the model"),
+        (_Positional, {}, "no ReLU follows, but tanh"),
+        (_OneOfMany, {"b": 1.0}, "no ReLU follows, but the output of the model"),
+        (_AsksForATensor, {}, "it is not called, or its caller does not trace"),
+        (_HasAnInner, {}, "it is not called, or its caller does not trace"),
+        (_List, {}, "it is also kept outside the model's modules, such as in a list"),
+        (_WithoutGradient, {}, "relu is called under torch.no_grad(), and it is not"),
+        (_Slices, {}, "the output of layers.2 has 2 consumers"),
+    ],
+)
+def test_what_some_calls_forbid(
+    make: Callable[[], Any], call: dict[str, float], reason: str
+) -> None:
+    plain = make()
+    model = fuse_conv_relu(copy.deepcopy(plain))
+    x = torch.randn(2, 3, 5, 5)
+    results = []
+    for module in (plain, model):
+        y = module(x, **call)
+        y.sum().backward()
+        results.append((y, [parameter.grad for parameter in module.parameters()]))
+    torch.testing.assert_close(results[0], results[1])
+    assert fusion_report(model).left[-1].reason.startswith(reason)
+
+
+class _Branches(nn.Module):
+    """Calls one of two pairs only in some ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.aux, self.aux_relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, x: Tensor, other: Tensor | None = None, scale: float | None = None) -> Tensor:
+        if self.training and scale is None:
+            raise ValueError("training needs a scale")
+        y: Tensor = self.relu(self.conv(x))
+        return y if other is None else y + self.aux_relu(self.aux(other))
+
+
+def test_a_pair_may_be_called_in_some_ways_only() -> None:
+    plain = _Branches().eval()
+    model = fuse_conv_relu(copy.deepcopy(plain))
+    assert [entry.name for entry in fusion_report(model).fused] == ["conv", "aux"]
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(model(x), plain(x))
+    assert torch.equal(model(x, x), plain(x, x))
+
+
+class _Fixed(_Model):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.conv(x)
+        return self.relu(y)
+
+
+def test_a_convolution_without_gradient_is_fused() -> None:
+    plain = _Fixed()
+    model = fuse_conv_relu(copy.deepcopy(plain))
+    assert [entry.name for entry in fusion_report(model).fused] == ["conv"]
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    assert torch.equal(model(x), plain(x))
+    assert not model(x).requires_grad

@@ -1,0 +1,127 @@
+"""Tracing a model's ``forward`` in each way in which it may be called."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LEAVES = (*CONVOLUTIONS, *BATCH_NORMS, nn.ReLU)
+# Of the model's optional arguments, those that are tried alone.
+_MOST_ALONE = 8
+
+
+def ways_to_call(model: nn.Module) -> Iterator[frozenset[str]]:
+    """Yield sets of the optional arguments that a caller passes: all, none, and each one alone.
+
+    ``forward`` may do otherwise where an argument has its default value, such as None.
+    """
+    parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters.values()
+    optional = [p.name for p in parameters if p.default is not p.empty or p.kind in _STARRED]
+    yield frozenset(optional)
+    if optional:
+        yield frozenset()
+    if len(optional) > 1:
+        yield from (frozenset([name]) for name in optional[:_MOST_ALONE])
+
+
+_STARRED: dict[Any, Any] = {
+    inspect.Parameter.VAR_POSITIONAL: (),
+    inspect.Parameter.VAR_KEYWORD: {},
+}
+
+
+class Tracer(fx.Tracer):
+    """Records the calls of convolutions, normalizations and ReLUs.
+
+    Other modules stand in for these while ``forward`` runs. Code that calls the real ones does not
+    reach them through the model's attributes, and would not notice a replacement.
+
+    Args:
+        model: Its ``_modules`` are changed, for the caller to restore.
+        given: The optional arguments that are passed; the others have their default values.
+
+    Attributes:
+        elsewhere: The names of modules that ``forward`` does not reach through attributes.
+    """
+
+    def __init__(self, model: nn.Module, given: frozenset[str]) -> None:
+        super().__init__()
+        self._given = given
+        self._real: dict[nn.Module, str] = {
+            m: name for name, m in model.named_modules() if type(m) in LEAVES
+        }
+        self.elsewhere: set[str] = set()
+        self._modules = frozenset(model.modules())
+        others = {module: copy.copy(module) for module in self._real}
+        for parent in list(model.modules()):
+            for name, child in parent._modules.items():
+                if child in others:
+                    parent._modules[name] = others[child]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tell whether a module's call is recorded, rather than what it calls."""
+        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return a module's name in the model."""
+        if mod not in self._real:
+            return str(super().path_of_module(mod))
+        self.elsewhere.add(self._real[mod])
+        return self._real[mod]
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace a call of a module; slices of a ``Sequential`` are modules without a name."""
+        if type(m) is nn.Sequential and m not in self._modules:
+            return forward(*args, **kwargs)
+        _check_questions(type(m).forward)
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Return what to call and its arguments: proxies, or the default values."""
+        _check_questions(root_fn)
+        call, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        parameters = inspect.signature(inspect.unwrap(root_fn)).parameters
+        # Keyword-only arguments come before *args here.
+        order = sorted(parameters.values(), key=lambda p: p.kind in _STARRED)
+        for index, parameter in enumerate(order):
+            if parameter.kind in _STARRED and parameter.name not in self._given:
+                arguments[index] = _STARRED[parameter.kind]
+            elif parameter.default is not parameter.empty and parameter.name not in self._given:
+                arguments[index] = parameter.default
+        return call, arguments
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Create a node that knows whether autograd records it."""
+        node: fx.Node = super().create_node(*args, **kwargs)
+        node.meta["recorded"] = torch.is_grad_enabled()
+        return node
+
+
+def _check_questions(function: Callable[..., Any]) -> None:
+    """Raise an error if a function may ask whether something is a tensor; proxies are not."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    names = code.co_names if isinstance(code, CodeType) else ()
+    if "is_tensor" in names or ("isinstance" in names and "Tensor" in names):
+        raise fx.proxy.TraceError(f"{function.__qualname__} may ask whether its input is a tensor")
+
+
+def cannot_happen(error: Exception) -> bool:
+    """Tell whether an error is the model's own, which each such call raises, and not tracing's."""
+    is_tracings = isinstance(error, fx.proxy.TraceError | NameError)
+    return not is_tracings and "Proxy" not in str(error)
