@@ -72,24 +72,6 @@ VRAMKIT_ON_BOTH inline uint32_t peek(const uint32_t* at) {
 #endif
 }
 
-/// Has the memory at an address come nearer, without waiting for it.
-VRAMKIT_ON_BOTH inline void prefetch(const void* at) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-#else
-  __builtin_prefetch(at);
-#endif
-}
-
-/// The number of the lowest bit that is set; there must be one.
-VRAMKIT_ON_BOTH inline uint32_t lowest_bit(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return static_cast<uint32_t>(__ffs(static_cast<int>(bits)) - 1);
-#else
-  return static_cast<uint32_t>(__builtin_ctz(bits));
-#endif
-}
-
 /// Lanes of the host: one, which has a row for itself. CUDA's are in lanes_cuda.h.
 class OneLane {
  public:
@@ -102,8 +84,6 @@ class OneLane {
     return value;
   }
   VRAMKIT_ON_BOTH double largest(double value) const { return value; }
-  /// The bits that are set in any lane.
-  VRAMKIT_ON_BOTH uint32_t any_bits(uint32_t bits) const { return bits; }
   /// Waits until all lanes have come here and have read what they read before.
   VRAMKIT_ON_BOTH void meet() const {}
 

@@ -39,7 +39,6 @@ class WarpLanes {
     }
     return value;
   }
-  __device__ uint32_t any_bits(uint32_t bits) const { return __reduce_or_sync(mask_, bits); }
   __device__ void meet() const { __syncwarp(mask_); }
 
  private:

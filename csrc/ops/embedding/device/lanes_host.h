@@ -18,7 +18,7 @@ namespace vramkit::embedding::device {
 class Crew {
   /// What a lane tells the others.
   struct Told {
-    double values[8];  // as many as a vector has
+    double values[4];
   };
 
  public:
@@ -57,13 +57,6 @@ class Crew {
         for (uint32_t i = 1; i < count(); ++i) most = std::max(most, of[i].values[0]);
         return most;
       });
-    }
-    uint32_t any_bits(uint32_t bits) const {
-      return static_cast<uint32_t>(together(bits, [&](const Told* of) {
-        uint32_t all = 0;
-        for (uint32_t i = 0; i < count(); ++i) all |= static_cast<uint32_t>(of[i].values[0]);
-        return static_cast<double>(all);
-      }));
     }
     void meet() const { crew_->barriers_[group_]->arrive_and_wait(); }
 

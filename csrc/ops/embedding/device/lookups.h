@@ -167,23 +167,23 @@ class Lookups {
       lookups.push_back(one->of);
       hosted.emplace_back(*device_, lookups.back());
     }
-    with_kernels(layouts,
-                 [&]<class Type, int kWidth>(const std::vector<size_t>& alike, uint32_t lanes) {
-                   std::vector<Gather<Type, kWidth>> rows;
-                   std::vector<AddUp<Type, kWidth>> sums;
-                   for (const size_t i : alike) {
-                     const Lookup& of = lookups[i];
-                     if (of.bags.mode == Mode::kNone) {
-                       rows.push_back({of});
-                     } else if (of.bags.mode == Mode::kMax) {
-                       device_->run_groups(Largest<Type, kWidth>{of}, lanes);
-                     } else {
-                       sums.push_back({of});
-                     }
-                   }
-                   run_groups_each(*device_, rows, lanes);
-                   run_groups_each(*device_, sums, lanes);
-                 });
+    with_kernels<8>(layouts,
+                    [&]<class Type, int kWidth>(const std::vector<size_t>& alike, uint32_t lanes) {
+                      std::vector<Gather<Type, kWidth>> rows;
+                      std::vector<AddUp<Type, kWidth>> sums;
+                      for (const size_t i : alike) {
+                        const Lookup& of = lookups[i];
+                        if (of.bags.mode == Mode::kNone) {
+                          rows.push_back({of});
+                        } else if (of.bags.mode == Mode::kMax) {
+                          device_->run_groups(Largest<Type, kWidth>{of}, lanes);
+                        } else {
+                          sums.push_back({of});
+                        }
+                      }
+                      run_groups_each(*device_, rows, lanes);
+                      run_groups_each(*device_, sums, lanes);
+                    });
     for (size_t i = 0; i < ones.size(); ++i) hosted[i].finish(lookups[i]);
   }
 

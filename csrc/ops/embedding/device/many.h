@@ -134,18 +134,18 @@ void run_teams_each(Device& device, const std::vector<F>& all, uint32_t lanes) {
 
 /// Calls f<Type, kWidth>(numbers, lanes) for the layouts that the same kernels serve; `numbers` are
 /// theirs.
-template <class F>
+template <uint32_t kMost = 4, class F>
 void with_kernels(const std::vector<RowLayout>& layouts, const F& f) {
   std::map<std::tuple<RowType, uint32_t, uint32_t>, std::vector<size_t>> alike;
   for (size_t i = 0; i < layouts.size(); ++i) {
-    const uint32_t width = width_of(layouts[i]);
+    const uint32_t width = width_of(layouts[i], kMost);
     alike[{layouts[i].type, width, lanes_for(layouts[i].dim, width)}].push_back(i);
   }
   for (const auto& [kind, numbers] : alike) {
-    with_kernel(layouts[numbers[0]],
-                [&, &of = numbers, lanes = std::get<2>(kind)]<class Type, int kWidth>() {
-                  f.template operator()<Type, kWidth>(of, lanes);
-                });
+    with_kernel<kMost>(layouts[numbers[0]],
+                       [&, &of = numbers, lanes = std::get<2>(kind)]<class Type, int kWidth>() {
+                         f.template operator()<Type, kWidth>(of, lanes);
+                       });
   }
 }
 

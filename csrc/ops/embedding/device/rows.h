@@ -129,19 +129,19 @@ VRAMKIT_ON_BOTH void for_columns(const Lanes& lanes, uint32_t dim, const F& f) {
   for (uint32_t at = lanes.rank() * kWidth; at < dim; at += lanes.count() * kWidth) f(at);
 }
 
-/// Elements of the vectors that a lane reads of a row: the most of 1, 4 and, where an element is
-/// narrow, 8 that divide the row.
-inline uint32_t width_of(const RowLayout& layout) {
-  if (layout.type != RowType::kFloat32 && layout.dim % 8 == 0) return 8;
+/// Elements of the vectors of a row: the most of 1 and 4, or of 1, 4 and 8, that divide it. Eight
+/// pay where narrow rows are copied, not where they are updated.
+inline uint32_t width_of(const RowLayout& layout, uint32_t most) {
+  if (most >= 8 && layout.type != RowType::kFloat32 && layout.dim % 8 == 0) return 8;
   return layout.dim % 4 == 0 ? 4 : 1;
 }
 
 /// Calls f<Type, kWidth>() with the row type, and the width of vectors that fit a row.
-template <class F>
+template <uint32_t kMost = 4, class F>
 void with_kernel(const RowLayout& layout, const F& f) {
-  const uint32_t width = width_of(layout);
+  const uint32_t width = width_of(layout, kMost);
   with_row_type(layout.type, [&]<class Type>(Type) {
-    if constexpr (!std::is_same_v<Type, Float32>) {
+    if constexpr (kMost == 8 && !std::is_same_v<Type, Float32>) {
       if (width == 8) return f.template operator()<Type, 8>();
     }
     if (width == 4) {

@@ -127,6 +127,7 @@ struct Sorted {
   /// several are on their way from memory at the same time.
   template <int kWidth>
   VRAMKIT_ON_BOTH Vec<kWidth> sum(int64_t first, int64_t last, uint32_t at) const {
+    constexpr int kAtOnce = 2;
     Vec<kWidth> total = {};
     for (; first < last; first += kAtOnce) {
       Vec<kWidth> grads[kAtOnce];
@@ -141,38 +142,15 @@ struct Sorted {
     return total;
   }
 
-  /// Has the gradients come nearer that `sum` reads first.
-  template <int kWidth, class Lanes>
-  VRAMKIT_ON_BOTH void approach(const Lanes& lanes, int64_t first, int64_t last) const {
-    const uint32_t at = lanes.rank() * kWidth;
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (first + i < last && at < dim) approach_at(first + i, at);
-    }
-  }
-
  private:
-  static constexpr int kAtOnce = 4;
-
-  VRAMKIT_ON_BOTH uint64_t bag_at(uint32_t position, const GradientPart& part) const {
-    return part.bags.mode == Mode::kNone ? static_cast<uint64_t>(position - part.first)
-                                         : static_cast<uint64_t>(bag_of[position]);
-  }
-
-  VRAMKIT_ON_BOTH void approach_at(int64_t i, uint32_t at) const {
-    const uint32_t position = positions[i];
-    const GradientPart& part = part_count == 1 ? only : part_of(position);
-    const uint64_t element = bag_at(position, part) * dim + at;
-    const uint64_t bytes = type == RowType::kFloat32 ? 4 : 2;
-    prefetch(static_cast<const char*>(part.grad) + element * bytes);
-  }
-
   /// The gradient of a sorted position, 0 where the maximum came from another one.
   template <int kWidth>
   VRAMKIT_ON_BOTH Vec<kWidth> scaled(int64_t i, uint32_t at) const {
     const uint32_t position = positions[i];
     const GradientPart& part = part_count == 1 ? only : part_of(position);
     const int64_t own = position - part.first;
-    const uint64_t bag = bag_at(position, part);
+    const uint64_t bag = part.bags.mode == Mode::kNone ? static_cast<uint64_t>(own)
+                                                       : static_cast<uint64_t>(bag_of[position]);
     const float factor = factors == nullptr ? 1.0F : factors[position];
     Vec<kWidth> grad = load_as<kWidth>(type, part.grad, bag * dim + at);
     for (int k = 0; k < kWidth; ++k) {
@@ -202,20 +180,6 @@ struct Apply {
   float factor;
   uint64_t draws;
   uint32_t clock;
-
-  /// Has a row come nearer that is updated soon.
-  template <class Lanes>
-  VRAMKIT_ON_BOTH void approach(const Lanes& lanes, uint32_t slot) const {
-    const uint32_t at = lanes.rank() * kWidth;
-    if (at >= rows.layout.dim) return;
-    const char* const row = rows.row(slot);
-    prefetch(row + at * sizeof(typename Type::Stored));
-    const Rule rule = rows.layout.rule;
-    if (rule != Rule::kAdagrad && rule != Rule::kAdam) return;
-    const auto* const state = reinterpret_cast<const float*>(row + RowsView::state_at(rows.layout));
-    prefetch(state + at);
-    if (rule == Rule::kAdam) prefetch(state + rows.layout.dim + at);
-  }
 
   /// `sum_of(column)` is the gradient; it is called again where a rule needs all of it first.
   template <class Lanes, class SumOf>
@@ -337,9 +301,6 @@ struct SquareNorm {
   uint32_t dim;
   double* squares;
 
-  template <class Lanes>
-  VRAMKIT_ON_BOTH void approach(const Lanes& /*lanes*/, uint32_t /*slot*/) const {}
-
   template <class Lanes, class SumOf>
   VRAMKIT_ON_BOTH void row(const Lanes& lanes, uint32_t /*slot*/, int64_t first,
                            const SumOf& sum_of) const {
@@ -386,15 +347,11 @@ struct SumParts {
   VRAMKIT_ON_BOTH void operator()(int64_t part, const Lanes& lanes) const {
     const int64_t begin = part * kPart;
     const int64_t end = begin + kPart < sorted.count ? begin + kPart : sorted.count;
-    // Rows that lie in this part begin where a bit is set.
-    uint32_t starts = lanes.any_bits(starts_of(lanes, begin, end));
-    int64_t first = begin;
-    while (first < end) {
+    for (int64_t first = begin; first < end;) {
       const uint32_t key = sorted.keys[first];
       if (key == sorted.of.none) return;
-      starts &= starts - 1;
-      const int64_t last = starts == 0 ? end : begin + lowest_bit(starts);
-      approach(lanes, begin, end, last, starts);
+      int64_t last = first + 1;
+      while (last < end && sorted.keys[last] == key) ++last;
       const bool begun = first == begin && begin > 0 && sorted.keys[begin - 1] == key;
       const bool goes_on = last == end && end < sorted.count && sorted.keys[end] == key;
       const auto sum_of = [&](uint32_t at) { return sorted.sum<kWidth>(first, last, at); };
@@ -407,32 +364,6 @@ struct SumParts {
       }
       first = last;
     }
-  }
-
- private:
-  static_assert(kPart <= 32);
-
-  /// Of the positions of a part that the lane asks for: whether a row begins there.
-  template <class Lanes>
-  VRAMKIT_ON_BOTH uint32_t starts_of(const Lanes& lanes, int64_t begin, int64_t end) const {
-    uint32_t bits = 0;
-    for (uint32_t i = lanes.rank(); i < end - begin; i += lanes.count()) {
-      const int64_t at = begin + i;
-      if (i == 0 || sorted.keys[at] != sorted.keys[at - 1]) bits |= 1U << i;
-    }
-    return bits;
-  }
-
-  /// Has the next row and its gradients come nearer, while another row is updated.
-  template <class Lanes>
-  VRAMKIT_ON_BOTH void approach(const Lanes& lanes, int64_t begin, int64_t end, int64_t next,
-                                uint32_t starts) const {
-    if (next >= end) return;
-    const uint32_t key = sorted.keys[next];
-    if (key == sorted.of.none) return;
-    const uint32_t others = starts & (starts - 1);
-    sink.approach(lanes, sorted.of.slot(key));
-    sorted.approach<kWidth>(lanes, next, others == 0 ? end : begin + lowest_bit(others));
   }
 };
 
