@@ -23,6 +23,7 @@ from vramkit.estimate._allocators import (
 from vramkit.estimate._allocators import replay as replay_allocator
 from vramkit.estimate._estimate import Estimate
 from vramkit.estimate._optimizers import Factory, optimizer_factory
+from vramkit.estimate._options import check_names, signature_of
 from vramkit.estimate._peak import find_peak
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
@@ -133,6 +134,7 @@ def estimate(
     >>> found.parameters, found.fits("24GiB"), found.peak.by_kind["optimizer state"]
     (1050624, True, 8404992)
     """
+    check_names(options, SIGNATURE)
     recipe = _recipe(model, sample_input, options) if step is None else None
     if step is not None:
         _check_step(step, (model, sample_input, *options.values()))
@@ -142,6 +144,9 @@ def estimate(
         raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
     gpu, settings = find_target(target), parse_settings(alloc_conf)
     return Request(step, recipe, gpu, steps, guess, settings, progress).run()
+
+
+SIGNATURE = signature_of(estimate, ModelOptions)
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
