@@ -40,6 +40,8 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(tracer.attribution.following())
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
         scope.enter_context(patched(torch, load=_load_function(tracer), save=_save))
+        # The exception tells it; the log would print the whole stack besides.
+        scope.enter_context(patched(fake_tensor.log, disabled=True))
         scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
         scope.enter_context(torch.random.fork_rng(devices=()))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))

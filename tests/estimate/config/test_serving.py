@@ -258,7 +258,7 @@ def test_the_result_as_text_and_json() -> None:
     assert "CUDA graphs" in text
     assert "GPUs needed (h100): 4 (tensor 4 x pipeline 1)" in text
     assert "The context exceeds the 262,144 positions of the configuration." in text
-    loaded = json.loads(json.dumps(estimate.json()))
+    loaded = json.loads(estimate.json())
     assert loaded["total_bytes"] == estimate.total_bytes
     assert loaded["low_bytes"] < loaded["total_bytes"] < loaded["high_bytes"]
     assert loaded["fits"] is True

@@ -278,7 +278,7 @@ def test_the_result_as_text_and_json() -> None:
     assert "trainable parameters: 671,026,404,352" in text
     assert "Experts receive equally many tokens" in text
     assert "ZeRO 2 over 32" in text
-    loaded = json.loads(json.dumps(estimate.json()))
+    loaded = json.loads(estimate.json())
     assert loaded["options"]["zero"] == 2
     assert loaded["stage_bytes"] == [estimate.total_bytes]
 
