@@ -163,7 +163,5 @@ def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert read_model("nobody/small").name == "nobody/small"
     assert asked == [("nobody/small", "config.json")]
-    with pytest.raises(
-        InvalidArgumentError, match=r"could not be fetched .*\(ConnectionError\)"
-    ):
+    with pytest.raises(InvalidArgumentError, match=r"could not be fetched .*\(ConnectionError\)"):
         read_model("nobody/offline")
