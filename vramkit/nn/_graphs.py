@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Code of torch and of this package.
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _LEAVES = (*CONVOLUTIONS, *BATCH_NORMS, nn.ReLU)
 
 
@@ -32,25 +37,32 @@ class _Tracer(fx.Tracer):
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
 
-def regions_of(model: nn.Module, prefix: str = "") -> Iterator[Region]:
+def regions_of(model: nn.Module, prefix: str = "", *, failures: dict[str, str]) -> Iterator[Region]:
     """Yield the largest parts of a model that trace.
 
     A ``Sequential`` that does not trace still tells the order of its modules.
+
+    Args:
+        model: The model, or the part of it.
+        prefix: The part's name with a dot at its end; empty for the whole model.
+        failures: Gets, by their prefixes, why parts do not trace.
     """
     if isinstance(model, _LEAVES) or not any(True for _ in model.children()):
         return
     graphs = _trace(model)
-    if graphs is not None:
+    if not isinstance(graphs, Exception):
         yield Region(prefix, graphs)
         return
+    if not isinstance(model, nn.ModuleList | nn.ModuleDict):  # these have no code
+        failures[prefix] = _in_words(model, prefix, graphs)
     if type(model) is nn.Sequential:
         yield Region(prefix, (_chain(model),))
     for name, child in model.named_children():
-        yield from regions_of(child, f"{prefix}{name}.")
+        yield from regions_of(child, f"{prefix}{name}.", failures=failures)
 
 
-def _trace(model: nn.Module) -> tuple[fx.Graph, ...] | None:
-    """Return the model's graphs in training and in evaluation; None if it does not trace."""
+def _trace(model: nn.Module) -> tuple[fx.Graph, ...] | Exception:
+    """Return the model's graphs in training and in evaluation, or why it does not trace."""
     graphs = []
     for training in (True, False):
         with _unchanged(model):
@@ -58,9 +70,25 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, ...] | None:
                 module.training = training
             try:
                 graphs.append(_Tracer().trace(model))
-            except Exception:  # noqa: BLE001 - the model's own code runs on proxies
-                return None
+            except Exception as err:  # noqa: BLE001 - the model's own code runs on proxies
+                return err
     return tuple(graphs)
+
+
+def _in_words(model: nn.Module, prefix: str, err: Exception) -> str:
+    """Say which module does not trace, in which line of its code, and why."""
+    lines = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(err.__traceback__)
+        if not frame.filename.startswith((*_NOT_THE_USERS, "<"))
+    ]
+    name = f"{prefix.rstrip('.')} ({type(model).__name__})" if prefix else type(model).__name__
+    where = f" at {lines[-1]}" if lines else ""
+    text = (str(err).strip().splitlines() or [""])[0]
+    return (
+        f"the code of {name} does not trace{where} ({type(err).__name__}: {text}); change that "
+        "line, or use ConvReLU modules there"
+    )
 
 
 @contextmanager

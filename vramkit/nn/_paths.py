@@ -32,6 +32,7 @@ class Path(Enum):
     COMPILED = "torch.compile and torch.export get PyTorch's operators, which they can fuse further"
     COMPILED_MASK = "a gradient is needed and save='mask': the compiled graph keeps the mask"
     SUBCLASS = "an argument is a tensor subclass, which defines its own operators"
+    TRACED = "torch.jit.trace gets PyTorch's operators"
     TRANSFORMED = "torch.func transforms and forward-mode AD get PyTorch's operators"
     UNSUPPORTED = "vramkit has no kernels for this device or dtype, so PyTorch's are used"
     MASK = "a gradient is needed and save='mask': one bit an element is kept in place of the output"
@@ -59,6 +60,8 @@ def choose_path(
     """Return what serves a call."""
     if torch.compiler.is_compiling():
         return _choose_compiled(x, weight, bias, save)
+    if torch._C._is_tracing():
+        return Path.TRACED
     if not (is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias))):
         return _choose_subclass(x, weight, bias, save)
     if is_transformed():
@@ -82,8 +85,8 @@ def torch_is_best(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """
     if needs_gradient(x, weight, bias):
         return True
-    # Compiled code must not depend on sizes.
-    if torch.compiler.is_compiling() or x.ndim < 2:
+    # Compiled and traced code must not depend on sizes.
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or x.ndim < 2:
         return True
     return x.numel() * weight.shape[0] < ONEDNN_MIN_ELEMENTS * x.shape[1]
 
