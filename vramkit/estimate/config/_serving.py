@@ -94,7 +94,7 @@ class Serving:
             )
         if self.cache not in ("auto", *DTYPE_BYTES):
             raise InvalidArgumentError(
-                f"cache {self.cache!r} is no dtype; use auto, bf16, fp16, fp8, int8 or fp32"
+                f"cache {self.cache!r} is not known; use auto, bf16, fp16, fp8, int8 or fp32"
             )
         if self.parallel.context > 1:
             raise InvalidArgumentError(

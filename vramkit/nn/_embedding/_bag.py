@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.nn._embedding._base import EmbeddingModule
+from vramkit.nn._embedding._base import EmbeddingModule, check_kind
 from vramkit.nn._embedding._config import TableOptions
 from vramkit.nn._embedding._input import NOTHING, bounds_of, int64_ids
 from vramkit.nn._embedding._lookup import look_up
@@ -166,6 +166,9 @@ class SparseEmbeddingBag(EmbeddingModule):
     def from_embedding(cls, module: nn.EmbeddingBag, **options: Any) -> Self:
         """Build a module with the rows and arguments of an ``nn.EmbeddingBag``.
 
+        Raises:
+            ArgumentTypeError: ``module`` is something else.
+
         Example:
             >>> import torch, vramkit
             >>> plain = torch.nn.EmbeddingBag(5, 2)
@@ -173,6 +176,7 @@ class SparseEmbeddingBag(EmbeddingModule):
             >>> bag.mode
             'mean'
         """
+        check_kind(module, nn.EmbeddingBag)
         fused = options.get("optimizer") is not None
         if fused:
             options.setdefault("dtype", module.weight.dtype)

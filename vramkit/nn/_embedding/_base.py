@@ -18,7 +18,14 @@ from vramkit.errors import (
     InvalidArgumentError,
     VramkitError,
 )
-from vramkit.nn._embedding._checkpoint import fill, load_weight, names_of, state_of
+from vramkit.nn._embedding._checkpoint import (
+    check_state,
+    fill,
+    load_weight,
+    mark_of,
+    names_of,
+    state_of,
+)
 from vramkit.nn._embedding._config import (
     TableOptions,
     check_options,
@@ -226,7 +233,9 @@ class EmbeddingModule(nn.Module):
             scaler: The gradient scaler that scaled the losses; the gradients are divided by its
                 scale, and the update is skipped with a warning if they are not finite.
             max_norm: The most that the 2-norm of the table's gradient may be; a larger gradient is
-                scaled down, as ``torch.nn.utils.clip_grad_norm_`` does.
+                scaled down, as ``torch.nn.utils.clip_grad_norm_`` does. If it is not finite, the
+                update is skipped with a warning. Without ``scaler`` and ``max_norm``, gradients
+                are applied as they are.
 
         Raises:
             InvalidArgumentError: The module has no fused optimizer, or collects already.
@@ -251,12 +260,15 @@ class EmbeddingModule(nn.Module):
             table.discard_held()
             table.held = False
 
-    def changes(self, since: int = -1) -> dict[str, Tensor]:
+    def changes(self, since: int | Mapping[str, Tensor] = -1) -> dict[str, Tensor]:
         """Return the rows changed after a mark, as flat tensors, for an incremental checkpoint.
 
         Args:
-            since: The mark in an earlier dump or state dict: ``int(dump["counters"][1])``. All rows
-                by default.
+            since: An earlier dump or state dict, or the mark in it, ``int(dump["counters"][1])``.
+                All rows by default.
+
+        Raises:
+            ArgumentTypeError, InvalidArgumentError: ``since`` is neither.
 
         Returns:
             What ``state_dict`` has, of these rows only, and ``present``: the keys of all rows.
@@ -267,11 +279,11 @@ class EmbeddingModule(nn.Module):
             >>> _ = table(torch.tensor([3, 4]))
             >>> first = table.changes()
             >>> table(torch.tensor([4])).sum().backward()
-            >>> table.changes(int(first["counters"][1]))["keys"]
+            >>> table.changes(since=first)["keys"]
             tensor([4])
         """
         table = self._fused("changes()")
-        return state_of(table, since) | {"present": table.dump()[0]}
+        return state_of(table, mark_of(since)) | {"present": table.dump()[0]}
 
     def apply_changes(self, changes: Mapping[str, Tensor]) -> None:
         """Bring a table up to date with a dump of :meth:`changes`; rows evicted since are dropped.
@@ -283,6 +295,7 @@ class EmbeddingModule(nn.Module):
         table = self._fused("apply_changes()")
         if "present" not in changes:
             raise InvalidArgumentError("the dump has no 'present'; take it with changes()")
+        check_state(table.config, changes)
         state = state_of(table)
         changes = {name: value.to(state["keys"].device) for name, value in changes.items()}
         present, fresh = changes["present"], changes["keys"]
@@ -368,6 +381,15 @@ class EmbeddingModule(nn.Module):
         return ", ".join(parts)
 
 
+def check_kind(module: object, kind: type[nn.Module]) -> None:
+    """Raise an error unless ``from_embedding`` of a class takes a module."""
+    if not isinstance(module, kind):
+        raise ArgumentTypeError(
+            f"module must be an nn.{kind.__name__}, got {type(module).__name__}; SparseEmbedding "
+            "takes an nn.Embedding, SparseEmbeddingBag an nn.EmbeddingBag"
+        )
+
+
 def _padding(padding_idx: int | None, rows: int | None) -> int | None:
     if padding_idx is None or rows is None:
         return padding_idx
@@ -404,9 +426,9 @@ def _factor(table: Table, scaler: GradScaler | None, max_norm: float | None) -> 
     if scaler is None and max_norm is None:
         return factor
     norm = table.pending_norm() * factor
-    if scaler is not None and not math.isfinite(norm):
+    if not math.isfinite(norm):
         warnings.warn(
-            "an embedding table skips an update: its scaled gradients are not finite",
+            "an embedding table skips an update: its gradients are not finite",
             RuntimeWarning,
             stacklevel=4,
         )

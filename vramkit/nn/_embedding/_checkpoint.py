@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vramkit.errors import InvalidArgumentError, TableFullError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn._embedding._config import TableConfig
 from vramkit.nn._embedding._table import Table
 from vramkit.units import counted
@@ -59,14 +59,44 @@ def fill(table: Table, state: Mapping[str, Tensor]) -> None:
         InvalidArgumentError: Tensors are missing, or their shapes do not fit.
         TableFullError: The budget holds fewer rows, and the table does not evict.
     """
-    _check(table.config, state)
+    check_state(table.config, state)
     chosen = _that_fit(table, state)
     for part in chosen.split(_CHUNK):
         _load_part(table, state, part)
     table.resume(*state["counters"][:2].tolist())
 
 
-def _check(config: TableConfig, state: Mapping[str, Tensor]) -> None:
+def mark_of(since: int | Mapping[str, Tensor]) -> int:
+    """Return the clock of a dump, or a mark that is one.
+
+    Raises:
+        ArgumentTypeError: It is neither.
+        InvalidArgumentError: The dump has no counters, or the mark is below -1.
+    """
+    if isinstance(since, Mapping):
+        if "counters" not in since:
+            raise InvalidArgumentError(
+                f"since is a dump without 'counters'; it has {sorted(since)}; pass what changes() "
+                "or state_dict() of the table itself returned"
+            )
+        return int(since["counters"][1])
+    if type(since) is not int:
+        raise ArgumentTypeError(
+            f"since must be an earlier dump or int(dump['counters'][1]), got {type(since).__name__}"
+        )
+    if since < -1:
+        raise InvalidArgumentError(
+            f"since must be an earlier dump, its mark, or -1 for all rows, got {since}"
+        )
+    return since
+
+
+def check_state(config: TableConfig, state: Mapping[str, Tensor]) -> None:
+    """Raise an error if tensors are missing, or their shapes do not fit a table.
+
+    Raises:
+        InvalidArgumentError: This is so.
+    """
     needed = {*_ALWAYS, *_STATE_NAMES[config.optimizer]}
     if "rows" in state and state["rows"].dtype is torch.int8:
         needed.add("scales")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from vramkit.nn._embedding._base import EmbeddingModule
+from vramkit.nn._embedding._base import EmbeddingModule, check_kind
 from vramkit.nn._embedding._config import TableOptions
 from vramkit.nn._embedding._input import NOTHING, int64_ids
 from vramkit.nn._embedding._lookup import look_up
@@ -148,6 +148,9 @@ class SparseEmbedding(EmbeddingModule):
             module: Where the values come from; they are copied into tables with a fused optimizer.
             **options: As for the class, ``dtype`` too.
 
+        Raises:
+            ArgumentTypeError: ``module`` is something else.
+
         Example:
             >>> import torch, vramkit
             >>> plain = torch.nn.Embedding(5, 2)
@@ -155,6 +158,7 @@ class SparseEmbedding(EmbeddingModule):
             >>> bool((table(torch.arange(5)) == plain.weight).all())
             True
         """
+        check_kind(module, nn.Embedding)
         if options.get("optimizer") is not None:
             options.setdefault("dtype", module.weight.dtype)
         return cls.from_pretrained(
