@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -131,3 +131,17 @@ def test_gradients_that_are_not_finite_are_not_clipped_but_skipped() -> None:
     ):
         (table(ids) * float("inf")).sum().backward()
     assert torch.equal(table(ids), before)
+
+
+@pytest.mark.parametrize(
+    ("when_full", "advice"),
+    [
+        ("error", "raise budget, or choose when_full='evict_lru' and look up fewer distinct ids"),
+        ("evict_lru", "raise budget, or look up fewer distinct ids at once than it holds"),
+        ("evict_lfu", "raise budget, or look up fewer distinct ids at once than it holds"),
+    ],
+)
+def test_a_full_table_does_not_advise_what_it_does(when_full: str, advice: str) -> None:
+    table = _table(budget="16KiB", when_full=when_full)
+    with pytest.raises(TableFullError, match=advice):
+        table(torch.arange(5000))

@@ -295,7 +295,7 @@ def test_each_architecture_has_an_estimate(name: str) -> None:
     [
         ({"zero": 4}, "zero must be an integer from 0 to 3, got 4"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw"),
-        ({"policy": "fp4"}, "the policy 'fp4' is not known; there are fp32"),
+        ({"policy": "fp4"}, "the policy 'fp4' is not known; known are fp32"),
         ({"recompute": "some"}, "recompute must be one of none"),
         (
             {"sequence": 4097, "parallel": Parallel(context=2)},
