@@ -103,7 +103,7 @@ class SparseEmbeddingCollection(nn.Module):
         """Collect the gradients of several backward passes, and update each table once at the end.
 
         Args:
-            scaler: As for :meth:`SparseEmbedding.accumulate`.
+            scaler: As for ``accumulate`` of :class:`SparseEmbedding`.
             max_norm: The same, of each table's own gradient.
 
         Raises:
@@ -115,10 +115,10 @@ class SparseEmbeddingCollection(nn.Module):
             yield
 
     def prefetch(self, inputs: Mapping[str, Tensor | Sequence[Tensor | None]]) -> None:
-        """Bring the rows of the next batch to the GPU; see :meth:`SparseEmbedding.prefetch`.
+        """Bring the rows of the next batch to the GPU, as a :class:`SparseEmbedding` does.
 
         Args:
-            inputs: As for ``forward``; of offsets and weights nothing is needed.
+            inputs: As for ``forward``; offsets and weights are not used.
 
         Raises:
             ArgumentTypeError: The inputs are no dict.
