@@ -33,6 +33,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"vramkit\.nn\._fuse\.Model"),
     # What an estimate keeps for itself, and a path of the standard library.
     (r"py:class", r"Trace|Settings|Request|os\.PathLike"),
+    # What a large model is named by: several types.
+    (r"py:class", r"Model"),
     # Types of embedding tables: torch's, and the dictionary of keyword arguments.
     (r"py:class", r"Tensor|TableOptions"),
     # The type of a dataset's samples.

@@ -136,3 +136,17 @@ def test_a_reader_that_has_gone_is_no_fault_of_the_program(program: Path) -> Non
     os.close(writer)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+def test_a_timeline_that_cannot_be_drawn_is_refused_before_the_trace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["estimate", "no_such_file.py:make_step", "--timeline", "a.txt"]) == 2
+    assert "an .html or .png file, not 'a.txt'" in capsys.readouterr().err
+
+
+def test_a_budget_of_another_gpu_is_told(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", f"{program}:make_step", "--budget", "rtx4090"]) == 0
+    assert "fits the budget. The budget is the memory of rtx4090; all" in capsys.readouterr().out
+    assert main(["estimate", "--config", "llama-3.2-1b", "--budget", "rtx4090"]) == 0
+    assert "- The budget is the memory of rtx4090; all" in capsys.readouterr().out

@@ -140,5 +140,5 @@ def test_the_driver_fills_holes_first() -> None:
 
 @pytest.mark.parametrize("text", ["max_split_size_mb:x", "garbage_collection_threshold:0.8", "a"])
 def test_options_that_are_not_simulated_are_refused(text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"is not simulated; there are .* Leave"):
+    with pytest.raises(InvalidArgumentError, match=r"is not simulated; simulated are .* Leave"):
         parse_settings(text)

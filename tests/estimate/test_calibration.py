@@ -149,7 +149,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         find_target(str(tmp_path / "no.json"))
     file = tmp_path / "gpu.json"
     file.write_text("{", encoding="utf-8")
-    with pytest.raises(InvalidArgumentError, match="is no JSON"):
+    with pytest.raises(InvalidArgumentError, match="is not valid JSON"):
         find_target(file)
     with pytest.raises(InvalidArgumentError, match="'gpu' must be an object"):
         write_calibration({}, file)

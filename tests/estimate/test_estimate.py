@@ -197,7 +197,7 @@ def test_wrong_arguments_are_refused() -> None:
         vramkit.estimate()
     with pytest.raises(ArgumentTypeError, match="either step= or a model"):
         vramkit.estimate(_layers(), step=lambda: lambda: None)
-    with pytest.raises(InvalidArgumentError, match="optimizer 'lion' is unknown; there are adam"):
+    with pytest.raises(InvalidArgumentError, match="optimizer 'lion' is unknown; known are adam"):
         vramkit.estimate(_layers(), torch.empty(1), optimizer="lion")
     with pytest.raises(ArgumentTypeError, match="a function that returns int"):
         vramkit.estimate(lambda: 3, torch.empty(1))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import vramkit._ops  # noqa: F401 - defines its operators
 from vramkit.estimate import find_target
 from vramkit.estimate._ops import RULES, is_unknown
 from vramkit.estimate._ops._attention import choose
@@ -251,8 +252,9 @@ def test_a_measured_convolution_takes_what_was_measured() -> None:
 
 def test_rules_name_operators_that_exist() -> None:
     for name in RULES:
-        packet, _, overload = name.removeprefix("aten::").partition(".")
-        getattr(getattr(torch.ops.aten, packet), overload or "default")
+        library, _, operator = name.partition("::")
+        packet, _, overload = operator.partition(".")
+        getattr(getattr(getattr(torch.ops, library), packet), overload or "default")
 
 
 def test_no_operator_is_both_known_and_unknown() -> None:

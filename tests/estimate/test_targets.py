@@ -29,7 +29,7 @@ def test_a_target_of_ones_own() -> None:
 
 
 def test_unknown_targets_are_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"no GPU named 'voodoo2' is known; there are h"):
+    with pytest.raises(InvalidArgumentError, match=r"no GPU named 'voodoo2' is known; known are h"):
         find_target("voodoo2")
     number: Any = 80
     with pytest.raises(ArgumentTypeError, match=r"target must be a name .* got int"):

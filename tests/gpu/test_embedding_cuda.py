@@ -197,7 +197,7 @@ def test_embeddings_convert() -> None:
             module(ids).square().sum().backward()
         reference.step()
         reference.zero_grad()
-    # Adam divides by the magnitude of gradients, small ones too, whose sums are rounded differently.
+    # Adam divides by the magnitude of gradients, and their sums are rounded differently.
     torch.testing.assert_close(table.to_embedding().weight, plain.weight, rtol=1e-3, atol=1e-3)
     assert table.to_embedding().weight.is_cuda
 

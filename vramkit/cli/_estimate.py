@@ -74,9 +74,12 @@ def _add_traced(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> Status:
     """Run ``vramkit estimate``; returns its exit status."""
+    from vramkit.estimate._timeline import check_name
     from vramkit.estimate.config import _command
 
     of_config = _command.given_options(arguments)
+    if arguments.timeline is not None:
+        check_name(arguments.timeline)
     if arguments.step is not None:
         if of_config:
             raise InvalidArgumentError(
@@ -119,7 +122,7 @@ def _of_model(arguments: argparse.Namespace) -> Status:
     _write_files(arguments, found)
     fits = found.fits(budget)
     closed = closed_form_bytes(arguments.config, options, target=arguments.target)
-    _report(found, fits, None, closed, as_json=arguments.json)
+    _report(arguments, found, fits, None, closed)
     return Status.OK if fits else Status.DOES_NOT_FIT
 
 
@@ -166,7 +169,7 @@ def _traced(arguments: argparse.Namespace, budget: int | None) -> Status:
         )
     _write_files(arguments, found)
     fits = None if budget is None else found.fits(budget)
-    _report(found, fits, advice, None, as_json=arguments.json)
+    _report(arguments, found, fits, advice, None)
     return Status.DOES_NOT_FIT if fits is False else Status.OK
 
 
@@ -182,14 +185,15 @@ def _write_files(arguments: argparse.Namespace, found: "Estimate") -> None:
 
 
 def _report(
+    arguments: argparse.Namespace,
     found: "Estimate",
     fits: bool | None,
     advice: "Advice | None",
     closed: int | None,
-    *,
-    as_json: bool,
 ) -> None:
-    if as_json:
+    from vramkit.estimate.config._results import budget_note
+
+    if arguments.json:
         report: dict[str, Any] = found.as_dict()
         if fits is not None:
             report["fits"] = fits
@@ -205,6 +209,8 @@ def _report(
         write(f"\nThe closed form gives {closed:,} requested bytes, {percent:+.2f} %.")
     if fits is not None:
         what = "step" if closed is None else "model"
-        write(f"\nThe {what} {'fits' if fits else 'does not fit'} the budget.")
+        note_of_budget = budget_note(arguments.target, arguments.budget)
+        verdict = f"The {what} {'fits' if fits else 'does not fit'} the budget. {note_of_budget}"
+        write(f"\n{verdict.rstrip()}")
     if advice is not None:
         write(f"\n{advice}")

@@ -20,14 +20,14 @@ Sizes = int | tuple[int, ...]
 
 
 def ConvBiasReLU(  # noqa: N802 - apex's name
-    x: Tensor, weight: Tensor, bias: Tensor, padding: Sizes, stride: Sizes
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sizes, stride: Sizes
 ) -> Tensor:
     """Compute ``relu(conv(x, weight) + bias)``.
 
     Args:
         x: ``(N, C, H, W)``.
         weight: ``(K, C, h, w)``.
-        bias: ``(1, K, 1, 1)`` or ``(K,)``.
+        bias: ``(1, K, 1, 1)`` or ``(K,)``, or None for none.
         padding: One number, or one for each spatial dimension.
         stride: As ``padding``.
 
@@ -41,18 +41,18 @@ def ConvBiasReLU(  # noqa: N802 - apex's name
         >>> ConvBiasReLU(x, weight, torch.tensor([-2.0, 1.0]).view(1, 2, 1, 1), 0, 1).flatten()
         tensor([0., 0., 2., 2.])
     """
-    return conv_relu(x, weight, bias.reshape(-1), stride, padding)
+    return conv_relu(x, weight, _flat(bias), stride, padding)
 
 
 def ConvBias(  # noqa: N802 - apex's name
-    x: Tensor, weight: Tensor, bias: Tensor, padding: Sizes, stride: Sizes
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sizes, stride: Sizes
 ) -> Tensor:
     """Compute ``conv(x, weight) + bias``.
 
     Args:
         x: As for :func:`ConvBiasReLU`, like all arguments.
         weight: ``(K, C, h, w)``.
-        bias: ``(1, K, 1, 1)`` or ``(K,)``.
+        bias: ``(1, K, 1, 1)`` or ``(K,)``, or None for none.
         padding: One number, or one for each spatial dimension.
         stride: As ``padding``.
 
@@ -66,18 +66,18 @@ def ConvBias(  # noqa: N802 - apex's name
         tensor([[[[-2.]]]])
     """
     convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
-    return convolution(x, weight, bias.reshape(-1), stride, padding)
+    return convolution(x, weight, _flat(bias), stride, padding)
 
 
 def ConvBiasMaskReLU(  # noqa: N802 - apex's name
-    x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, padding: Sizes, stride: Sizes
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, padding: Sizes, stride: Sizes
 ) -> Tensor:
     """Compute ``relu((conv(x, weight) + bias) * mask)``; the mask gets no gradient.
 
     Args:
         x: As for :func:`ConvBiasReLU`, like all arguments except ``mask``.
         weight: ``(K, C, h, w)``.
-        bias: ``(1, K, 1, 1)`` or ``(K,)``.
+        bias: ``(1, K, 1, 1)`` or ``(K,)``, or None for none.
         mask: Of the output's shape or one that broadcasts to it; any dtype, such as int8.
         padding: One number, or one for each spatial dimension.
         stride: As ``padding``.
@@ -97,7 +97,7 @@ def ConvBiasMaskReLU(  # noqa: N802 - apex's name
 
 
 def ConvFrozenScaleBiasReLU(  # noqa: N802 - apex's name
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, padding: Sizes, stride: Sizes
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, padding: Sizes, stride: Sizes
 ) -> Tensor:
     """Compute ``relu(conv(x, weight) * scale + bias)``, as with a frozen batch normalization.
 
@@ -108,7 +108,7 @@ def ConvFrozenScaleBiasReLU(  # noqa: N802 - apex's name
         x: As for :func:`ConvBiasReLU`, like all arguments except ``scale``.
         weight: ``(K, C, h, w)``.
         scale: ``(1, K, 1, 1)`` or ``(K,)``.
-        bias: ``(1, K, 1, 1)`` or ``(K,)``.
+        bias: ``(1, K, 1, 1)`` or ``(K,)``, or None for none.
         padding: One number, or one for each spatial dimension.
         stride: As ``padding``.
 
@@ -124,4 +124,9 @@ def ConvFrozenScaleBiasReLU(  # noqa: N802 - apex's name
         2.0
     """
     factors = scale.detach().reshape(-1, *(1,) * (weight.ndim - 1)).to(weight.dtype)
-    return conv_relu(x, weight * factors, bias.detach().reshape(-1), stride, padding)
+    frozen = None if bias is None else bias.detach()
+    return conv_relu(x, weight * factors, _flat(frozen), stride, padding)
+
+
+def _flat(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.reshape(-1)

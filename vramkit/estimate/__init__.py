@@ -1,10 +1,12 @@
 """Estimates the GPU memory of a training or inference step, without a GPU.
 
-The module itself is the function: ``vramkit.estimate(model, sample_input, optimizer="adamw")``.
+The module itself is the function: ``vramkit.estimate(model, sample_input, optimizer="adamw")``;
+``help(vramkit.estimate.estimate)`` explains its arguments.
 Importing it does not import torch; what traces a step is loaded at first use.
 """
 
 import importlib
+import inspect
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,12 @@ _HOMES = {
 
 
 class _CallableModule(ModuleType):
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from vramkit.estimate._api import SIGNATURE
+
+        return SIGNATURE
+
     def __call__(self, *args: Any, **options: Any) -> "Estimate":
         from vramkit.estimate._api import estimate
 

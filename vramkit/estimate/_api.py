@@ -23,6 +23,7 @@ from vramkit.estimate._allocators import (
 from vramkit.estimate._allocators import replay as replay_allocator
 from vramkit.estimate._estimate import Estimate
 from vramkit.estimate._optimizers import Factory, optimizer_factory
+from vramkit.estimate._options import check_names, signature_of
 from vramkit.estimate._peak import find_peak
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
@@ -133,6 +134,7 @@ def estimate(
     >>> found.parameters, found.fits("24GiB"), found.peak.by_kind["optimizer state"]
     (1050624, True, 8404992)
     """
+    check_names(options, SIGNATURE)
     recipe = _recipe(model, sample_input, options) if step is None else None
     if step is not None:
         _check_step(step, (model, sample_input, *options.values()))
@@ -142,6 +144,9 @@ def estimate(
         raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
     gpu, settings = find_target(target), parse_settings(alloc_conf)
     return Request(step, recipe, gpu, steps, guess, settings, progress).run()
+
+
+SIGNATURE = signature_of(estimate, ModelOptions)
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
@@ -254,6 +259,12 @@ def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, t
         reasons.append(
             f"What {', '.join(traced.unknown)} allocate inside is not known; their results are "
             "counted."
+        )
+    if "vramkit::bias_relu_" in traced.operators:
+        reasons.append(
+            "vramkit's convolutions with ReLU are counted as PyTorch's convolution and a pass: the "
+            "first call of each shape on the GPU tries other kernels, whose results and workspaces "
+            "come on top for a moment, and may choose one with another workspace."
         )
     if traced.guesses:
         reasons.append("Some results depend on data; what was guessed is listed.")

@@ -18,7 +18,7 @@ from vramkit.estimate._recorder import Phase
 
 _LIBRARIES = (
     str(Path(torch.__file__).parent),
-    str(Path(__file__).parent),
+    str(Path(__file__).parents[1]),
     str(Path(contextlib.__file__)),
 )
 

@@ -1,7 +1,7 @@
 """Measures a GPU for estimates: ``vramkit calibrate``.
 
 Each measurement runs in a process of its own (``_calibrate_worker.py``), because a context, a
-library's first use and a communicator can be had once only.
+library's first use and a communicator can be measured only once.
 """
 
 from __future__ import annotations

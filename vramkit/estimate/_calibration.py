@@ -33,7 +33,7 @@ def read_calibration(path: Path) -> Target:
     except OSError as err:
         raise InvalidArgumentError(f"{path} cannot be read: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:
-        raise InvalidArgumentError(f"{path} is no JSON: {err}") from err
+        raise InvalidArgumentError(f"{path} is not valid JSON: {err}") from err
     return target_of(values, str(path))
 
 

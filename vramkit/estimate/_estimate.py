@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vramkit import simulate
-from vramkit.errors import ArgumentTypeError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.estimate import _report, _timeline
 from vramkit.estimate._allocators import NativeAllocator, Settings, replay
 from vramkit.estimate._peak import Peak
 from vramkit.estimate._recorder import Trace
 from vramkit.estimate._target import Target
 from vramkit.estimate._targets import find_target, targets
-from vramkit.units import parse_bytes
+from vramkit.units import counted, parse_bytes
 
 if TYPE_CHECKING:
     import torch
 
     from vramkit.estimate._advice import Advice
     from vramkit.estimate._api import Request
+
+_DEVICE = re.compile(r"cuda(:\d+)?|cpu")
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,16 @@ class Estimate:
         """Tell whether the step completes within a budget.
 
         PyTorch's allocator gives cached segments back before it fails, so a step can complete in
-        less than ``device_bytes``.
+        less than ``device_bytes``. The memory outside the allocator counts as estimated; for
+        certainty compare the budget with ``device_high_bytes``.
 
         Args:
             budget: Bytes, a size such as ``"24GiB"``, the name of a GPU, or a device of this
-                machine, whose total memory counts.
+                machine (``"cuda:0"``), whose total memory counts.
 
         Raises:
-            InvalidArgumentError: It cannot be read.
+            ArgumentTypeError: It is none of these.
+            InvalidArgumentError: It cannot be read, or PyTorch has no such device.
         """
         room = budget_bytes(budget) - self.target.outside_bytes
         if room <= 0:
@@ -170,6 +175,8 @@ def budget_bytes(budget: int | str | Target | torch.device) -> int:
     if isinstance(budget, int):
         return parse_bytes(budget, name="budget")
     if isinstance(budget, str):
+        if _DEVICE.fullmatch(budget.strip()):
+            return _device_bytes(budget.strip())
         if not budget.strip()[:1].isdigit():
             return find_target(budget).total_bytes
         names = ", ".join(target.name for target in targets()[:3])
@@ -181,4 +188,17 @@ def budget_bytes(budget: int | str | Target | torch.device) -> int:
             "budget must be a number of bytes, a text such as '24GiB', the name of a GPU, a Target "
             f"or a device, got {budget!r} of {type(budget).__name__}"
         )
-    return int(torch.cuda.get_device_properties(budget).total_memory)
+    return _device_bytes(budget)
+
+
+def _device_bytes(device: str | torch.device) -> int:
+    import torch
+
+    found = torch.device(device)
+    if found.type != "cuda" or (found.index or 0) >= torch.cuda.device_count():
+        raise InvalidArgumentError(
+            f"budget is the device {str(found)!r}, and PyTorch sees "
+            f"{counted(torch.cuda.device_count(), 'CUDA device')} here; give a size such as "
+            "'24GiB' or the name of a GPU such as 'a100-80gb'"
+        )
+    return int(torch.cuda.get_device_properties(found).total_memory)

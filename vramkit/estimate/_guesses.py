@@ -79,6 +79,12 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
             "use torch.where or a fixed size, or pass guess='allow', on the command line --guess "
             "allow (all are selected)"
         )
+    elif name.startswith("vramkit::table"):
+        reason = "needs a vramkit.nn.SparseEmbedding with a fused optimizer, which has no fakes"
+        advice = (
+            "leave the table out of the step, put torch.empty(..., requires_grad=True) in place of "
+            "its rows, and add table.stats().device_bytes of a table in use"
+        )
     else:
         reason = f"cannot run without data ({_first_line(err)})"
         advice = "give it a fake implementation by torch.library.register_fake, or leave it out"

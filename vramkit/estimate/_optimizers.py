@@ -72,7 +72,7 @@ def optimizer_factory(
     if isinstance(optimizer, str):
         if optimizer not in _BY_NAME:
             raise InvalidArgumentError(
-                f"optimizer {optimizer!r} is unknown; there are {', '.join(_BY_NAME)}, or pass a "
+                f"optimizer {optimizer!r} is unknown; known are {', '.join(_BY_NAME)}, or pass a "
                 "function of the parameters"
             )
         return _BY_NAME[optimizer]

@@ -23,6 +23,7 @@ from vramkit.estimate._rewrites import operators_of_cuda
 from vramkit.estimate._settings import settings_kept
 from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
+from vramkit.pool import MemoryPool
 
 
 @contextlib.contextmanager
@@ -39,7 +40,10 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(operators_of_cuda(target, _counter(tracer)))
         scope.enter_context(tracer.attribution.following())
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
+        scope.enter_context(patched(MemoryPool, __init__=_no_pool()))
         scope.enter_context(patched(torch, load=_load_function(tracer), save=_save))
+        # The exception tells it; the log would print the whole stack besides.
+        scope.enter_context(patched(fake_tensor.log, disabled=True))
         scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
         scope.enter_context(torch.random.fork_rng(devices=()))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -82,6 +86,23 @@ def _load_function(tracer: Tracer) -> Callable[..., Any]:
 
 def _save(*_: Any, **__: Any) -> None:
     """``torch.save`` needs no memory of the device; without data there is nothing to write."""
+
+
+def _no_pool() -> Callable[..., None]:
+    """Pools of the GPU cannot be made where there is none."""
+    real = MemoryPool.__init__
+
+    def make(self: MemoryPool, *args: Any, device: Any = None, **options: Any) -> None:
+        if device is not None and torch.device(device).type != "cuda":
+            real(self, *args, device=device, **options)
+            return
+        raise UntraceableError(
+            f"{line_of_caller()} makes a MemoryPool of the GPU, and an estimate uses none; leave "
+            "the pool out of the estimated step: reserved_bytes['pool'] is the smallest capacity "
+            "that the step needs"
+        )
+
+    return make
 
 
 def _only_here(tracer: Tracer) -> Any:

@@ -111,7 +111,7 @@ def find_target(target: str | os.PathLike[str] | Target) -> Target:
             return known
     names = ", ".join(known.name for known in _ALL)
     raise InvalidArgumentError(
-        f"no GPU named {target!r} is known; there are {names}. For another one pass the file that "
+        f"no GPU named {target!r} is known; known are {names}. For another one pass the file that "
         "vramkit calibrate writes on it, or a vramkit.estimate.Target, for instance "
         "dataclasses.replace() of the nearest"
     )

@@ -41,14 +41,26 @@ def draw(trace: Trace, path: Path, *, title: str) -> Path:
         InvalidArgumentError: The name has another ending.
         MissingExtraError: Matplotlib is not installed.
     """
+    check_name(path)
     columns, curves = _reduced(trace)
     if path.suffix == ".html":
         path.write_text(_page(columns, curves, title), encoding="utf-8")
-    elif path.suffix == ".png":
-        _picture(columns, curves, path, title)
     else:
-        raise InvalidArgumentError(f"a timeline is an .html or .png file, not {path.name!r}")
+        _picture(columns, curves, path, title)
     return path
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file that :func:`draw` cannot write.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InvalidArgumentError: Its name ends neither in ``.html`` nor in ``.png``.
+    """
+    if path.suffix not in (".html", ".png"):
+        raise InvalidArgumentError(f"a timeline is an .html or .png file, not {path.name!r}")
 
 
 def _reduced(trace: Trace) -> tuple[NDArray[np.int64], dict[Kind, NDArray[np.int64]]]:

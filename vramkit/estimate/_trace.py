@@ -30,7 +30,7 @@ def trace(
     """Build a step and run it a few times, on fakes.
 
     Args:
-        make_step: Builds model, optimizer and data on ``"cuda"``; returns what runs one step.
+        make_step: Builds model, optimizer and data on ``"cuda"``; returns a function of a step.
         target: The GPU.
         steps: How many steps to run; some peaks need the third.
         guess: Whether results that depend on data may be guessed.

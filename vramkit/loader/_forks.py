@@ -58,7 +58,7 @@ class Workers:
 class _Child:
     """A forked child. It closes its end of a pipe when it has copied, or by ending."""
 
-    # If there is no pipe to be had.
+    # If no pipe can be made.
     _reading = _writing = -1
 
     def __init__(self) -> None:

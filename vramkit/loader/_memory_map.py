@@ -142,7 +142,7 @@ def _populate_by_threads(pieces: list[tuple[int, int]]) -> set[int]:
         with ThreadPoolExecutor(len(pieces)) as pool:
             return set(pool.map(_populate_one, pieces))
     except RuntimeError:
-        # There are no threads to be had, or the interpreter is about to end.
+        # No thread can be started, or the interpreter is about to end.
         return {_populate_one(piece) for piece in pieces}
 
 

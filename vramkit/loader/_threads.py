@@ -67,7 +67,7 @@ class _Crew:
                 thread.start()
                 _running.add(thread)
         except BaseException:
-            # There are no more threads to be had, or it was interrupted.
+            # No more threads can be started, or it was interrupted.
             self.close()
             raise
 

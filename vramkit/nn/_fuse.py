@@ -38,7 +38,8 @@ def fuse_conv_relu(
     Args:
         model: It is changed in place.
         save: What is kept for ReLU's gradient. ``"auto"`` keeps a mask where no consumer of the
-            ReLU keeps its input, and the output elsewhere.
+            ReLU keeps its input, and the output elsewhere; pairs that are fused already stay as
+            they are. ``"output"`` and ``"mask"`` are for all pairs, those fused already too.
         fold_batch_norm: Fold a batch normalization between convolution and ReLU into new weights.
             This is for inference only: the keys of the normalization leave the ``state_dict``.
 
@@ -68,6 +69,8 @@ def fuse_conv_relu(
     for entry in survey(model, fold_batch_norm=fold_batch_norm):
         if entry.status == "fusible":
             _fuse(model, entry, save)
+        elif entry.status == "fused" and save != "auto":
+            model.get_submodule(entry.name).__dict__["save"] = save
     return model
 
 

@@ -1,6 +1,6 @@
 """A convolution with its ReLU as one node of autograd, served by the fastest kernels.
 
-The node is in C++ where its library can be had (``_node.py``); this module's does the same.
+The node is in C++ where its library is available (``_node.py``); this module's does the same.
 """
 
 from __future__ import annotations

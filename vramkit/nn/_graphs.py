@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from vramkit.nn._tracer import LEAVES, Tracer, cannot_happen, ways_to_call
+
+# Code of torch and of this package.
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -29,25 +34,32 @@ class Region:
     elsewhere: frozenset[str] = frozenset()
 
 
-def regions_of(model: nn.Module, prefix: str = "") -> Iterator[Region]:
+def regions_of(model: nn.Module, prefix: str = "", *, failures: dict[str, str]) -> Iterator[Region]:
     """Yield the largest parts of a model that trace.
 
     A ``Sequential`` that does not trace still tells the order of its modules.
+
+    Args:
+        model: The model, or the part of it.
+        prefix: The part's name with a dot at its end; empty for the whole model.
+        failures: Gets, by their prefixes, why parts do not trace.
     """
     if isinstance(model, LEAVES) or not any(True for _ in model.children()):
         return
     traced = _trace(model)
-    if traced is not None:
+    if not isinstance(traced, Exception):
         yield Region(prefix, *traced)
         return
+    if not isinstance(model, nn.ModuleList | nn.ModuleDict):  # these have no code
+        failures[prefix] = _in_words(model, prefix, traced)
     if type(model) is nn.Sequential:
         yield Region(prefix, (_chain(model),))
     for name, child in model.named_children():
-        yield from regions_of(child, f"{prefix}{name}.")
+        yield from regions_of(child, f"{prefix}{name}.", failures=failures)
 
 
-def _trace(model: nn.Module) -> tuple[tuple[fx.Graph, ...], frozenset[str]] | None:
-    """Return the model's graphs, and what they call elsewhere; None if it does not trace."""
+def _trace(model: nn.Module) -> tuple[tuple[fx.Graph, ...], frozenset[str]] | Exception:
+    """Return the model's graphs, and what they call elsewhere; or why it does not trace."""
     graphs: list[fx.Graph] = []
     elsewhere: set[str] = set()
     for training in (True, False):
@@ -60,9 +72,25 @@ def _trace(model: nn.Module) -> tuple[tuple[fx.Graph, ...], frozenset[str]] | No
                     graphs.append(tracer.trace(model))
                 except Exception as err:  # noqa: BLE001 - the model's own code runs on proxies
                     if not (graphs and cannot_happen(err)):
-                        return None
+                        return err
                 elsewhere |= tracer.elsewhere
-    return (tuple(graphs), frozenset(elsewhere)) if graphs else None
+    return tuple(graphs), frozenset(elsewhere)
+
+
+def _in_words(model: nn.Module, prefix: str, err: Exception) -> str:
+    """Say which module does not trace, in which line of its code, and why."""
+    lines = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(err.__traceback__)
+        if not frame.filename.startswith((*_NOT_THE_USERS, "<"))
+    ]
+    name = f"{prefix.rstrip('.')} ({type(model).__name__})" if prefix else type(model).__name__
+    where = f" at {lines[-1]}" if lines else ""
+    text = (str(err).strip().splitlines() or [""])[0]
+    return (
+        f"the code of {name} does not trace{where} ({type(err).__name__}: {text}); change that "
+        "line, or use ConvReLU modules there"
+    )
 
 
 @contextmanager

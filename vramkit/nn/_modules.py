@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.common_types import _size_1_t, _size_2_t, _size_3_t
 from torch.nn.functional import pad
@@ -12,6 +13,8 @@ from torch.nn.functional import pad
 from vramkit.nn._paths import Save
 from vramkit.nn.functional import check_save, conv_relu
 
+# torch.fx records a call of it, for the forward pass of the modules.
+torch.fx.wrap("conv_relu")
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 

@@ -1,7 +1,7 @@
 """The nodes of autograd in C++, from a library that is bound to the installed torch.
 
 ``csrc/bind/torch/adapter_node.cpp`` does in C++ what ``_fused.py`` and ``_rectify.py`` do in
-Python, which costs the host much more. Where the library cannot be had, Python's nodes serve, with
+Python, which costs the host much more. Where the library is missing, Python's nodes serve, with
 the same results.
 """
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import vramkit._ops  # noqa: F401 - loads the libraries that define the native operators
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Of torch.autograd.grad(is_grads_batched=True), and of torch.func.vmap.
 _BATCHED = ("Batched", "FuncTorchBatched")
@@ -20,7 +20,7 @@ _CUDA_KERNELS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("vramkit::b
 def has_kernels(x: Tensor) -> bool:
     """Tell whether the native operators take the output of a convolution of ``x``."""
     device = x.is_cpu or (x.is_cuda and _CUDA_KERNELS)
-    return device and (x.dtype in _DTYPES or torch.is_autocast_enabled(x.device.type))
+    return device and (x.dtype in KERNEL_DTYPES or torch.is_autocast_enabled(x.device.type))
 
 
 def format_of(tensor: Tensor) -> torch.memory_format | None:

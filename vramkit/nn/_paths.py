@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from vramkit.nn._operators import has_kernels
+from vramkit.nn._operators import KERNEL_DTYPES, has_kernels
 from vramkit.nn._selection import measures
 
 # From this many output elements on, oneDNN's fused convolution was never slower than torch's
@@ -62,7 +63,7 @@ def choose_path(
     if torch.compiler.is_compiling():
         return _choose_compiled(x, weight, bias, save)
     if not (is_plain(x) and is_plain(weight) and (bias is None or is_plain(bias))):
-        return Path.SUBCLASS
+        return _choose_subclass(x, weight, bias, save)
     if is_transformed():
         return Path.TRANSFORMED
     gradient = needs_gradient(x, weight, bias)
@@ -136,6 +137,18 @@ def is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor is of no subclass but a parameter."""
     kind = type(tensor)
     return kind is Parameter or kind is Tensor
+
+
+def _choose_subclass(x: Tensor, weight: Tensor, bias: Tensor | None, save: Save) -> Path:
+    """Fakes of a GPU, as estimates of memory make, take what such a GPU would; others decide."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    fakes = all(type(each) is FakeTensor and each.device.type == "cuda" for each in tensors)
+    if not fakes or not (x.dtype in KERNEL_DTYPES or torch.is_autocast_enabled("cuda")):
+        return Path.SUBCLASS
+    fits = _fits(x, weight, bias)
+    if save == "mask" and needs_gradient(x, weight, bias):
+        return Path.MASK_BIAS if fits else Path.MASK
+    return Path.BIAS if fits else Path.SUBCLASS
 
 
 def _choose_compiled(x: Tensor, weight: Tensor, bias: Tensor | None, save: Save) -> Path:

@@ -19,7 +19,7 @@ from vramkit.nn._selection import READY, measures
 if TYPE_CHECKING:
     from vramkit.nn._paths import Sizes
 
-# Inputs of ever new sizes must not fill the memory.
+# Inputs of changing sizes must not fill the memory.
 _MOST_CALLS = 4096
 
 
@@ -33,7 +33,7 @@ def ready_call(
     groups: int,
 ) -> FusedCall | None:
     """Return what serves a call that keeps no mask; None if that is to be decided."""
-    # Compiled code must not depend on what was called before.
+    # Compiled and traced code must not depend on what was called before.
     if torch.compiler.is_compiling() or not READY or not _can_be_ready(x, weight, bias):
         return None
     return READY.get(_key(x, weight, bias, stride, padding, dilation, groups))

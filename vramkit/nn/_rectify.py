@@ -1,7 +1,7 @@
 """ReLU of a convolution's output, in place, as autograd sees it.
 
 The convolution stays PyTorch's, with its own gradients. Only this pass is a node of its own: in
-C++, or where its library cannot be had, in Python for a single native call each way.
+C++, or where its library is missing, in Python for a single native call each way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def relu_keeping_mask(x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _rectify(node: type[torch.autograd.Function], x: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a node: that of the same kind in C++ where it can be had."""
+    """Apply a node: that of the same kind in C++ where that is available."""
     output: Tensor
     if has_native_nodes():
         output = torch.ops.vramkit.rectify_.default(x, bias, node is _MaskedReLU)

@@ -1,7 +1,7 @@
 """Which of several kernels serves a call: the fastest, measured at the call's first use.
 
 What was found is remembered for the process, and in a file if one is given. After some sizes of a
-call's input, others are served as the nearest of them, so that inputs of ever new sizes do not pay
+call's input, others are served as the nearest of them, so that inputs of changing sizes do not pay
 for measurements. Nothing is measured while a CUDA graph is captured; the first candidate then
 serves the call, as it does whenever deterministic algorithms are asked for, because a measured
 choice may differ from run to run.

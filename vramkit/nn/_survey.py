@@ -44,9 +44,28 @@ def survey(model: nn.Module, *, fold_batch_norm: bool) -> list[FusionEntry]:
     """Return an entry for each convolution of a model, in the order of its modules."""
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     known: dict[str, FusionEntry] = {}
-    for region in regions_of(model):
+    failures: dict[str, str] = {}
+    seen = []
+    for region in regions_of(model, failures=failures):
         known |= _Survey(model, region, names, fold_batch_norm).entries()
-    return [_entry(name, module, known) for name, module in _convolutions(model)]
+        seen.append(region.prefix)
+    failures = {prefix: text for prefix, text in failures.items() if prefix not in seen}
+    missing = _Missing(tuple(seen), failures)
+    return [_entry(name, module, known, missing) for name, module in _convolutions(model)]
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Tells why no graph has a convolution, by the prefixes of the parts that trace or do not."""
+
+    traced: tuple[str, ...]
+    failures: dict[str, str]
+
+    def reason(self, name: str) -> str:
+        """Return it in words."""
+        around = (p for p in (*self.traced, *self.failures) if name.startswith(p))
+        nearest = max(around, key=len, default="")
+        return self.failures.get(nearest, "it is not called")
 
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -55,13 +74,14 @@ def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _entry(name: str, module: nn.Module, known: dict[str, FusionEntry]) -> FusionEntry:
+def _entry(
+    name: str, module: nn.Module, known: dict[str, FusionEntry], missing: _Missing
+) -> FusionEntry:
     if isinstance(module, ConvReLUModule):
         kept = "its output" if module.save == "output" else "one bit an element"
         reason = f"{type(module).__name__} keeps {kept} for ReLU's gradient"
         return FusionEntry(name, "fused", reason, save=module.save)
-    missing = "it is not called, or its caller does not trace and is no Sequential"
-    return known.get(name) or FusionEntry(name, "left", missing)
+    return known.get(name) or FusionEntry(name, "left", missing.reason(name))
 
 
 class _Survey:
@@ -124,15 +144,17 @@ class _Survey:
         try:
             self._check_convolution(node)
             user = self._only_user(node)
-            norm = None
-            if self._type_of(user) in BATCH_NORMS:
-                self._check_norm(user)
-                norm, user = str(user.target), self._only_user(user)
+            norm = user if self._type_of(user) in BATCH_NORMS else None
+            if norm is not None:
+                user = self._only_user(norm)
             self._check_relu(user)
             self._check_recording(node, user)
+            if norm is not None:
+                self._check_norm(norm)
         except RefusedError as refused:
             return _Found(reason=str(refused))
-        return _Found(None, str(user.target), norm, keeps_nothing(user, self._modules))
+        name = None if norm is None else str(norm.target)
+        return _Found(None, str(user.target), name, keeps_nothing(user, self._modules))
 
     def _check_convolution(self, node: fx.Node) -> None:
         module = self._modules[str(node.target)]

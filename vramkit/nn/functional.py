@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv3d
 
@@ -26,6 +27,9 @@ from vramkit.nn._ready import autocast_dtype, ready_call, remember
 from vramkit.nn._rectify import bias_relu, relu_keeping_mask
 
 __all__ = ["conv_relu"]
+
+# torch.fx records a call of it; a module that imports the function must say so, too.
+torch.fx.wrap("conv_relu")
 
 # By the dimensions of the weight; conv2d reports the ones that no convolution has.
 CONVOLUTIONS = {3: conv1d, 4: conv2d, 5: conv3d}

@@ -117,9 +117,9 @@ def test_what_cannot_be_estimated(client: Any, changes: dict[str, Any], text: st
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"{", "the request is no JSON"),
-        (b"[" * 200_000, "the request is no JSON"),
-        (b"[]", "the request is no JSON object"),
+        (b"{", "the request is not valid JSON"),
+        (b"[" * 200_000, "the request is not valid JSON"),
+        (b"[]", "the request is not a JSON object"),
         (b" " * (2 << 20), "larger than any configuration"),
     ],
 )

@@ -132,6 +132,6 @@ def test_errors_are_shown(base: str) -> None:
     assert "64 ranks cannot split the 32 heads" in refused["error"]
     assert not refused["hidden"]
     own = shown(base, ("own", "{"))
-    assert own["error"].startswith("Your configuration is no JSON")
+    assert own["error"].startswith("Your configuration is not valid JSON")
     mended = shown(base, ("own", "{"), ("own", ""))
     assert (mended["error"], mended["kind"]) == ("", "good")

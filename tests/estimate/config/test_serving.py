@@ -258,7 +258,7 @@ def test_the_result_as_text_and_json() -> None:
     assert "CUDA graphs" in text
     assert "GPUs needed (h100): 4 (tensor 4 x pipeline 1)" in text
     assert "The context exceeds the 262,144 positions of the configuration." in text
-    loaded = json.loads(json.dumps(estimate.json()))
+    loaded = json.loads(estimate.json())
     assert loaded["total_bytes"] == estimate.total_bytes
     assert loaded["low_bytes"] < loaded["total_bytes"] < loaded["high_bytes"]
     assert loaded["fits"] is True
@@ -271,8 +271,8 @@ def test_the_result_as_text_and_json() -> None:
         ({"context": 0}, "context must be an integer from 1 to"),
         ({"batch": 1.5}, "batch must be an integer from 1 to"),
         ({"utilisation": 0}, "utilisation must be above 0"),
-        ({"cache": "fp6"}, "cache 'fp6' is no dtype"),
-        ({"weights": "int3"}, "weights 'int3' are not known; there are checkpoint"),
+        ({"cache": "fp6"}, "cache 'fp6' is not known"),
+        ({"weights": "int3"}, "weights 'int3' are not known; known are checkpoint"),
         ({"parallel": Parallel(tensor=3)}, "3 ranks cannot split the 32 heads of q_proj evenly"),
         ({"parallel": Parallel(expert=2)}, "2 expert ranks with 1 ranks for each expert do not"),
         ({"parallel": Parallel(pipeline=64)}, "32 layers cannot be split into 64 pipeline stages"),

@@ -278,7 +278,7 @@ def test_the_result_as_text_and_json() -> None:
     assert "trainable parameters: 671,026,404,352" in text
     assert "Experts receive equally many tokens" in text
     assert "ZeRO 2 over 32" in text
-    loaded = json.loads(json.dumps(estimate.json()))
+    loaded = json.loads(estimate.json())
     assert loaded["options"]["zero"] == 2
     assert loaded["stage_bytes"] == [estimate.total_bytes]
 
@@ -295,7 +295,7 @@ def test_each_architecture_has_an_estimate(name: str) -> None:
     [
         ({"zero": 4}, "zero must be an integer from 0 to 3, got 4"),
         ({"optimizer": "adam"}, "optimizer must be one of adamw"),
-        ({"policy": "fp4"}, "the policy 'fp4' is not known; there are fp32"),
+        ({"policy": "fp4"}, "the policy 'fp4' is not known; known are fp32"),
         ({"recompute": "some"}, "recompute must be one of none"),
         (
             {"sequence": 4097, "parallel": Parallel(context=2)},

@@ -117,7 +117,8 @@ def _with_option(settings: Settings, name: str, value: str) -> Settings:
         if name == "roundup_power2_divisions":
             return replace(settings, roundup_power2_divisions=number)
     raise InvalidArgumentError(
-        f"the allocator's option {name}:{value} is not simulated; there are expandable_segments, "
-        "max_split_size_mb, max_non_split_rounding_mb, large_segment_size_mb, and "
-        "roundup_power2_divisions with one number. Leave the others out for the estimate"
+        f"the allocator's option {name}:{value} is not simulated; simulated are "
+        "expandable_segments, max_split_size_mb, max_non_split_rounding_mb, "
+        "large_segment_size_mb, and roundup_power2_divisions with one number. "
+        "Leave the others out for the estimate"
     )

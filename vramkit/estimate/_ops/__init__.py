@@ -10,6 +10,7 @@ from vramkit.estimate._ops import (
     _norm,
     _quantize,
     _random,
+    _rectify,
     _recurrent,
     _reduce,
     _softmax,
@@ -22,7 +23,7 @@ RULES: dict[str, Rule] = {
     name: rule
     for family in (
         *(_attention, _convolution, _embedding, _foreach, _loss, _matmul, _norm, _random),
-        *(_quantize, _recurrent, _reduce, _softmax, _sort),
+        *(_quantize, _rectify, _recurrent, _reduce, _softmax, _sort),
     )
     for name, rule in family.RULES.items()
 }

@@ -11,7 +11,10 @@ _FAMILIES = (
     *("aten::cudnn_batch_norm", "aten::grid_sampler", "aten::_convert_weight_to_int4pack"),
     *("aten::_scaled_mm", "aten::_flash_attention", "aten::_flex_attention"),
 )
-_KNOWN_OF_THEM = ("aten::linalg_vector_norm", "aten::linalg_cross")
+_KNOWN_OF_THEM = (
+    *("aten::linalg_vector_norm", "aten::linalg_cross"),
+    *("vramkit::relu_", "vramkit::bias_relu_"),
+)
 _KNOWN_LIBRARIES = ("aten::", "prims::", "prim::")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vramkit.errors import InvalidArgumentError
 from vramkit.estimate._target import Target
-from vramkit.estimate.config._architecture import Architecture
+from vramkit.estimate.config._reading import Model, read_model
 from vramkit.estimate.config._results import RankEstimate, budget_bytes
 from vramkit.estimate.config._serving import Serving, estimate_serving
 from vramkit.estimate.config._training import estimate_training
@@ -38,7 +38,7 @@ class Change:
     cost: str
 
 
-def estimate_of(model: Architecture, options: Options, target: str | Target) -> RankEstimate:
+def estimate_of(model: Model, options: Options, target: str | Target) -> RankEstimate:
     """Estimate serving or training, by the kind of the options."""
     if isinstance(options, Serving):
         return estimate_serving(model, options, target=target)
@@ -46,7 +46,7 @@ def estimate_of(model: Architecture, options: Options, target: str | Target) -> 
 
 
 def advise(
-    model: Architecture,
+    model: Model,
     options: Options,
     *,
     target: str | Target = "h100",
@@ -55,7 +55,7 @@ def advise(
     """Try single changes of the options, and rank what saves memory.
 
     Args:
-        model: What :func:`~vramkit.estimate.config.read_model` gives.
+        model: What :func:`~vramkit.estimate.config.read_model` takes or gives.
         options: How it is served or trained.
         target: The GPU.
         budget: A size or a GPU, the target by default.
@@ -64,6 +64,7 @@ def advise(
         The changes that fit first, each group by what it saves; without those that save nothing.
 
     Raises:
+        ArgumentTypeError: ``model`` or ``options`` is something else.
         InvalidArgumentError: The options themselves do not work.
 
     >>> from vramkit.estimate.config import Training, read_model
@@ -71,6 +72,7 @@ def advise(
     >>> first.change, first.fits
     ('QLoRA of rank 16', True)
     """
+    model = read_model(model)
     before = estimate_of(model, options, target).total_bytes
     limit = budget_bytes(target if budget is None else budget)
     found = []

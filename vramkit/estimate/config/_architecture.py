@@ -302,6 +302,7 @@ class Architecture:
         prediction_copies: Whether each of these has an embedding and an output layer of its own.
         vision: Weights of the encoder of images and of what connects it.
         notes: What was assumed, and what is not counted, in sentences.
+        configuration: What was read.
     """
 
     name: str
@@ -320,6 +321,7 @@ class Architecture:
     prediction_copies: bool = True
     vision: tuple[Weight, ...] = ()
     notes: tuple[str, ...] = ()
+    configuration: dict[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     def kinds(self) -> dict[str, int]:
         """Number of layers of each kind of attention.

@@ -16,7 +16,7 @@ from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._parameters import count_parameters
 from vramkit.estimate.config._policies import OPTIMIZERS, POLICIES
 from vramkit.estimate.config._reading import read_model
-from vramkit.estimate.config._results import limited
+from vramkit.estimate.config._results import budget_note, limited
 from vramkit.estimate.config._serving import Serving
 from vramkit.estimate.config._training_options import Training
 from vramkit.units import format_mib
@@ -128,11 +128,13 @@ def run(arguments: argparse.Namespace, write: Callable[[str], object] = print) -
         advice = advise(model, options, target=target)
     fits = estimate.fits()
     if arguments.json:
-        values = {**estimate.json(), "fits": fits, "advice": [asdict(each) for each in advice]}
+        values = {**estimate.as_dict(), "fits": fits, "advice": [asdict(each) for each in advice]}
         values["parameters"] = asdict(count_parameters(model))
         write(json.dumps(values, indent=2))
     else:
-        write(_text(model, str(estimate), advice, with_parameters=arguments.parameters))
+        note = budget_note(arguments.target, arguments.budget)
+        text = f"{estimate}\n- {note}" if note else str(estimate)
+        write(_text(model, text, advice, with_parameters=arguments.parameters))
     return 0 if fits else 1
 
 

@@ -70,13 +70,18 @@ class Gguf:
         """Check the kind."""
         if self.name not in _KINDS:
             raise InvalidArgumentError(
-                f"the GGUF kind {self.name!r} is not known; there are {', '.join(_KINDS)}"
+                f"the GGUF kind {self.name!r} is not known; known are {', '.join(_KINDS)}"
             )
 
     @property
     def left(self) -> str:
         """What stays unquantised."""
-        return "norms, biases and routers, which are fp32"
+        return "norms, biases and routers"
+
+    @property
+    def left_dtype(self) -> str:
+        """The dtype of what stays unquantised."""
+        return "fp32"
 
     def tensor_bytes(self, weight: Weight, shape: tuple[int, ...], layer: int | None) -> float:
         """Bytes of one tensor.

@@ -121,9 +121,9 @@ async def _body(request: Request) -> dict[str, Any]:
     try:
         wanted = json.loads(content)
     except (ValueError, RecursionError) as err:
-        raise InvalidArgumentError(f"the request is no JSON: {err}") from err
+        raise InvalidArgumentError(f"the request is not valid JSON: {err}") from err
     if not isinstance(wanted, dict):
-        raise InvalidArgumentError("the request is no JSON object")
+        raise InvalidArgumentError("the request is not a JSON object")
     return wanted
 
 
@@ -152,7 +152,7 @@ def answer_of(wanted: dict[str, Any]) -> dict[str, Any]:
     gpu = limited(target, budget)
     estimate = estimate_of(model, options, gpu)
     return {
-        "estimate": {**estimate.json(), "fits": estimate.fits()},
+        "estimate": {**estimate.as_dict(), "fits": estimate.fits()},
         "budget_bytes": gpu.total_bytes,
         "answers": estimate.answers(),
         "advice": [asdict(each) for each in advise(model, options, target=gpu)],

@@ -73,7 +73,8 @@ class Parallel:
             raise InvalidArgumentError(
                 f"{cut.expert} expert ranks with {cut.expert_tensor} ranks for each expert do not "
                 f"divide the {ranks} ranks of a stage (tensor {self.tensor} x data {self.data} x "
-                f"context {self.context})"
+                f"context {self.context}); take another number of expert ranks (expert, --expert), "
+                "or of ranks for each expert (expert_tensor, --expert-tensor; 1 leaves them whole)"
             )
         return cut
 

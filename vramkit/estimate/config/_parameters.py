@@ -12,6 +12,7 @@ from vramkit.estimate.config._layer_weights import (
     layer_weights,
     prediction_weights,
 )
+from vramkit.estimate.config._reading import Model, read_model
 
 _TITLES: dict[Part, str] = {
     "embedding": "embedding",
@@ -58,17 +59,18 @@ class ParameterCount:
         return "\n".join([f"{self.name}: parameters", *lines])
 
 
-def count_parameters(model: Architecture) -> ParameterCount:
+def count_parameters(model: Model) -> ParameterCount:
     """Count a model's parameters exactly.
 
     Args:
-        model: What :func:`~vramkit.estimate.config.read_model` gives.
+        model: What :func:`~vramkit.estimate.config.read_model` takes or gives.
 
     >>> from vramkit.estimate.config import read_model
     >>> count = count_parameters(read_model("mixtral-8x7b"))
     >>> count.total, count.active
     (46702792704, 12748853248)
     """
+    model = read_model(model)
     parts: dict[str, int] = {}
     buffers = 0
     for weight in model_weights(model):

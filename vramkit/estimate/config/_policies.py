@@ -106,7 +106,7 @@ def policy_of(name: str) -> Policy:
     """
     if name not in POLICIES:
         raise InvalidArgumentError(
-            f"the policy {name!r} is not known; there are {', '.join(POLICIES)}"
+            f"the policy {name!r} is not known; known are {', '.join(POLICIES)}"
         )
     return POLICIES[name]
 

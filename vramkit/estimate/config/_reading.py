@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from vramkit.estimate.config._families import read_architecture
 from vramkit.estimate.config._fields import Fields
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_PATH_STARTS = (".", "/", "~")
 _MOST_BYTES = 16 << 20
+# What a model is named by: a file, a folder, a name, a configuration, or what was read of it.
+Model = str | os.PathLike[str] | Mapping[str, Any] | Architecture
 
 
-def read_model(
-    config: str | os.PathLike[str] | Mapping[str, Any] | Architecture, *, hub: bool = True
-) -> Architecture:
+def read_model(config: Model, *, hub: bool = True) -> Architecture:
     """Read a model's architecture from its Hugging Face ``config.json``.
 
     Args:
@@ -43,12 +45,10 @@ def read_model(
     if isinstance(config, Architecture):
         return config
     values, where = read_configuration(config, hub=hub)
-    return read_architecture(Fields(values, where))
+    return replace(read_architecture(Fields(values, where)), configuration=values)
 
 
-def read_configuration(
-    config: str | os.PathLike[str] | Mapping[str, Any], *, hub: bool = True
-) -> tuple[dict[str, Any], str]:
+def read_configuration(config: Model, *, hub: bool = True) -> tuple[dict[str, Any], str]:
     """Find a configuration; returns its content and what messages call it.
 
     Args:
@@ -58,6 +58,8 @@ def read_configuration(
     Raises:
         ArgumentTypeError, InvalidArgumentError, MissingExtraError: As for :func:`read_model`.
     """
+    if isinstance(config, Architecture):
+        return _kept(config), config.name
     if isinstance(config, Mapping):
         return dict(config), "the configuration"
     if not isinstance(config, str | os.PathLike):
@@ -73,12 +75,28 @@ def read_configuration(
             raise InvalidArgumentError(f"the folder {text!r} has no config.json")
     if path.is_file():
         return _parsed(path), text
-    # A path that is not there must not pass for the model of the catalogue with its last name.
-    plain = "/" not in text or (_HUB_NAME.fullmatch(text) and not text.startswith("."))
+    return _named(text, hub=hub)
+
+
+def _kept(model: Architecture) -> dict[str, Any]:
+    if not model.configuration:
+        raise InvalidArgumentError(
+            f"{model.name}: an Architecture of your own has no configuration, which is needed "
+            "here; pass the config.json or what read_model makes of it"
+        )
+    return dict(model.configuration)
+
+
+def _named(text: str, *, hub: bool) -> tuple[dict[str, Any], str]:
+    """A model of the catalogue or of the hub; a path that is not there is neither."""
+    if text.startswith(_PATH_STARTS):
+        where = "" if Path(text).is_absolute() else f" in {Path.cwd()}"
+        raise InvalidArgumentError(f"there is no file or folder {text!r}{where}")
+    plain = "/" not in text or _HUB_NAME.fullmatch(text)
     known = configuration_of(text) if plain else None
     if known is not None:
         return known, text.rsplit("/", 1)[-1].lower()
-    if hub and path.suffix != ".json" and _HUB_NAME.fullmatch(text):
+    if hub and not text.endswith(".json") and _HUB_NAME.fullmatch(text):
         return _parsed(_from_hub(text)), text
     raise unknown(text)
 
@@ -93,7 +111,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     except OSError as err:
         raise InvalidArgumentError(f"{path} cannot be read: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:
-        raise InvalidArgumentError(f"{path} is no JSON: {err}") from err
+        raise InvalidArgumentError(f"{path} is not valid JSON: {err}") from err
     if not isinstance(values, dict):
         raise InvalidArgumentError(f"{path} holds a {type(values).__name__}, not a JSON object")
     return values
@@ -111,6 +129,6 @@ def _from_hub(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except Exception as err:
         raise InvalidArgumentError(
-            f"the config.json of {name!r} cannot be had from the Hugging Face hub "
+            f"the config.json of {name!r} could not be fetched from the Hugging Face hub "
             f"({type(err).__name__}); download it by other means and give its path"
         ) from err

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+from vramkit.errors import ArgumentTypeError
 from vramkit.estimate._target import Target
 from vramkit.estimate._targets import find_target
 from vramkit.units import format_mib, parse_bytes
+
+_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class RankEstimate:
         return sum(amount.high_bytes for amount in self.amounts)
 
     def fits(self, budget: str | int | Target | None = None) -> bool:
-        """Tell whether the estimate is no more than a budget.
+        """Tell whether the estimate (``total_bytes``, not ``high_bytes``) is within a budget.
 
         Args:
             budget: A size such as ``"24GiB"``, a GPU such as ``"l4"`` or a
@@ -84,13 +88,17 @@ class RankEstimate:
         """
         return self.total_bytes <= budget_bytes(self.target if budget is None else budget)
 
-    def json(self) -> dict[str, Any]:
-        """Return everything as a dict that ``json.dumps`` takes."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain containers."""
         values = asdict(self)
         values["target"] = self.target.name
         values["budget_bytes"] = self.target.total_bytes
         sums = ("total_bytes", "low_bytes", "high_bytes")
         return {**values, **{name: getattr(self, name) for name in sums}, "fits": self.fits()}
+
+    def json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.as_dict(), indent=2)
 
     def amount(self, name: str) -> int:
         """Return the bytes of a category, 0 where there is none."""
@@ -122,6 +130,22 @@ class RankEstimate:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
+def checked_options(options: object, kind: type[_Options]) -> _Options:
+    """Return the options, or the defaults of their kind where they are None.
+
+    Raises:
+        ArgumentTypeError: They are of another kind.
+    """
+    if options is None:
+        return kind()
+    if not isinstance(options, kind):
+        raise ArgumentTypeError(
+            f"options must be a {kind.__name__}, got {type(options).__name__}; a Serving goes to "
+            "estimate_serving, a Training to estimate_training"
+        )
+    return options
+
+
 def interval(amount: Amount) -> str:
     """The interval in words, empty where the figure is exact.
 
@@ -137,6 +161,22 @@ def limited(target: str | os.PathLike[str] | Target, budget: str | int | Target 
     """Return a target with the memory of a budget, if one is given."""
     found = find_target(target)
     return found if budget is None else replace(found, total_bytes=budget_bytes(budget))
+
+
+def budget_note(target: str | os.PathLike[str] | Target, budget: str | None) -> str:
+    """Say that a budget is the memory of another GPU than the target; empty where it is not.
+
+    >>> budget_note("h100", "rtx4090")
+    'The budget is the memory of rtx4090; all else is estimated for h100 (see --target).'
+    >>> budget_note("h100", "24GiB")
+    ''
+    """
+    if budget is None or budget.strip()[:1].isdigit():
+        return ""
+    other, own = find_target(budget).name, find_target(target).name
+    if other == own:
+        return ""
+    return f"The budget is the memory of {other}; all else is estimated for {own} (see --target)."
 
 
 def budget_bytes(budget: str | int | Target) -> int:

@@ -38,6 +38,7 @@ class Scheme:
         column_bytes: Bytes for each input feature, as GPTQ's order of groups.
         only_experts: Whether attention and dense MLPs stay as they are.
         left: What stays unquantised, in words.
+        left_dtype: Its dtype; None for that of the checkpoint.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Scheme:
     column_bytes: int = 0
     only_experts: bool = False
     left: str = "embedding, output layer, norms, biases and routers"
+    left_dtype: str | None = None
 
     def applies(self, weight: Weight) -> bool:
         """Whether a tensor is quantised."""
@@ -107,7 +109,7 @@ def scheme_of(name: str, model: Architecture) -> Scheme:
         size = int(group or 128)
         return Scheme(f"{kind}-{size}", 4, (1, size), 16 + 4, column_bytes=_GROUPED[kind])
     raise InvalidArgumentError(
-        f"weights {name!r} are not known; there are checkpoint, {', '.join(scheme_names())}, and "
+        f"weights {name!r} are not known; known are checkpoint, {', '.join(scheme_names())}, and "
         "the kinds of GGUF such as Q4_K_M"
     )
 

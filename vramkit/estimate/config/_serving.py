@@ -25,7 +25,8 @@ from vramkit.estimate.config._overhead import (
 )
 from vramkit.estimate.config._parallel import Cut, Parallel
 from vramkit.estimate.config._parameters import model_weights
-from vramkit.estimate.config._results import Amount, RankEstimate, exact
+from vramkit.estimate.config._reading import Model, read_model
+from vramkit.estimate.config._results import Amount, RankEstimate, checked_options, exact
 from vramkit.estimate.config._schemes import DTYPE_BYTES, base_dtype
 from vramkit.estimate.config._serving_activations import activation_bytes
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
@@ -93,7 +94,7 @@ class Serving:
             )
         if self.cache not in ("auto", *DTYPE_BYTES):
             raise InvalidArgumentError(
-                f"cache {self.cache!r} is no dtype; use auto, bf16, fp16, fp8, int8 or fp32"
+                f"cache {self.cache!r} is not known; use auto, bf16, fp16, fp8, int8 or fp32"
             )
         if self.parallel.context > 1:
             raise InvalidArgumentError(
@@ -109,10 +110,11 @@ class ServingEstimate(RankEstimate):
         options: How it is served.
         cache_bytes_per_token: Bytes of all layers' caches for one further token of a sequence
             beyond all windows, on all tensor-parallel ranks of one replica without copies.
-        largest_context: Longest context that fits at the batch, 0 if none does; it may exceed what
-            the model was trained for.
+        largest_context: Longest context that fits at the batch, 0 if none does; it may exceed
+            ``max_context``. 268,435,456 stands for no limit.
         largest_batch: Most sequences that fit at the context, 0 if none does.
         needed: The smallest layout found that fits on the target, ``None`` if none does.
+        max_context: Most positions, as the configuration says; ``None``: it does not.
     """
 
     options: Serving
@@ -120,15 +122,16 @@ class ServingEstimate(RankEstimate):
     largest_context: int
     largest_batch: int
     needed: Parallel | None
+    max_context: int | None
 
     def answers(self) -> list[tuple[str, str]]:
         """The largest context and batch, and the GPUs needed."""
         part = f"{self.options.utilisation:.0%} of the GPU"
         found = [
-            ("cache for a further token", f"{self.cache_bytes_per_token:,} bytes"),
+            ("cache for a further token", self._cache_in_words()),
             (
                 f"largest context at batch {self.options.batch:,}",
-                f"{self.largest_context:,} tokens in {part}",
+                f"{self._context_in_words()} in {part}",
             ),
             (
                 f"largest batch at context {self.options.context:,}",
@@ -142,9 +145,23 @@ class ServingEstimate(RankEstimate):
             text = f"{self.needed.gpus} ({layout})"
         return [*found, (f"GPUs needed ({self.target.name})", text)]
 
+    def _cache_in_words(self) -> str:
+        if self.cache_bytes_per_token:
+            return f"{self.cache_bytes_per_token:,} bytes"
+        return "0 bytes (each layer keeps a window or a state of fixed size)"
+
+    def _context_in_words(self) -> str:
+        if self.largest_context >= _LONGEST:
+            fitting = "any number of tokens"
+        else:
+            fitting = f"{self.largest_context:,} tokens"
+        if self.max_context is None or self.largest_context <= self.max_context:
+            return fitting
+        return f"{fitting} (the configuration has {self.max_context:,} positions)"
+
 
 def estimate_serving(
-    model: Architecture, options: Serving | None = None, *, target: str | Target = "h100"
+    model: Model, options: Serving | None = None, *, target: str | Target = "h100"
 ) -> ServingEstimate:
     """Estimate the memory of serving a model.
 
@@ -153,11 +170,12 @@ def estimate_serving(
     intervals.
 
     Args:
-        model: What :func:`~vramkit.estimate.config.read_model` gives.
+        model: What :func:`~vramkit.estimate.config.read_model` takes or gives.
         options: How it is served; the defaults of :class:`Serving` without.
         target: The GPU.
 
     Raises:
+        ArgumentTypeError: ``model`` or ``options`` is something else.
         InvalidArgumentError: The ranks cannot split the model, or an option is not known.
 
     >>> from vramkit.estimate.config import read_model
@@ -165,7 +183,7 @@ def estimate_serving(
     >>> estimate.cache_bytes_per_token, estimate.fits(), estimate.needed.gpus
     (70272, False, 8)
     """
-    options = options or Serving()
+    model, options = read_model(model), checked_options(options, Serving)
     gpu = find_target(target)
     plan = _Plan(model, options, gpu)
     worst = plan.worst_stage(options.batch, options.context)
@@ -190,6 +208,7 @@ def estimate_serving(
             lambda batch: plan.total(batch, options.context) <= limit, _MOST_SEQUENCES
         ),
         needed=_needed(model, options, gpu, limit),
+        max_context=model.max_context,
     )
 
 
@@ -313,9 +332,8 @@ def _needed(model: Architecture, options: Serving, target: Target, limit: int) -
 def _assumptions(
     model: Architecture, options: Serving, plan: _Plan, target: Target
 ) -> tuple[str, ...]:
-    found = [
-        f"Weights: {plan.storage.name}; unquantised: {plan.storage.left} ({base_dtype(model)})."
-    ]
+    left_dtype = plan.storage.left_dtype or base_dtype(model)
+    found = [f"Weights: {plan.storage.name}; unquantised: {plan.storage.left} ({left_dtype})."]
     if options.weights == "checkpoint" and plan.storage.name in ("bf16", "fp16"):
         saved = f"converted from the checkpoint's {model.dtype}"
         same = base_dtype(model) == plan.storage.name and model.dtype != "float32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vramkit.errors import InvalidArgumentError, MissingExtraError
 from vramkit.estimate.config._architecture import Architecture, Mixture
-from vramkit.estimate.config._reading import read_configuration, read_model
-from vramkit.estimate.config._results import RankEstimate
+from vramkit.estimate.config._reading import Model, read_configuration, read_model
+from vramkit.estimate.config._results import RankEstimate, checked_options
 from vramkit.estimate.config._serving import Serving, estimate_serving
 from vramkit.estimate.config._stored import storage_of
 from vramkit.estimate.config._training import estimate_training
@@ -40,7 +39,7 @@ _OUTSIDE = "context and libraries"
 
 
 def trace_model(
-    config: str | os.PathLike[str] | Mapping[str, Any],
+    config: Model,
     options: Serving | Training | None = None,
     *,
     target: str | Target = "h100",
@@ -53,13 +52,14 @@ def trace_model(
     model with images, the part that reads text is traced.
 
     Args:
-        config: As for :func:`read_model`, but no :class:`Architecture`.
+        config: As for :func:`read_model`.
         options: How the model is trained or served, on one GPU; serving by default.
         target: The GPU.
         tracing: Options of :func:`vramkit.estimate.estimate`: ``steps``, ``guess``, ``alloc_conf``
             and ``progress``.
 
     Raises:
+        ArgumentTypeError: ``config`` or ``options`` is something else.
         InvalidArgumentError: transformers does not know the model, or an option is not one of
             plain PyTorch on one GPU.
         MissingExtraError: transformers is not installed.
@@ -67,13 +67,13 @@ def trace_model(
     """
     from vramkit.estimate._api import estimate
 
-    options = options or Serving()
     values = _text_of(read_configuration(config)[0])
     model = read_model(values)
     if isinstance(options, Training):
         _check_training(options, model)
         make_step = _training(values, options)
     else:
+        options = checked_options(options, Serving)
         _check(options, _SERVABLE)
         make_step = _serving(values, options, _dtype_of(options, model))
         tracing.setdefault("steps", 1)
@@ -81,7 +81,7 @@ def trace_model(
 
 
 def closed_form_bytes(
-    config: str | os.PathLike[str] | Mapping[str, Any],
+    config: Model,
     options: Serving | Training,
     *,
     target: str | Target = "h100",

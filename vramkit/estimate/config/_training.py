@@ -31,7 +31,8 @@ from vramkit.estimate.config._overhead import (
 )
 from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._policies import FLOAT8_INPUT, policy_of
-from vramkit.estimate.config._results import Amount, RankEstimate, exact
+from vramkit.estimate.config._reading import Model, read_model
+from vramkit.estimate.config._results import Amount, RankEstimate, checked_options, exact
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
 from vramkit.estimate.config._training_activations import layer_bytes
 from vramkit.estimate.config._training_notes import assumptions_of
@@ -80,7 +81,7 @@ class TrainingEstimate(RankEstimate):
 
 
 def estimate_training(
-    model: Architecture, options: Training | None = None, *, target: str | Target = "h100"
+    model: Model, options: Training | None = None, *, target: str | Target = "h100"
 ) -> TrainingEstimate:
     """Estimate the memory of training a model, on the rank that needs most.
 
@@ -89,11 +90,12 @@ def estimate_training(
     arXiv 2205.05198) and have an interval.
 
     Args:
-        model: What :func:`~vramkit.estimate.config.read_model` gives.
+        model: What :func:`~vramkit.estimate.config.read_model` takes or gives.
         options: How it is trained; the defaults of :class:`Training` without.
         target: The GPU.
 
     Raises:
+        ArgumentTypeError: ``model`` or ``options`` is something else.
         InvalidArgumentError: The ranks cannot split the model, or an option is not known.
 
     >>> from vramkit.estimate.config import Parallel, Training, read_model
@@ -102,7 +104,7 @@ def estimate_training(
     >>> estimate.fits(), estimate.trainable, estimate.needed.gpus
     (True, 70553706496, 21)
     """
-    options = options or Training()
+    model, options = read_model(model), checked_options(options, Training)
     gpu = find_target(target)
     plan = _Plan(model, options, gpu)
     stages = [plan.amounts(at) for at in range(options.parallel.pipeline)]

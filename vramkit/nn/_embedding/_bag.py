@@ -184,6 +184,9 @@ class SparseEmbeddingBag(EmbeddingModule):
     def from_embedding(cls, module: nn.EmbeddingBag, **options: Any) -> Self:
         """Build a module with the rows and arguments of an ``nn.EmbeddingBag``.
 
+        Raises:
+            ArgumentTypeError: ``module`` is something else.
+
         Example:
             >>> import torch, vramkit
             >>> plain = torch.nn.EmbeddingBag(5, 2)

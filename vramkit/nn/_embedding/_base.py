@@ -25,6 +25,7 @@ from vramkit.nn._embedding._checkpoint import (
     fill,
     filled,
     load_weight,
+    mark_of,
     names_of,
     state_of,
     with_changes,
@@ -39,7 +40,6 @@ from vramkit.nn._embedding._config import (
     padding_of,
     table_config,
     table_device,
-    whole_number,
 )
 from vramkit.nn._embedding._input import check_tensor, int64_ids
 from vramkit.nn._embedding._stats import TableStats
@@ -257,7 +257,9 @@ class EmbeddingModule(nn.Module):
             scaler: The gradient scaler that scaled the losses; the gradients are divided by its
                 scale.
             max_norm: The most that the 2-norm of the table's gradient may be; a larger gradient is
-                scaled down, as ``torch.nn.utils.clip_grad_norm_`` does.
+                scaled down, as ``torch.nn.utils.clip_grad_norm_`` does. If it is not finite, the
+                update is skipped with a warning. Without ``scaler`` and ``max_norm``, gradients
+                are applied as they are.
 
         With either, the update is skipped with a ``RuntimeWarning`` if the gradients are not
         finite.
@@ -293,20 +295,21 @@ class EmbeddingModule(nn.Module):
             table.discard_held()
             table.held = False
 
-    def changes(self, since: int = -1) -> dict[str, Tensor]:
+    def changes(self, since: int | Mapping[str, Tensor] = -1) -> dict[str, Tensor]:
         """Return the rows changed after a mark, as flat tensors, for an incremental checkpoint.
 
         Args:
-            since: The mark in an earlier dump or state dict: ``int(dump["counters"][1])``. All rows
-                by default.
+            since: An earlier dump or state dict, or the mark in it, ``int(dump["counters"][1])``.
+                All rows by default.
 
         Returns:
             What ``state_dict`` has, of these rows only; ``present``, the keys of all rows; and
             ``since``.
 
         Raises:
-            ArgumentTypeError: ``since`` is no integer.
-            InvalidArgumentError: The module has no fused optimizer, or ``since`` is less than -1.
+            ArgumentTypeError: ``since`` is neither a dump nor an integer.
+            InvalidArgumentError: The module has no fused optimizer, the dump has no mark, or
+                ``since`` is less than -1.
 
         Example:
             >>> import torch, vramkit
@@ -314,11 +317,11 @@ class EmbeddingModule(nn.Module):
             >>> _ = table(torch.tensor([3, 4]))
             >>> first = table.changes()
             >>> table(torch.tensor([4])).sum().backward()
-            >>> table.changes(int(first["counters"][1]))["keys"]
+            >>> table.changes(since=first)["keys"]
             tensor([4])
         """
         table = self._fused("changes()")
-        return changes_of(table, whole_number("since", since, -1, NEVER))
+        return changes_of(table, mark_of(since))
 
     def apply_changes(self, changes: Mapping[str, Tensor]) -> None:
         """Bring a table up to date with a dump of :meth:`changes`; rows evicted since are dropped.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vramkit.errors import InvalidArgumentError, TableFullError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn._embedding._config import TableConfig
 from vramkit.nn._embedding._input import check_tensor
 from vramkit.nn._embedding._table import Dump, Table
@@ -82,6 +82,31 @@ def fill(table: Table, state: Mapping[str, Tensor]) -> None:
     for part in chosen.split(_CHUNK):
         _load_part(table, state, part)
     table.resume(*state["counters"][:2].tolist())
+
+
+def mark_of(since: int | Mapping[str, Tensor]) -> int:
+    """Return the clock of a dump, or a mark that is one.
+
+    Raises:
+        ArgumentTypeError: It is neither.
+        InvalidArgumentError: The dump has no counters, or the mark is below -1.
+    """
+    if isinstance(since, Mapping):
+        if "counters" not in since:
+            raise InvalidArgumentError(
+                f"since is a dump without 'counters'; it has {sorted(since)}; pass what changes() "
+                "or state_dict() of the table itself returned"
+            )
+        return int(since["counters"][1])
+    if type(since) is not int:
+        raise ArgumentTypeError(
+            f"since must be an earlier dump or int(dump['counters'][1]), got {type(since).__name__}"
+        )
+    if since < -1:
+        raise InvalidArgumentError(
+            f"since must be an earlier dump, its mark, or -1 for all rows, got {since}"
+        )
+    return since
 
 
 def check_state(config: TableConfig, state: Mapping[str, Tensor]) -> None:

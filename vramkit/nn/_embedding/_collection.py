@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.modules.module import _has_any_global_hook
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.nn._embedding._bag import SparseEmbeddingBag
+from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._embedding import SparseEmbedding
 from vramkit.nn._embedding._lookup import look_up
 from vramkit.nn._embedding._request import Asked
+from vramkit.nn._embedding._stats import TableStats
 
 
 class SparseEmbeddingCollection(nn.Module):
@@ -79,8 +83,93 @@ class SparseEmbeddingCollection(nn.Module):
         for feature, name in self.features.items():
             if name not in tables:
                 raise InvalidArgumentError(
-                    f"feature {feature!r} names the table {name!r}; there are {sorted(tables)}"
+                    f"feature {feature!r} names the table {name!r}; known are {sorted(tables)}"
                 )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of all tables with a fused optimizer; setting it sets that of each.
+
+        Raises:
+            InvalidArgumentError: No table has one, or the tables have different ones.
+        """
+        rates = {name: table.lr for name, table in self._fused("lr").items()}
+        if len(set(rates.values())) > 1:
+            raise InvalidArgumentError(
+                f"the tables have different learning rates, {rates}; read them by tables[name].lr"
+            )
+        return next(iter(rates.values()))
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for table in self._fused("lr").values():
+            table.lr = value
+
+    def stats(self) -> dict[str, TableStats]:
+        """Return the statistics of each table, by its name; see :class:`TableStats`."""
+        return {name: table.stats() for name, table in self._modules_by_name().items()}
+
+    @contextmanager
+    def accumulate(
+        self, *, scaler: GradScaler | None = None, max_norm: float | None = None
+    ) -> Iterator[None]:
+        """Collect the gradients of several backward passes, and update each table once at the end.
+
+        Args:
+            scaler: As for ``accumulate`` of :class:`SparseEmbedding`.
+            max_norm: The same, of each table's own gradient.
+
+        Raises:
+            InvalidArgumentError: No table has a fused optimizer, or one collects already.
+        """
+        with ExitStack() as scopes:
+            for table in set(self._fused("accumulate()").values()):  # one may have two names
+                scopes.enter_context(table.accumulate(scaler=scaler, max_norm=max_norm))
+            yield
+
+    def prefetch(self, inputs: Mapping[str, Tensor | Sequence[Tensor | None]]) -> None:
+        """Bring the rows of the next batch to the GPU, as a :class:`SparseEmbedding` does.
+
+        Args:
+            inputs: As for ``forward``; offsets and weights are not used.
+
+        Raises:
+            ArgumentTypeError: The inputs are no dict.
+            InvalidArgumentError: Features are missing or unknown.
+        """
+        self._check(inputs)
+        for feature, name in self.features.items():
+            given: Any = inputs[feature]
+            module: Any = self.tables[name]
+            if module._table is not None:
+                module.prefetch(given if isinstance(given, Tensor) else given[0])
+
+    def _modules_by_name(self) -> dict[str, EmbeddingModule]:
+        return cast("dict[str, EmbeddingModule]", dict(self.tables.items()))
+
+    def _fused(self, what: str) -> dict[str, EmbeddingModule]:
+        found = {
+            name: table
+            for name, table in self._modules_by_name().items()
+            if table._table is not None
+        }
+        if not found:
+            raise InvalidArgumentError(
+                f"{what} is for tables with a fused optimizer, and no table of the collection has "
+                "one"
+            )
+        return found
+
+    def _check(self, inputs: Any) -> None:
+        if not isinstance(inputs, Mapping):
+            raise ArgumentTypeError(
+                f"the inputs must be a dict from each of {sorted(self.features)} to its ids, got "
+                f"{type(inputs).__name__}"
+            )
+        if inputs.keys() != self.features.keys():
+            raise InvalidArgumentError(
+                f"the inputs must be {sorted(self.features)}, got {sorted(inputs)}"
+            )
 
     def forward(self, inputs: Mapping[str, Tensor | Sequence[Tensor | None]]) -> dict[str, Tensor]:
         """Look up every feature.
@@ -89,12 +178,7 @@ class SparseEmbeddingCollection(nn.Module):
             inputs: For each feature, ids, or the arguments of its table's ``forward``:
                 ``(ids, offsets)`` or ``(ids, offsets, per_sample_weights)``.
         """
-        if not isinstance(inputs, Mapping):
-            raise ArgumentTypeError(f"inputs must map features to ids, got {type(inputs).__name__}")
-        if inputs.keys() != self.features.keys():
-            raise InvalidArgumentError(
-                f"the inputs must be {sorted(self.features)}, got {sorted(inputs)}"
-            )
+        self._check(inputs)
         groups: dict[Any, list[tuple[str, Asked]]] = {}
         found: dict[str, Any] = dict.fromkeys(self.features)
         for feature, name in self.features.items():

@@ -9,6 +9,8 @@ from operator import index
 from typing import Any, Literal, SupportsIndex, TypedDict
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UnsupportedDeviceError
 from vramkit.units import parse_bytes
@@ -324,7 +326,7 @@ def table_device(device: torch.device) -> torch.device:
         )
     if not torch.cuda.is_available():
         raise UnsupportedDeviceError(f"no table on {device}: PyTorch finds no CUDA device")
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("vramkit::table_create", "CUDA"):
+    if not _has_cuda_tables() and not _makes_fakes():
         raise UnsupportedDeviceError(
             f"no table on {device}: vramkit was built without CUDA; build it where nvcc is, or "
             "keep the table on the CPU"
@@ -345,3 +347,13 @@ def padding_of(padding_idx: int | None, rows: int | None) -> int | None:
             f"padding_idx must be within num_embeddings={rows}, got {padding_idx}"
         )
     return padding_idx % rows
+
+
+def _has_cuda_tables() -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("vramkit::table_create", "CUDA")
+
+
+def _makes_fakes() -> bool:
+    """Tell whether tensors have no data: the device is a pretended one, as in an estimate."""
+    modes = _get_current_dispatch_mode_stack()
+    return any(isinstance(mode, FakeTensorMode) for mode in modes)

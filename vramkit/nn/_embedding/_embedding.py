@@ -148,6 +148,9 @@ class SparseEmbedding(EmbeddingModule):
             module: Where the values come from; they are copied into tables with a fused optimizer.
             **options: As for the class, ``dtype`` too.
 
+        Raises:
+            ArgumentTypeError: ``module`` is something else.
+
         Example:
             >>> import torch, vramkit
             >>> plain = torch.nn.Embedding(5, 2)

@@ -402,12 +402,12 @@ class DeviceStore {
   }
 
   [[noreturn]] void throw_full(uint64_t wanted) const {
-    throw_error(
-        Status::kOutOfMemory,
-        "the table is full: %s are needed, the budget of %s holds %s; raise budget, or choose "
-        "when_full='evict_lru', and look up fewer distinct ids at once than it holds",
-        counted(wanted, "row").c_str(), mib(config_.budget_bytes).c_str(),
-        counted(max_rows_, "row").c_str());
+    throw_error(Status::kOutOfMemory,
+                "the table is full: %s are needed, the budget of %s holds %s; raise budget, or "
+                "%slook up fewer distinct ids at once than it holds",
+                counted(wanted, "row").c_str(), mib(config_.budget_bytes).c_str(),
+                counted(max_rows_, "row").c_str(),
+                evicts() ? "" : "choose when_full='evict_lru' and ");
   }
 
   StoreConfig config_;

@@ -153,7 +153,7 @@ async function update() {
     document.getElementById("found").hidden = false;
     show(answer, values.budget);
   } catch (error) {
-    if (number === latest) fail(error instanceof SyntaxError ? `Your configuration is no JSON: ${error.message}` : `The calculator does not answer: ${error.message}`);
+    if (number === latest) fail(error instanceof SyntaxError ? `Your configuration is not valid JSON: ${error.message}` : `The calculator does not answer: ${error.message}`);
   }
 }
 
