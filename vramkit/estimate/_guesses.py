@@ -13,8 +13,8 @@ _aten = torch.ops.aten
 # Words of torch's errors, what they mean for an estimate, and what to do.
 _WITHOUT_KERNELS = {
     "DispatchStub: missing kernel for cuda": (
-        "calls a kernel that only a torch with CUDA has (nn.LSTM and nn.GRU do)",
-        "estimate it beside such a torch, or replace the layer, for instance by cells",
+        "calls a kernel that only a torch with CUDA has",
+        "estimate it beside such a torch, or replace the layer",
     ),
     "but its data is not allocated yet": (
         "gives a tensor's data to code outside PyTorch's operators (DistributedDataParallel does)",

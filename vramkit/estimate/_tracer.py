@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
 _ON_HOST = -1
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _CACHE_FILE = "cache_utils.py"
 _REFUSED = (
     DataDependentOutputException,
@@ -53,6 +55,8 @@ class Tracer(TorchDispatchMode):
         step: Number of the step; -1 before the first.
         finite: Lines that ask whether numbers are finite, and how often.
         may_guess: Whether results that depend on data may be guessed.
+        composites: What composite operators do on the target, where PyTorch's code for fakes does
+            something else.
     """
 
     def __init__(self, target: Target, guess: Literal["refuse", "allow"]) -> None:
@@ -75,6 +79,7 @@ class Tracer(TorchDispatchMode):
         self.step = -1
         self.finite: Counter[str] = Counter()
         self.may_guess = guess == "allow"
+        self.composites: dict[str, Callable[..., Any]] = {}
         self._refusal: UntraceableError | None = None
         self._target = target
         # By storage: the number of its block, and the bytes that the storage had then.
@@ -121,11 +126,23 @@ class Tracer(TorchDispatchMode):
             if isinstance(leaf, FakeTensor):
                 self._birth(leaf)
         rewrite = REWRITES.get(self._operator)
+        if rewrite is None and _is_composite(func):
+            return self._take_apart(func, args, kwargs)
         out = rewrite(self, func, args, kwargs) if rewrite else NotImplemented
         if out is NotImplemented:
             out = self.run(func, args, kwargs)
             self._record(args, kwargs, out)
         return out
+
+    def _take_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a composite operator, which comes whole in inference mode only, by its parts."""
+        on_device = _is_on_device(tuple(tree_leaves((args, kwargs))))
+        other = self.composites.get(func.name()) if on_device else None
+        with self:
+            if other is not None:
+                return other(*args, **kwargs)
+            # Not func.decompose(): PyTorch has other decompositions for its compiler.
+            return func._op_dk(_COMPOSITE, *args, **kwargs)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on fakes, without the births of its results."""
@@ -141,12 +158,16 @@ class Tracer(TorchDispatchMode):
         self.shadows.follow(func, args, kwargs, out, before)
         return out
 
+    def record(self, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> None:
+        """Record the births of an operator's results, and what it allocates inside."""
+        self._record(args, kwargs, outputs)
+
     def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
         """Record what an operator that returns its first argument allocates inside."""
         rule = RULES.get(name)
         if rule is not None:
             call = Call(name, args, kwargs, (args[0],), self._target, self._assume)
-            self._follow(rule(call), (args[0],))
+            self.follow(rule(call), (args[0],))
 
     def mark(self, tensor: Any, kind: Kind, owner: str = "") -> None:
         """Say what the block of a tensor holds, and for which module."""
@@ -202,7 +223,7 @@ class Tracer(TorchDispatchMode):
             self.unknown.add(self._operator)
         if rule is not None and _is_on_device(outputs):
             call = Call(self._operator, args, kwargs, outputs, self._target, self._assume)
-            self._follow(rule(call), outputs)
+            self.follow(rule(call), outputs)
         self._births(tree_leaves(out))
 
     def _births(self, outputs: Iterable[Any]) -> None:
@@ -210,7 +231,8 @@ class Tracer(TorchDispatchMode):
             if isinstance(output, torch.Tensor):
                 self._birth(output)
 
-    def _follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
+    def follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
+        """Record what a plan says that an operator takes, drops and returns."""
         if not any(isinstance(step, Give) for step in plan):
             self._births(outputs)
         taken: list[int] = []
@@ -237,7 +259,7 @@ class Tracer(TorchDispatchMode):
         self.assumed_bytes[self._operator] = max(self.assumed_bytes[self._operator], size_bytes)
 
     def _keep(self, step: Keep) -> None:
-        key = (step.library, _engine.in_backward())
+        key = (step.library, _engine.in_backward() and not step.once)
         if key not in self._workspaces:
             self._workspaces.add(key)
             self._allocate(step.size_bytes, Kind.WORKSPACE, operator=step.library)
@@ -353,3 +375,8 @@ def _is_on_device(outputs: tuple[Any, ...]) -> bool:
     return any(
         isinstance(output, torch.Tensor) and output.device.type == "cuda" for output in outputs
     )
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE))
