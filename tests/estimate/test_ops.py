@@ -251,8 +251,9 @@ def test_a_measured_convolution_takes_what_was_measured() -> None:
 
 def test_rules_name_operators_that_exist() -> None:
     for name in RULES:
-        packet, _, overload = name.removeprefix("aten::").partition(".")
-        getattr(getattr(torch.ops.aten, packet), overload or "default")
+        library, _, operator = name.partition("::")
+        packet, _, overload = operator.partition(".")
+        getattr(getattr(getattr(torch.ops, library), packet), overload or "default")
 
 
 def test_no_operator_is_both_known_and_unknown() -> None:

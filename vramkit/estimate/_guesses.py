@@ -17,18 +17,12 @@ _WITHOUT_KERNELS = {
         "estimate it beside such a torch, or replace the layer",
     ),
     "but its data is not allocated yet": (
-        "gives a tensor's data to code outside PyTorch's operators (DistributedDataParallel does)",
-        (
-            "estimate the model of one rank without it, and add what it allocates: its buckets are "
-            "as large as the gradients, unless gradient_as_bucket_view=True"
-        ),
+        "gives a tensor's data to code outside PyTorch's operators",
+        "leave it out, or make it a custom operator with a fake implementation",
     ),
     "doesn't have NCCL built in": (
-        "starts NCCL, which is not simulated",
-        (
-            "leave communication out of the estimated step; for ranks of large models see vramkit "
-            "estimate --config"
-        ),
+        "starts NCCL without a number of ranks to estimate for",
+        "pass world_size=, on the command line --world-size",
     ),
     "Cannot access storage of": (
         "makes a sparse or nested tensor, whose storages are not followed",

@@ -15,11 +15,16 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     UnsupportedOperatorException,
 )
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+    is_traceable_wrapper_subclass_type,
+)
 from torch.utils._pytree import tree_leaves
 
 from vramkit.errors import UntraceableError
-from vramkit.estimate import _engine, _guesses
+from vramkit.estimate import _engine, _guesses, _streams
 from vramkit.estimate._attribution import Attribution, line_of_caller
 from vramkit.estimate._devices import check_devices
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
@@ -119,6 +124,8 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes and record what it allocates."""
         kwargs = kwargs or {}
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # DTensor and others call operators on what they consist of
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         self._operator, self._place = func.name(), None
@@ -171,6 +178,9 @@ class Tracer(TorchDispatchMode):
 
     def mark(self, tensor: Any, kind: Kind, owner: str = "") -> None:
         """Say what the block of a tensor holds, and for which module."""
+        if is_traceable_wrapper_subclass(tensor):
+            for name in tensor.__tensor_flatten__()[0]:
+                self.mark(getattr(tensor, name), kind, owner)
         if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
             self._birth(tensor)
             number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
@@ -219,9 +229,10 @@ class Tracer(TorchDispatchMode):
         outputs = tuple(out) if isinstance(out, tuple | list) else (out,)
         rule = RULES.get(self._operator)
         self.operators.add(self._operator)
-        if rule is None and is_unknown(self._operator) and _is_on_device(outputs):
+        on_device = _is_on_device(tuple(tree_leaves(out)))
+        if rule is None and is_unknown(self._operator) and on_device:
             self.unknown.add(self._operator)
-        if rule is not None and _is_on_device(outputs):
+        if rule is not None and on_device:
             call = Call(self._operator, args, kwargs, outputs, self._target, self._assume)
             self.follow(rule(call), outputs)
         self._births(tree_leaves(out))
@@ -325,7 +336,10 @@ class Tracer(TorchDispatchMode):
             kind = Kind.KV_CACHE
         name = operator or self._operator
         return self.recorder.allocate(
-            Block(int(size_bytes), name, kind, phase, self.step, module, line)
+            Block(
+                *(int(size_bytes), name, kind, phase, self.step, module, line),
+                stream=_streams.current_number(),
+            )
         )
 
     def _kind(self) -> Kind:

@@ -12,7 +12,7 @@ _FAMILIES = (
     *("aten::_scaled_mm", "aten::_flash_attention", "aten::_flex_attention"),
 )
 _KNOWN_OF_THEM = ("aten::linalg_vector_norm", "aten::linalg_cross")
-_KNOWN_LIBRARIES = ("aten::", "prims::", "prim::")
+_KNOWN_LIBRARIES = (*("aten::", "prims::", "prim::", "c10d::", "_c10d_functional::", "fsdp::"),)
 
 
 def is_unknown(name: str) -> bool:
