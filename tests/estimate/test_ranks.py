@@ -174,6 +174,50 @@ def test_shards_are_gathered_layer_by_layer() -> None:
     assert 0 < more <= _MODEL
 
 
+def test_weights_may_be_made_after_sharding() -> None:
+    def make_step() -> Callable[[], None]:
+        from torch.distributed.fsdp import fully_shard
+
+        with torch.device("meta"):
+            layer = nn.Linear(_WIDTH, _WIDTH)
+        fully_shard(layer)
+        layer.to_empty(device="cuda")
+        layer.reset_parameters()
+        x = torch.randn(4, _WIDTH, device="cuda")
+        return lambda: layer(x).sum().backward()
+
+    found = traced(make_step)
+    assert _live(found, Kind.PARAMETER, 2) == (_WEIGHT + 4 * _WIDTH) // _RANKS
+
+
+def test_static_graphs_and_sharded_optimizers() -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    def make_step() -> Callable[[], None]:
+        model = DistributedDataParallel(_layers(), static_graph=True)
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.1)
+        x = torch.randn(4, _WIDTH, device="cuda")
+
+        def step() -> None:
+            model(x).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    traced(make_step)
+
+
+def test_the_older_fsdp_is_refused() -> None:
+    def make_step() -> Any:
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        return FullyShardedDataParallel(_layers())
+
+    with pytest.raises(UntraceableError, match=r"test_ranks\.py:\d+ .*; use fully_shard"):
+        traced(make_step)
+
+
 def test_mesh_and_groups_count_communicators() -> None:
     def make_step() -> Callable[[], None]:
         from torch.distributed.device_mesh import init_device_mesh
@@ -280,9 +324,15 @@ def test_the_number_of_ranks_is_checked(ranks: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to get default timeout")
-def test_without_a_number_of_ranks_the_refusal_names_the_argument() -> None:
+@pytest.mark.parametrize("options", [{}, {"rank": 0, "world_size": 2}], ids=["env", "given"])
+def test_without_a_number_of_ranks_the_refusal_names_the_argument(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+
     def make_step() -> Any:
-        dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=2)
+        store = {"store": dist.HashStore()} if options else {}
+        dist.init_process_group("nccl", **store, **options)
 
     with pytest.raises(UntraceableError, match=r"test_ranks\.py:\d+ .*pass world_size="):
         trace(make_step, target=_H100)

@@ -24,6 +24,18 @@ _WITHOUT_KERNELS = {
         "starts NCCL without a number of ranks to estimate for",
         "pass world_size=, on the command line --world-size",
     ),
+    "Cannot get CUDA generator": (
+        "makes a generator of random numbers on the GPU",
+        "leave it out, or seed the default one by torch.cuda.manual_seed",
+    ),
+    "Error initializing torch.distributed using env://": (
+        "starts torch.distributed without a number of ranks to estimate for",
+        "pass world_size=, on the command line --world-size",
+    ),
+    "self.shape_env must not be None": (
+        "makes a nested tensor, or another one whose size depends on the data",
+        "use padded tensors in the estimated step",
+    ),
     "Cannot access storage of": (
         "makes a sparse or nested tensor, whose storages are not followed",
         "use dense tensors in the estimated step",

@@ -10,6 +10,7 @@ import copy
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -88,8 +89,24 @@ def ranks(groups: Groups, mark: Callable[[Any], None]) -> Iterator[None]:
         scope.enter_context(_dtensor_asks_aside())
         scope.enter_context(patched(dist, **_reducers(mark)))
         scope.enter_context(patched(dist, **functions))
+        scope.enter_context(patched(_module_of_fsdp(), __init__=_refuse_fsdp))
         scope.enter_context(patched(c10d, **functions))
         yield
+
+
+def _module_of_fsdp() -> Any:
+    """FSDP's older class; what TorchScript compiles for optimizers is compiled before the trace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch.distributed.optim")
+        return importlib.import_module("torch.distributed.fsdp").FullyShardedDataParallel
+
+
+def _refuse_fsdp(*_: Any, **__: Any) -> None:
+    raise UntraceableError(
+        f"{line_of_caller()} uses FullyShardedDataParallel, which is not followed, so its memory "
+        "cannot be known; use fully_shard (FSDP2) in the estimated step"
+    )
 
 
 def _reducers(mark: Callable[[Any], None]) -> dict[str, Any]:

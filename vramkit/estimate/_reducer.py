@@ -124,6 +124,9 @@ class Reducer:
     def _set_static_graph(self) -> None:
         self._static = True
 
+    def _delay_all_reduce(self) -> None:
+        """Gradients of the first step of a static graph are communicated at its end."""
+
     def _remove_autograd_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()

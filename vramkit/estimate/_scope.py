@@ -17,6 +17,7 @@ from torch.utils import _foreach_utils
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._calls import calls_of_programs
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
 from vramkit.estimate._recurrent import flatten_parameters
@@ -35,6 +36,7 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(settings_kept())
         scope.enter_context(fake_device(target))
         scope.callback(tracer.restore_outside)
+        scope.enter_context(calls_of_programs())
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
         tracer.composites = scope.enter_context(

@@ -62,7 +62,7 @@ def trace(
         try:
             found = _run(tracer, make_step, steps, progress)
             return replace(found, world_size=groups.world_size, groups=groups.count)
-        except (RuntimeError, NotImplementedError) as err:
+        except (RuntimeError, ValueError, AssertionError) as err:
             reason = _guesses.refusal_of(err)
             if reason is None:
                 raise

@@ -64,6 +64,8 @@ class Tracer(TorchDispatchMode):
             something else.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, target: Target, guess: Literal["refuse", "allow"]) -> None:
         """Record nothing yet.
 
@@ -126,6 +128,8 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(map(is_traceable_wrapper_subclass_type, types)):
             return NotImplemented  # DTensor and others call operators on what they consist of
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return self._inside(func, args, kwargs)
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         self._operator, self._place = func.name(), None
@@ -140,6 +144,17 @@ class Tracer(TorchDispatchMode):
             out = self.run(func, args, kwargs)
             self._record(args, kwargs, out)
         return out
+
+    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the operator that DTensor draws random numbers by; no other has operators inside."""
+        if func.name() != "run_dtensor_rng_op":
+            raise UntraceableError(
+                f"{line_of_caller()} uses {func.name()}, which is not followed, so its memory "
+                "cannot be known; leave it out of the estimated step"
+            )
+        _, _, operator, *rest = args
+        with self:
+            return operator(*rest, **kwargs)
 
     def _take_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a composite operator, which comes whole in inference mode only, by its parts."""
