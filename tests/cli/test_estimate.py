@@ -55,6 +55,24 @@ def test_a_table_and_the_verdict(program: Path, capsys: pytest.CaptureFixture[st
     assert "The step fits the budget." in out
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to get default timeout")
+def test_ranks_of_a_step(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with program.open("a", encoding="utf-8") as file:
+        file.write(
+            "def ranks():\n"
+            "    import torch.distributed as dist\n"
+            "    dist.init_process_group('nccl')\n"
+            "    x = torch.zeros(dist.get_world_size(), device='cuda')\n"
+            "    return lambda: dist.all_reduce(x)\n"
+        )
+    assert main(["estimate", f"{program}:ranks", "--world-size", "8"]) == 0
+    assert "NCCL's memory for the process groups (1 of up to 8 ranks)" in capsys.readouterr().out
+    assert main(["estimate", f"{program}:ranks"]) == 2
+    assert "--world-size" in capsys.readouterr().err
+    assert main(["estimate", "--config", "gpt2", "--trace", "--world-size", "2"]) == 2
+    assert "--world-size is for a step" in capsys.readouterr().err
+
+
 def test_the_status_says_that_it_does_not_fit(
     program: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,26 @@ def test_fused_cells_keep_their_gates(cell: Any, saved: int) -> None:
     gates = 3 if saved == 5 else 4
     backward = [b for b in found.blocks if "cell_backward" in b.operator]
     assert backward[0].size_bytes == gates * 32 * 256 * 4
+
+
+def test_inference_mode_takes_the_blocks_of_no_grad() -> None:
+    layer = torch.nn.MultiheadAttention(256, 4, batch_first=True)
+
+    def make_step(without_gradients: Any) -> Callable[[], None]:
+        layer.to("cuda")
+        x = torch.randn(8, 512, 256, device="cuda")
+
+        def step() -> None:
+            with without_gradients():
+                torch.nn.functional.layer_norm(layer(x, x, x, need_weights=False)[0], (256,))
+
+        return step
+
+    outside, inside = (
+        traced(functools.partial(make_step, mode)) for mode in (torch.no_grad, torch.inference_mode)
+    )
+    assert [b.size_bytes for b in inside.blocks] == [b.size_bytes for b in outside.blocks]
+    assert inside.attention == outside.attention != {}
 
 
 def test_quantised_tensors_have_the_size_of_their_dtype() -> None:
@@ -136,8 +157,8 @@ def test_sizes_that_follow_from_known_values_are_known() -> None:
 @pytest.mark.parametrize(
     ("message", "advice"),
     [
-        ("but its data is not allocated yet.", "its buckets are as large as the gradients"),
-        ("Distributed package doesn't have NCCL built in", "leave communication out"),
+        ("but its data is not allocated yet.", "make it a custom operator with a fake"),
+        ("Distributed package doesn't have NCCL built in", "pass world_size="),
     ],
 )
 def test_communication_is_refused_with_advice(message: str, advice: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vramkit.estimate import Advice, Estimate
 
 # Of a traced step only; None where not given.
-_TRACED: dict[str, Any] = {"steps": 3, "guess": "refuse", "alloc_conf": ""}
+_TRACED: dict[str, Any] = {"steps": 3, "guess": "refuse", "alloc_conf": "", "world_size": None}
 _FILES = ("timeline", "events")
 
 
@@ -65,6 +65,12 @@ def _add_traced(group: argparse._ArgumentGroup) -> None:
         help="what PYTORCH_ALLOC_CONF will hold, such as expandable_segments:True",
     )
     group.add_argument(
+        "--world-size",
+        type=integer(1),
+        metavar="N",
+        help="ranks that torch.distributed has in the step, of which rank 0 is estimated",
+    )
+    group.add_argument(
         "--timeline", type=Path, metavar="PATH", help="draw the memory into an .html or .png file"
     )
     group.add_argument(
@@ -106,6 +112,10 @@ def _of_model(arguments: argparse.Namespace) -> Status:
     from vramkit.estimate.config import _command, trace_model
     from vramkit.estimate.config._traced import closed_form_bytes
 
+    if arguments.world_size is not None:
+        raise InvalidArgumentError(
+            "--world-size is for a step; with --config name ranks by --data, --tensor and others"
+        )
     if arguments.advice or arguments.parameters or arguments.config is None:
         raise InvalidArgumentError(
             "--trace needs --config, and goes with neither --advice nor --parameters; leave it out "

@@ -21,10 +21,12 @@ from vramkit.estimate._allocators import (
     parse_settings,
 )
 from vramkit.estimate._allocators import replay as replay_allocator
+from vramkit.estimate._communicators import communicator_bytes
 from vramkit.estimate._estimate import Estimate
 from vramkit.estimate._optimizers import Factory, optimizer_factory
 from vramkit.estimate._options import check_names, signature_of
 from vramkit.estimate._peak import find_peak
+from vramkit.estimate._ranks import is_all_to_all
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
 from vramkit.estimate._target import Target
@@ -57,6 +59,7 @@ class Request:
         guess: Whether results that depend on data may be guessed.
         settings: The settings of PyTorch's allocator.
         progress: Called after each step.
+        world_size: How many ranks there are; None without ``torch.distributed``.
     """
 
     make_step: MakeStep | None
@@ -66,6 +69,7 @@ class Request:
     guess: Guess
     settings: Settings
     progress: Progress | None = None
+    world_size: int | None = None
 
     def run(self) -> Estimate:
         """Trace and evaluate."""
@@ -77,6 +81,7 @@ class Request:
             steps=self.steps,
             guess=self.guess,
             progress=self.progress,
+            world_size=self.world_size,
         )
         return evaluate(traced, self)
 
@@ -108,6 +113,7 @@ def estimate(
     guess: Guess = "refuse",
     alloc_conf: str = "",
     progress: Progress | None = None,
+    world_size: int | None = None,
     **options: Unpack[ModelOptions],
 ) -> Estimate:
     """Estimate the GPU memory of a training or inference step; nothing runs on a device.
@@ -122,12 +128,15 @@ def estimate(
         guess: ``"refuse"``, or ``"allow"`` to count and name results that depend on data.
         alloc_conf: What PYTORCH_ALLOC_CONF will hold.
         progress: Called after each step with the steps done and their total.
+        world_size: How many ranks ``torch.distributed`` has in the step, of which rank 0 is
+            estimated; None for a step without it.
         options: ``optimizer``, ``loss``, ``autocast`` and ``train``, see :class:`ModelOptions`.
 
     Raises:
         ArgumentTypeError, InvalidArgumentError: An argument cannot be used.
         NativeLibraryError: The pretended device cannot be built or loaded.
-        ScopeError: Another estimate is running in this process.
+        ScopeError: Another estimate is running in this process, or, with ``world_size``, it is part
+            of a process group.
         UntraceableError: An operator's memory cannot be known.
 
     >>> found = estimate(torch.nn.Linear(512, 2048), torch.empty(64, 512), optimizer="adamw")
@@ -143,7 +152,7 @@ def estimate(
     if not isinstance(alloc_conf, str):
         raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
     gpu, settings = find_target(target), parse_settings(alloc_conf)
-    return Request(step, recipe, gpu, steps, guess, settings, progress).run()
+    return Request(step, recipe, gpu, steps, guess, settings, progress, world_size).run()
 
 
 SIGNATURE = signature_of(estimate, ModelOptions)
@@ -188,7 +197,7 @@ def evaluate(traced: Trace, request: Request) -> Estimate:
     if events.peak_live_bytes <= _MOST_REPLAYED_BYTES:
         reserved["pool"] = pool_bytes(events)
     used = expandable if settings.expandable_segments else native
-    target = with_libraries(request.target, traced)
+    target = with_communicators(with_libraries(request.target, traced), traced)
     low, high, reasons = _interval(traced, used.reserved_bytes, target)
     if "pool" not in reserved:
         most = format_mib(_MOST_REPLAYED_BYTES)
@@ -229,6 +238,22 @@ def with_libraries(target: Target, traced: Trace) -> Target:
     )
 
 
+def with_communicators(target: Target, traced: Trace) -> Target:
+    """Add what NCCL takes for the process groups that the step has made."""
+    size, low, high = communicator_bytes(
+        target,
+        ranks=traced.world_size,
+        count=traced.groups,
+        all_to_all=any(map(is_all_to_all, traced.operators)),
+    )
+    return replace(
+        target,
+        outside_bytes=target.outside_bytes + size,
+        outside_low_bytes=target.outside_low_bytes + low,
+        outside_high_bytes=target.outside_high_bytes + high,
+    )
+
+
 def pool_bytes(events: simulate.Events) -> int:
     """Return the smallest capacity of a pool that completes, found by the pool's own core."""
     if not len(events):
@@ -244,6 +269,12 @@ def pool_bytes(events: simulate.Events) -> int:
 def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, tuple[str, ...]]:
     low, high = reserved + target.outside_low_bytes, reserved + target.outside_high_bytes
     reasons = [target.assumed] if target.assumed else []
+    if traced.world_size > 1 and traced.groups:
+        known = "measured between two GPUs" if target.communicator_bytes else "assumed"
+        reasons.append(
+            f"NCCL's memory for the process groups ({traced.groups} of up to {traced.world_size} "
+            f"ranks) is {known}."
+        )
     if not traced.blocks:
         reasons.append("The step put nothing on the GPU: make model and data on device 'cuda'.")
     if traced.assumed_bytes:

@@ -19,6 +19,7 @@ import torch
 
 from vramkit import _build
 from vramkit.errors import NativeLibraryError, ScopeError, UntraceableError
+from vramkit.estimate import _streams
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._target import Target
 
@@ -80,6 +81,7 @@ def fake_device(target: Target) -> Iterator[None]:
         raise ScopeError("another estimate is running in this process; run them one by one")
     try:
         library.vramkit_fake_enter(target.cudnn_version)
+        _streams.begin()
         try:
             with patched(torch.cuda, **_answers(target)):
                 yield
@@ -104,44 +106,6 @@ def patched(thing: Any, **values: Any) -> Iterator[None]:
                 delattr(thing, name)
             else:
                 setattr(thing, name, value)
-
-
-class _Idle:
-    """Stands for an event or the current stream, on which nothing is ever queued."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        """Take any options."""
-
-    def record(self, stream: Any = None) -> None:
-        """Do nothing."""
-
-    def synchronize(self) -> None:
-        """Do nothing."""
-
-    def wait(self, stream: Any = None) -> None:
-        """Do nothing."""
-
-    def wait_event(self, event: Any) -> None:
-        """Do nothing."""
-
-    def query(self) -> bool:
-        """Everything is done."""
-        return True
-
-    def elapsed_time(self, _: Any) -> float:
-        """Return no time at all."""
-        return 0.0
-
-
-class _OwnStream:
-    """Stands for the classes of streams and graphs; a class too, as programs annotate with them."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        """Refuse."""
-        raise UntraceableError(
-            f"{line_of_caller()} uses streams or graphs of its own, which are not simulated, so "
-            "its memory cannot be known; leave them out of the estimated step"
-        )
 
 
 def _answers(target: Target) -> dict[str, Any]:
@@ -178,10 +142,7 @@ def _answers(target: Target) -> dict[str, Any]:
         **nothing,
         **zero,
         **dict.fromkeys(("_exchange_device", "_maybe_exchange_device"), _exchange),
-        **dict.fromkeys(("Stream", "ExternalStream", "CUDAGraph", "graph", "stream"), _OwnStream),
-        "Event": _Idle,
-        "current_stream": _Idle,
-        "default_stream": _Idle,
+        **_streams.ANSWERS,
         "_initialized": False,
         "is_available": _always(True),
         "is_initialized": _always(False),

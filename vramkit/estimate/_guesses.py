@@ -13,22 +13,28 @@ _aten = torch.ops.aten
 # Words of torch's errors, what they mean for an estimate, and what to do.
 _WITHOUT_KERNELS = {
     "DispatchStub: missing kernel for cuda": (
-        "calls a kernel that only a torch with CUDA has (nn.LSTM and nn.GRU do)",
-        "estimate it beside such a torch, or replace the layer, for instance by cells",
+        "calls a kernel that only a torch with CUDA has",
+        "estimate it beside such a torch, or replace the layer",
     ),
     "but its data is not allocated yet": (
-        "gives a tensor's data to code outside PyTorch's operators (DistributedDataParallel does)",
-        (
-            "estimate the model of one rank without it, and add what it allocates: its buckets are "
-            "as large as the gradients, unless gradient_as_bucket_view=True"
-        ),
+        "gives a tensor's data to code outside PyTorch's operators",
+        "leave it out, or make it a custom operator with a fake implementation",
     ),
     "doesn't have NCCL built in": (
-        "starts NCCL, which is not simulated",
-        (
-            "leave communication out of the estimated step; for ranks of large models see vramkit "
-            "estimate --config"
-        ),
+        "starts NCCL without a number of ranks to estimate for",
+        "pass world_size=, on the command line --world-size",
+    ),
+    "Cannot get CUDA generator": (
+        "makes a generator of random numbers on the GPU",
+        "leave it out, or seed the default one by torch.cuda.manual_seed",
+    ),
+    "Error initializing torch.distributed using env://": (
+        "starts torch.distributed without a number of ranks to estimate for",
+        "pass world_size=, on the command line --world-size",
+    ),
+    "self.shape_env must not be None": (
+        "makes a nested tensor, or another one whose size depends on the data",
+        "use padded tensors in the estimated step",
     ),
     "Cannot access storage of": (
         "makes a sparse or nested tensor, whose storages are not followed",

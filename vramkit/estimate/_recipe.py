@@ -170,4 +170,8 @@ def _copy_of_fakes(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(tensor, torch.nn.Parameter):
             fake = torch.nn.Parameter(fake, tensor.requires_grad)
         memo[id(tensor)] = fake
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        if isinstance(module, torch.nn.RNNBase):
+            module.flatten_parameters()  # as Module.to() does
+    return copied

@@ -45,6 +45,7 @@ class Block:
         step: Number of the step from 0; -1 while the model is built.
         module: Qualified name of the module that made it; empty where none did.
         line: The line of Python that made it, as ``file:number``.
+        stream: Number of the stream on which it was made; 0 for the default one.
     """
 
     size_bytes: int
@@ -54,6 +55,7 @@ class Block:
     step: int
     module: str
     line: str
+    stream: int = 0
 
 
 class Recorder:
@@ -105,6 +107,8 @@ class Trace:
         unmeasured: Signatures of the calls for which a formula was used.
         operators: Names of all operators that were called.
         finite: Lines that ask whether numbers are finite, and how often; they are taken as finite.
+        world_size: How many ranks there are.
+        groups: How many process groups were made.
     """
 
     blocks: tuple[Block, ...]
@@ -118,18 +122,21 @@ class Trace:
     unmeasured: tuple[str, ...] = ()
     operators: frozenset[str] = frozenset()
     finite: dict[str, int] = field(default_factory=dict)
+    world_size: int = 1
+    groups: int = 0
 
     def events(self) -> Events:
         """Return the events as :mod:`vramkit.simulate` replays them."""
         changes = np.array(self.changes, dtype=np.int64)
         identity = np.where(changes < 0, ~changes, changes)
         sizes = np.array([block.size_bytes for block in self.blocks], dtype=np.int64)
+        streams = np.array([block.stream for block in self.blocks], dtype=np.int32)
         op = np.where(changes < 0, ReplayOp.FREE, ReplayOp.ALLOC).astype(np.uint8)
         return Events(
             op=op,
             block_id=identity,
             size_bytes=sizes[identity] if len(identity) else identity,
-            stream=np.zeros(len(changes), dtype=np.int32),
+            stream=streams[identity] if len(identity) else identity.astype(np.int32),
             index=np.arange(len(changes), dtype=np.int64),
             block_count=len(self.blocks),
             standing_blocks=0,

@@ -9,18 +9,34 @@ from typing import Any, Protocol
 
 import torch
 
-from vramkit.estimate import _engine
-from vramkit.estimate._ops import _attention, _recurrent
+from vramkit.estimate import _engine, _packed, _recurrent
+from vramkit.estimate._ops import _attention
+from vramkit.estimate._ops import _recurrent as _cells
+from vramkit.estimate._ops._plan import Plan
+from vramkit.estimate._shadow import Shadows
 from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class Runner(Protocol):
-    """Runs an operator on fakes."""
+    """Runs an operator on fakes.
+
+    Attributes:
+        shadows: Values that are known without data.
+    """
+
+    shadows: Shadows
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run it, without the births of its results."""
+
+    def record(self, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> None:
+        """Record the births of its results, and what it allocates inside."""
+
+    def follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
+        """Record what a plan says."""
 
     def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
         """Record what an operator that returns its first argument allocates inside."""
@@ -30,8 +46,9 @@ class Runner(Protocol):
 Rewrite = Callable[[Runner, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-# Set while scaled dot product attention is computed by plain products.
-_in_products: ContextVar[bool] = ContextVar("_in_products", default=False)
+# Set while C++ code runs that adds in place, except for tensor subclasses: scaled dot product
+# attention by plain products, and linear layers of inputs with gaps.
+_adds_in_place: ContextVar[bool] = ContextVar("_adds_in_place", default=False)
 
 
 def _add(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -39,7 +56,7 @@ def _add(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     first, second = args[:2]
     if kwargs or len(args) != 2 or not isinstance(second, torch.Tensor):
         return NotImplemented
-    if _in_products.get():
+    if _adds_in_place.get():
         runner.run(_aten.add_.Tensor, (first, second), {})
         return first
     alike = first.shape == second.shape and first.dtype == second.dtype
@@ -101,6 +118,9 @@ REWRITES: dict[str, Rewrite] = {
     "aten::div.Tensor": _logits_gradient(_aten.div_.Tensor),
     "aten::_pin_memory": _pin,
     "aten::is_pinned": _is_pinned,
+    "aten::_pack_padded_sequence": _packed.pack,
+    "aten::_cudnn_rnn": _recurrent.cudnn_rnn,
+    "aten::_cudnn_rnn_backward": _recurrent.cudnn_rnn_backward,
 }
 
 # A build without CUDA decomposes these, as it has no kernel for them.
@@ -108,25 +128,39 @@ _WITH_CUDA_KERNEL = ("silu_backward", "mish_backward", "_fused_rms_norm")
 
 
 @contextlib.contextmanager
-def operators_of_cuda(target: Target, count: Callable[[str], None]) -> Iterator[None]:
+def operators_of_cuda(
+    target: Target,
+    count: Callable[[str], None],
+    known: Callable[[Any], torch.Tensor | None],
+) -> Iterator[dict[str, Callable[..., Any]]]:
     """Let operators that choose by the device choose as on the target.
 
     Args:
         target: The GPU.
         count: Called with the name of each kernel of attention that is chosen.
+        known: Returns the values of a tensor, or None where they depend on data.
+
+    Yields:
+        What composite operators do on the target, by their names.
     """
     library = torch.library.Library("aten", "IMPL")
     try:
         for name in _WITH_CUDA_KERNEL:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA"):
                 library.impl(name, _never, "CUDA")
-        for name, results in _recurrent.RESULTS.items():
+        for name, results in _cells.RESULTS.items():
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
                 library.impl(name, results, "Meta")
-        attention = _attention_for(target, count)
-        for key in ("AutogradCUDA", "CUDA"):
-            library.impl("scaled_dot_product_attention", attention, key)
-        yield
+        composites: dict[str, Callable[..., Any]] = {
+            "linear": _linear,
+            "scaled_dot_product_attention": _attention_for(target, count),
+            **_recurrent.composites(known),
+            **_packed.composites(known),
+        }
+        for name, composite in composites.items():
+            for key in ("AutogradCUDA", "CUDA"):
+                library.impl(name, composite, key)
+        yield {f"aten::{name}": composite for name, composite in composites.items()}
     finally:
         library._destroy()
 
@@ -177,12 +211,30 @@ def _attention_for(target: Target, count: Callable[[str], None]) -> Callable[...
     return attention
 
 
+def _linear(input_: Any, weight: Any, bias: Any = None) -> Any:
+    with _adding_in_place():
+        # PyTorch asks whether a view of the weight needs a gradient. It also does so in inference
+        # mode, though not under a dispatch mode.
+        folds = torch.is_inference_mode_enabled() and weight.requires_grad and input_.dim() > 2
+        if not folds or input_.is_contiguous():
+            return _aten.linear.default._op_dk(_COMPOSITE, input_, weight, bias)
+        product = torch.mm(input_.reshape(-1, input_.shape[-1]), weight.t())
+        product = product if bias is None else product.add_(bias)
+        return product.view(*input_.shape[:-1], weight.shape[0])
+
+
 def _products(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    token = _in_products.set(True)
-    try:
+    with _adding_in_place():
         return _aten._scaled_dot_product_attention_math(*args, **options)[0]
+
+
+@contextlib.contextmanager
+def _adding_in_place() -> Iterator[None]:
+    token = _adds_in_place.set(True)
+    try:
+        yield
     finally:
-        _in_products.reset(token)
+        _adds_in_place.reset(token)
 
 
 def _float_mask(mask: Any, query: Any) -> Any:

@@ -17,8 +17,10 @@ from torch.utils import _foreach_utils
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._calls import calls_of_programs
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
+from vramkit.estimate._recurrent import flatten_parameters
 from vramkit.estimate._rewrites import operators_of_cuda
 from vramkit.estimate._settings import settings_kept
 from vramkit.estimate._target import Target
@@ -35,9 +37,13 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(settings_kept())
         scope.enter_context(fake_device(target))
         scope.callback(tracer.restore_outside)
+        scope.enter_context(calls_of_programs())
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
-        scope.enter_context(operators_of_cuda(target, _counter(tracer)))
+        tracer.composites = scope.enter_context(
+            operators_of_cuda(target, _counter(tracer), tracer.shadows.of)
+        )
+        scope.enter_context(patched(torch.nn.RNNBase, flatten_parameters=flatten_parameters))
         scope.enter_context(tracer.attribution.following())
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
         scope.enter_context(patched(MemoryPool, __init__=_no_pool()))

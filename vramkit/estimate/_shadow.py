@@ -135,7 +135,7 @@ class Shadows:
 
     def _compute(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if func.name() in _OVERWRITES:
+        if func.name() in _OVERWRITES or self._permutes(func, args):
             self._unknown.discard(id(args[0]))
             self._give_room(args[0])
         values = {id(tensor): self.of(tensor) for tensor in inputs}
@@ -164,6 +164,16 @@ class Shadows:
                 setattr(each, _AS_FINITE, True)
         self._attach(out, result)
         return True
+
+    def _permutes(self, func: Any, args: Any) -> bool:
+        """Tell whether an operator writes every element, by indices that are a permutation."""
+        if func.name() != "aten::scatter_.src" or args[0].dim() != 1:
+            return False
+        index = self.of(args[2])
+        if index is None or index.shape != args[0].shape:
+            return False
+        with _disable_current_modes():
+            return bool((index.sort().values == torch.arange(len(index))).all())
 
     def _take_as_finite(self, func: Any, args: Any, outputs: list[FakeTensor]) -> bool:
         """Let tests of unknown numbers for NaN and infinity say that these are finite."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableError
 from vramkit.estimate import _guesses
-from vramkit.estimate._recorder import Trace
+from vramkit.estimate._ranks import Groups, check_world_size, ranks
+from vramkit.estimate._recorder import Kind, Trace
 from vramkit.estimate._scope import tracing
 from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
@@ -26,6 +29,7 @@ def trace(
     steps: int = 3,
     guess: Guess = "refuse",
     progress: Progress | None = None,
+    world_size: int | None = None,
 ) -> Trace:
     """Build a step and run it a few times, on fakes.
 
@@ -35,10 +39,11 @@ def trace(
         steps: How many steps to run; some peaks need the third.
         guess: Whether results that depend on data may be guessed.
         progress: Called after each step.
+        world_size: How many ranks there are; None for a program without ``torch.distributed``.
 
     Raises:
         ArgumentTypeError: ``make_step`` returns no function.
-        InvalidArgumentError: There is no step to run, or ``guess`` is unknown.
+        InvalidArgumentError: There is no step to run, ``guess`` is unknown, or there are no ranks.
         NativeLibraryError: The pretended device cannot be built or loaded.
         ScopeError: Another estimate is running in this process.
         UntraceableError: An operator's memory cannot be known.
@@ -47,11 +52,17 @@ def trace(
         raise InvalidArgumentError(f"steps must be at least 1, got {steps}")
     if guess not in ("refuse", "allow"):
         raise InvalidArgumentError(f"guess must be 'refuse' or 'allow', got {guess!r}")
+    check_world_size(world_size)
     tracer = Tracer(target, guess)
-    with tracing(tracer, target):
+    groups = Groups(world_size or 1)
+    with contextlib.ExitStack() as scope:
+        if world_size is not None:
+            scope.enter_context(ranks(groups, lambda bucket: tracer.mark(bucket, Kind.GRADIENT)))
+        scope.enter_context(tracing(tracer, target))
         try:
-            return _run(tracer, make_step, steps, progress)
-        except (RuntimeError, NotImplementedError) as err:
+            found = _run(tracer, make_step, steps, progress)
+            return replace(found, world_size=groups.world_size, groups=groups.count)
+        except (RuntimeError, ValueError, AssertionError) as err:
             reason = _guesses.refusal_of(err)
             if reason is None:
                 raise

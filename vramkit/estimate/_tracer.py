@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,16 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     UnsupportedOperatorException,
 )
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+    is_traceable_wrapper_subclass_type,
+)
 from torch.utils._pytree import tree_leaves
 
 from vramkit.errors import UntraceableError
-from vramkit.estimate import _engine, _guesses
+from vramkit.estimate import _engine, _guesses, _streams
 from vramkit.estimate._attribution import Attribution, line_of_caller
 from vramkit.estimate._devices import check_devices
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
@@ -29,6 +35,7 @@ from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
 _ON_HOST = -1
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _CACHE_FILE = "cache_utils.py"
 _REFUSED = (
     DataDependentOutputException,
@@ -53,7 +60,11 @@ class Tracer(TorchDispatchMode):
         step: Number of the step; -1 before the first.
         finite: Lines that ask whether numbers are finite, and how often.
         may_guess: Whether results that depend on data may be guessed.
+        composites: What composite operators do on the target, where PyTorch's code for fakes does
+            something else.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, target: Target, guess: Literal["refuse", "allow"]) -> None:
         """Record nothing yet.
@@ -75,6 +86,7 @@ class Tracer(TorchDispatchMode):
         self.step = -1
         self.finite: Counter[str] = Counter()
         self.may_guess = guess == "allow"
+        self.composites: dict[str, Callable[..., Any]] = {}
         self._refusal: UntraceableError | None = None
         self._target = target
         # By storage: the number of its block, and the bytes that the storage had then.
@@ -114,6 +126,10 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes and record what it allocates."""
         kwargs = kwargs or {}
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # DTensor and others call operators on what they consist of
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return self._inside(func, args, kwargs)
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         self._operator, self._place = func.name(), None
@@ -121,11 +137,34 @@ class Tracer(TorchDispatchMode):
             if isinstance(leaf, FakeTensor):
                 self._birth(leaf)
         rewrite = REWRITES.get(self._operator)
+        if rewrite is None and _is_composite(func):
+            return self._take_apart(func, args, kwargs)
         out = rewrite(self, func, args, kwargs) if rewrite else NotImplemented
         if out is NotImplemented:
             out = self.run(func, args, kwargs)
             self._record(args, kwargs, out)
         return out
+
+    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the operator that DTensor draws random numbers by; no other has operators inside."""
+        if func.name() != "run_dtensor_rng_op":
+            raise UntraceableError(
+                f"{line_of_caller()} uses {func.name()}, which is not followed, so its memory "
+                "cannot be known; leave it out of the estimated step"
+            )
+        _, _, operator, *rest = args
+        with self:
+            return operator(*rest, **kwargs)
+
+    def _take_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a composite operator, which comes whole in inference mode only, by its parts."""
+        on_device = _is_on_device(tuple(tree_leaves((args, kwargs))))
+        other = self.composites.get(func.name()) if on_device else None
+        with self:
+            if other is not None:
+                return other(*args, **kwargs)
+            # Not func.decompose(): PyTorch has other decompositions for its compiler.
+            return func._op_dk(_COMPOSITE, *args, **kwargs)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on fakes, without the births of its results."""
@@ -141,15 +180,22 @@ class Tracer(TorchDispatchMode):
         self.shadows.follow(func, args, kwargs, out, before)
         return out
 
+    def record(self, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> None:
+        """Record the births of an operator's results, and what it allocates inside."""
+        self._record(args, kwargs, outputs)
+
     def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
         """Record what an operator that returns its first argument allocates inside."""
         rule = RULES.get(name)
         if rule is not None:
             call = Call(name, args, kwargs, (args[0],), self._target, self._assume)
-            self._follow(rule(call), (args[0],))
+            self.follow(rule(call), (args[0],))
 
     def mark(self, tensor: Any, kind: Kind, owner: str = "") -> None:
         """Say what the block of a tensor holds, and for which module."""
+        if is_traceable_wrapper_subclass(tensor):
+            for name in tensor.__tensor_flatten__()[0]:
+                self.mark(getattr(tensor, name), kind, owner)
         if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
             self._birth(tensor)
             number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
@@ -198,11 +244,12 @@ class Tracer(TorchDispatchMode):
         outputs = tuple(out) if isinstance(out, tuple | list) else (out,)
         rule = RULES.get(self._operator)
         self.operators.add(self._operator)
-        if rule is None and is_unknown(self._operator) and _is_on_device(outputs):
+        on_device = _is_on_device(tuple(tree_leaves(out)))
+        if rule is None and is_unknown(self._operator) and on_device:
             self.unknown.add(self._operator)
-        if rule is not None and _is_on_device(outputs):
+        if rule is not None and on_device:
             call = Call(self._operator, args, kwargs, outputs, self._target, self._assume)
-            self._follow(rule(call), outputs)
+            self.follow(rule(call), outputs)
         self._births(tree_leaves(out))
 
     def _births(self, outputs: Iterable[Any]) -> None:
@@ -210,7 +257,8 @@ class Tracer(TorchDispatchMode):
             if isinstance(output, torch.Tensor):
                 self._birth(output)
 
-    def _follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
+    def follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
+        """Record what a plan says that an operator takes, drops and returns."""
         if not any(isinstance(step, Give) for step in plan):
             self._births(outputs)
         taken: list[int] = []
@@ -237,7 +285,7 @@ class Tracer(TorchDispatchMode):
         self.assumed_bytes[self._operator] = max(self.assumed_bytes[self._operator], size_bytes)
 
     def _keep(self, step: Keep) -> None:
-        key = (step.library, _engine.in_backward())
+        key = (step.library, _engine.in_backward() and not step.once)
         if key not in self._workspaces:
             self._workspaces.add(key)
             self._allocate(step.size_bytes, Kind.WORKSPACE, operator=step.library)
@@ -303,7 +351,10 @@ class Tracer(TorchDispatchMode):
             kind = Kind.KV_CACHE
         name = operator or self._operator
         return self.recorder.allocate(
-            Block(int(size_bytes), name, kind, phase, self.step, module, line)
+            Block(
+                *(int(size_bytes), name, kind, phase, self.step, module, line),
+                stream=_streams.current_number(),
+            )
         )
 
     def _kind(self) -> Kind:
@@ -353,3 +404,8 @@ def _is_on_device(outputs: tuple[Any, ...]) -> bool:
     return any(
         isinstance(output, torch.Tensor) and output.device.type == "cuda" for output in outputs
     )
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE))

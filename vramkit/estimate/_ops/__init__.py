@@ -2,7 +2,9 @@
 
 from vramkit.estimate._ops import (
     _attention,
+    _collectives,
     _convolution,
+    _cudnn_rnn,
     _embedding,
     _foreach,
     _loss,
@@ -22,8 +24,8 @@ from vramkit.estimate._ops._unknown import is_unknown
 RULES: dict[str, Rule] = {
     name: rule
     for family in (
-        *(_attention, _convolution, _embedding, _foreach, _loss, _matmul, _norm, _random),
-        *(_quantize, _rectify, _recurrent, _reduce, _softmax, _sort),
+        *(_attention, _collectives, _convolution, _cudnn_rnn, _embedding, _foreach, _loss),
+        *(_matmul, _norm, _random, _quantize, _rectify, _recurrent, _reduce, _softmax, _sort),
     )
     for name, rule in family.RULES.items()
 }

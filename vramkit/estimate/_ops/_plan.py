@@ -50,10 +50,17 @@ class Give:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """A workspace that a library keeps from its first use in a thread on."""
+    """A workspace that a library keeps from its first use in a thread on.
+
+    Attributes:
+        library: Its name.
+        size_bytes: Bytes of the workspace.
+        once: Whether all threads share it.
+    """
 
     library: str
     size_bytes: int
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _FAMILIES = (
-    *("aten::_fft_", "aten::linalg_", "aten::_linalg_", "aten::_cudnn_rnn", "aten::_cdist"),
+    *("aten::_fft_", "aten::linalg_", "aten::_linalg_", "aten::_cdist"),
     *("aten::cdist", "aten::_embedding_bag", "aten::kthvalue", "aten::median", "aten::mode"),
     *("aten::topk", "aten::multinomial", "aten::_ctc", "aten::_cudnn_ctc", "aten::_unique"),
     *("aten::unique", "aten::_transformer_encoder_layer", "aten::_native_multi_head_attention"),
@@ -15,7 +15,7 @@ _KNOWN_OF_THEM = (
     *("aten::linalg_vector_norm", "aten::linalg_cross"),
     *("vramkit::relu_", "vramkit::bias_relu_"),
 )
-_KNOWN_LIBRARIES = ("aten::", "prims::", "prim::")
+_KNOWN_LIBRARIES = (*("aten::", "prims::", "prim::", "c10d::", "_c10d_functional::", "fsdp::"),)
 
 
 def is_unknown(name: str) -> bool:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from vramkit.estimate._communicators import communicator_bytes
 from vramkit.estimate._target import Target
 from vramkit.estimate.config._architecture import Weight
 from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._results import Amount
-
-_MIB = 1 << 20
-
-# Reports of NCCL's memory: 544 MB for two ranks and 688 MB for more on A100 (NVIDIA/nccl#964);
-# 3.3 GB more after the first all-to-all on eight H100 (NVIDIA/nccl#1685).
-_PAIR, _GROUP, _ALL_TO_ALL = 544_000_000, 688_000_000, 3_300_000_000
 
 
 def outside_allocator(target: Target) -> Amount:
@@ -29,23 +24,20 @@ def communicators(parallel: Parallel, target: Target) -> list[Amount]:
     """Buffers of NCCL; none on one GPU."""
     if parallel.gpus == 1:
         return []
-    measured = target.communicator_bytes
-    if measured:
-        # One for each way in which ranks split the model; all-to-all where experts are spread.
-        ways = (
-            parallel.tensor,
-            parallel.pipeline,
-            parallel.data,
-            parallel.context,
-            parallel.expert,
-        )
-        count = sum(way > 1 for way in ways)
-        size = measured["first"] + (count - 1) * measured["further"]
-        size += measured["all_to_all"] if parallel.expert > 1 else 0
-        return [Amount("communicators", size, size, 2 * size, "measured between two GPUs")]
-    size = _PAIR if parallel.gpus == 2 else _GROUP
-    high = 2 * size + (_ALL_TO_ALL if parallel.expert > 1 else 0)
-    return [Amount("communicators", size, 64 * _MIB, high, "assumed, from reports of NCCL's users")]
+    # One for each way in which ranks split the model; all-to-all where experts are spread.
+    ways = (
+        *(parallel.tensor, parallel.pipeline, parallel.data),
+        *(parallel.context, parallel.expert),
+    )
+    size, low, high = communicator_bytes(
+        target,
+        ranks=parallel.gpus,
+        count=sum(way > 1 for way in ways),
+        all_to_all=parallel.expert > 1,
+    )
+    measured = "measured between two GPUs"
+    how = measured if target.communicator_bytes else "assumed, from reports of NCCL's users"
+    return [Amount("communicators", size, low, high, how)]
 
 
 def has_bias(weight: Weight) -> bool:
