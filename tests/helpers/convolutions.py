@@ -48,6 +48,9 @@ def random_case(draw: random.Random, device: str, dtype: torch.dtype) -> Case:
     dilation = [draw.choice([1, 1, 2]) for _ in range(spatial)]
     sizes = [(k - 1) * d + draw.randint(1, 9) for k, d in zip(kernel, dilation, strict=True)]
     stride: Any = [draw.choice([1, 1, 2, 3]) for _ in range(spatial)]
+    if single and device == "cpu":
+        # Nor does it write the gradient of a weight that meets no input, which strides can do.
+        stride = 1
     # torch 2.13 crashes on the CPU where more is padded than a dilated kernel of one reaches.
     padding: Any = [
         draw.randint(0, min(2, (k - 1) * d)) for k, d in zip(kernel, dilation, strict=True)
@@ -91,17 +94,23 @@ def check_case(case: Case, output: Tensor) -> None:
     found = torch.autograd.grad(output, wanted, grad)
     exact_grad = torch.where(output > 0, grad, 0).double()
     references = torch.autograd.grad(convolved, [t for t in exact if t.requires_grad], exact_grad)
-    for gradient, reference, tensor in zip(found, references, wanted, strict=True):
+    # Torch itself adds some gradients up in float16.
+    plain_grad = torch.where(output > 0, grad, 0)
+    plain = torch.autograd.grad(case.convolve(case.tensors), wanted, plain_grad)
+    for i, (gradient, tensor) in enumerate(zip(found, wanted, strict=True)):
         assert gradient.shape == tensor.shape
         assert gradient.dtype == tensor.dtype
-        _compare(gradient, reference, case.shapes)
+        _compare(gradient, references[i], case.shapes, plain[i])
 
 
-def _compare(found: Tensor, exact: Tensor, shapes: str) -> None:
+def _compare(found: Tensor, exact: Tensor, shapes: str, plain: Tensor | None = None) -> None:
+    """Check the error; it may be that of ``plain``, which torch has computed in the same dtype."""
     assert found.shape == exact.shape, shapes
     if found.numel() == 0:
         return
     error = (found.double() - exact).abs().max()
+    if plain is not None and error <= (plain.double() - exact).abs().max():
+        return
     # The result is rounded once; thousands of products are added up in float32 at least.
     eps = torch.finfo(found.dtype).eps
     factor = 4 * eps + 64 * min(eps, torch.finfo(torch.float32).eps)

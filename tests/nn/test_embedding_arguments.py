@@ -51,12 +51,12 @@ def test_modules_and_weights_of_other_kinds() -> None:
         (
             lambda: SparseEmbedding.from_embedding(nn.EmbeddingBag(3, 2)),  # type: ignore[arg-type]
             ArgumentTypeError,
-            "takes an nn.Embedding here, got EmbeddingBag",
+            "must be an nn.Embedding, got EmbeddingBag",
         ),
         (
             lambda: SparseEmbeddingBag.from_embedding(nn.Linear(3, 2)),  # type: ignore[arg-type]
             ArgumentTypeError,
-            "takes an nn.EmbeddingBag here, got Linear",
+            "must be an nn.EmbeddingBag, got Linear",
         ),
     ]
     for call, error, text in cases:
@@ -106,7 +106,7 @@ def test_collections_say_what_they_need() -> None:
         (lambda: SparseEmbeddingCollection({"items": table}), InvalidArgumentError, "'items'"),
         (lambda: SparseEmbeddingCollection({"a.b": table}), InvalidArgumentError, "named 'a.b'"),
         (lambda: SparseEmbeddingCollection([table]), ArgumentTypeError, "got list"),  # type: ignore[arg-type]
-        (lambda: tables(ids), ArgumentTypeError, "inputs must map features to ids, got Tensor"),
+        (lambda: tables(ids), ArgumentTypeError, "must be a dict from each of .* got Tensor"),
         (lambda: tables({"a": None}), ArgumentTypeError, "needs ids or a sequence"),
         (lambda: tables({"a": (ids, ids)}), ArgumentTypeError, "needs one to 1 arguments"),
     ]

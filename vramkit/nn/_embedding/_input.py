@@ -82,5 +82,6 @@ def check_module(module: Any, kind: type[nn.Module], own: type[nn.Module]) -> No
     """Raise an error if ``from_embedding`` has got another module than it takes."""
     if not isinstance(module, (kind, own)):
         raise ArgumentTypeError(
-            f"from_embedding takes an nn.{kind.__name__} here, got {type(module).__name__}"
+            f"module must be an nn.{kind.__name__}, got {type(module).__name__}; SparseEmbedding "
+            "takes an nn.Embedding, SparseEmbeddingBag an nn.EmbeddingBag"
         )
