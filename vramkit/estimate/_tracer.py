@@ -137,7 +137,9 @@ class Tracer(TorchDispatchMode):
             if isinstance(leaf, FakeTensor):
                 self._birth(leaf)
         rewrite = REWRITES.get(self._operator)
-        if rewrite is None and _is_composite(func):
+        if rewrite is None and (
+            self._operator in self.composites or _has_parts_only(self._operator)
+        ):
             return self._take_apart(func, args, kwargs)
         out = rewrite(self, func, args, kwargs) if rewrite else NotImplemented
         if out is NotImplemented:
@@ -407,5 +409,7 @@ def _is_on_device(outputs: tuple[Any, ...]) -> bool:
 
 
 @functools.cache
-def _is_composite(func: Any) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE))
+def _has_parts_only(name: str) -> bool:
+    """Tell whether an operator has no kernel on the target; asked while a trace runs."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has_kernel(name, _COMPOSITE) and not has_kernel(name, "CUDA"))
