@@ -161,3 +161,20 @@ def test_hit_rates_of_tables_that_evict() -> None:
     assert table.stats().hit_rate == 0.0
     table(torch.arange(3 * capacity, 4 * capacity))
     assert table.stats().hit_rate == pytest.approx(0.2)
+
+
+def test_gradients_of_evicted_rows_are_counted() -> None:
+    table = SparseEmbedding(
+        None, 4, optimizer="sgd", budget=5000, when_full="evict_lru", padding_idx=-7
+    )
+    most = table.stats().capacity
+    assert most is not None
+    ids = torch.arange(most)
+    rows = table(torch.cat([ids, ids[:3], torch.tensor([-7])]))
+    table(torch.arange(1000, 1000 + most - 2))
+    gone = ~torch.isin(ids, table.keys())
+    assert gone.sum() == most - 2
+    assert table.stats().lost_gradients == 0
+    with table.accumulate(max_norm=1.0):
+        rows.sum().backward()
+    assert table.stats().lost_gradients == gone.sum() + gone[:3].sum()

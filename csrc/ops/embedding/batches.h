@@ -47,6 +47,9 @@ class Gradients {
   /// The 2-norm over all rows.
   double norm(const Parallel& parallel) const;
 
+  /// Positions whose row is not there any more.
+  int64_t lost() const;
+
   /// Updates the rows that are still there.
   void apply(Store& store, const Step& step, float factor, int64_t number,
              const Parallel& parallel) const;

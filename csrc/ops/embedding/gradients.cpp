@@ -141,6 +141,14 @@ double Gradients::norm(const Parallel& parallel) const {
   return std::sqrt(total);
 }
 
+int64_t Gradients::lost() const {
+  int64_t total = 0;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i] == kMissing) total += int64_t{starts_[i + 1]} - starts_[i];
+  }
+  return total;
+}
+
 void Gradients::apply(Store& store, const Step& step, float factor, int64_t number,
                       const Parallel& parallel) const {
   const RowLayout layout = store.layout();

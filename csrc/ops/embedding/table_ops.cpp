@@ -35,6 +35,7 @@ struct Table {
   std::atomic<int64_t> hits{0};
   int64_t steps = 0;
   int64_t version = 0;  // of the values
+  int64_t lost = 0;     // positions whose gradient came after their row was given up
 };
 
 class TensorMemory : public Memory {
@@ -272,6 +273,7 @@ void update(std::vector<Tensor> parts, std::vector<int64_t> plan, std::vector<do
     const Gradients gradients(table->store, batches_of(parts, plan, of.gradients));
     ++table->steps;
     ++table->version;
+    table->lost += gradients.lost();
     const Step step = step_of(of_table, table->store.layout().rule, table->steps);
     const auto factor = static_cast<float>(of_table[5]);
     gradients.apply(table->store, step, factor, table->steps, in_parallel);
@@ -408,9 +410,9 @@ Tensor facts(Tensor like, int64_t number) {
   const std::shared_ptr<Table> table = table_of(number);
   const std::shared_lock lock(table->mutex);
   const StoreFacts of = table->store.facts();
-  const std::array<int64_t, 9> all{of.rows,        of.bytes,    of.capacity,  of.evictions,
-                                   table->lookups, table->hits, table->steps, table->store.clock(),
-                                   of.bytes};
+  const std::array<int64_t, 10> all{of.rows,        of.bytes,    of.capacity,  of.evictions,
+                                    table->lookups, table->hits, table->steps, table->store.clock(),
+                                    of.bytes,       table->lost};
   Tensor result = torch::stable::new_empty(like, {all.size()}, ScalarType::Long);
   std::memcpy(write<int64_t>(result), all.data(), sizeof all);
   return result;

@@ -198,6 +198,7 @@ class EmbeddingModule(nn.Module):
                 capacity=len(weight),
                 hit_rate=None,
                 evictions=0,
+                lost_gradients=0,
             )
         facts = self._table.facts()
         rate = facts.hits / facts.lookups if facts.lookups else None
@@ -210,6 +211,7 @@ class EmbeddingModule(nn.Module):
             capacity=capacity,
             hit_rate=rate,
             evictions=facts.evictions,
+            lost_gradients=facts.lost,
         )
 
     def keys(self) -> Tensor:

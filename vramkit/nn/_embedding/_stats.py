@@ -20,6 +20,8 @@ class TableStats:
             id of a batch counts once. With ``placement="cached"`` on a CUDA device, a row in host
             memory counts as not there. None before the first lookup, and without a fused optimizer.
         evictions: Rows given up for others since the module was built or loaded.
+        lost_gradients: Looked-up ids whose gradient came when their row had been given up: a later
+            lookup evicted it before the update, which skipped it.
 
     Example:
         >>> import vramkit
@@ -35,3 +37,4 @@ class TableStats:
     capacity: int | None
     hit_rate: float | None
     evictions: int
+    lost_gradients: int

@@ -40,6 +40,7 @@ class Facts(NamedTuple):
     steps: int
     clock: int
     host_bytes: int
+    lost: int
 
 
 class Dump(NamedTuple):

@@ -19,7 +19,8 @@ template <class Device>
 struct TableGradients {
   DeviceStore<Device>* store;
   std::vector<GradientPart> parts;
-  RowType type;  // of the gradients
+  RowType type;    // of the gradients
+  uint32_t* lost;  // as Prepare has it
 };
 
 /// What an update of a table takes besides.
@@ -185,7 +186,7 @@ class Gradients {
         prepares.emplace_back(
             Prepare{part, one.of.store->initial(), one.of.store->index(), one.keys,
                     piece(keys_) + one.first, piece(positions_) + one.first, bag_of(one),
-                    members(one), piece(long_counts_) + i},
+                    members(one), piece(long_counts_) + i, one.of.lost},
             part.bags.positions);
       }
     }

@@ -88,6 +88,7 @@ class Operators {
     std::vector<TableGradients<Device>> found;
     for (size_t i = 0; i < all.size(); ++i) {
       found.push_back(gradients_of(*used[i], parts, plan, all[i].gradients));
+      found.back().lost = &used[i]->control()->lost;
     }
     Device device(device_of(parts[kIds]), mailboxes);
     Gradients<Device> gradients(device, std::move(found));
@@ -198,11 +199,11 @@ class Operators {
     int64_t misses = 0;
     for (const uint32_t some : control.misses) misses += some;
     const StoreFacts of = table->store.facts();
-    const std::array<int64_t, 9> all{of.rows,        of.bytes,
-                                     of.capacity,    of.evictions,
-                                     table->lookups, table->hits - misses,
-                                     table->steps,   table->store.clock(),
-                                     of.host_bytes};
+    const std::array<int64_t, 10> all{of.rows,        of.bytes,
+                                      of.capacity,    of.evictions,
+                                      table->lookups, table->hits - misses,
+                                      table->steps,   table->store.clock(),
+                                      of.host_bytes,  control.lost};
     Tensor result = torch::stable::empty({all.size()}, ScalarType::Long);
     std::memcpy(write<int64_t>(result), all.data(), sizeof all);
     return result;
@@ -312,7 +313,7 @@ class Operators {
   static TableGradients<Device> gradients_of(TableOf& table, std::vector<Tensor>& parts,
                                              const std::vector<int64_t>& plan,
                                              const std::vector<size_t>& gradients) {
-    TableGradients<Device> found{&table.store, {}, RowType::kFloat32};
+    TableGradients<Device> found{&table.store, {}, RowType::kFloat32, nullptr};
     int64_t positions = 0;
     for (const size_t i : gradients) {
       Tensor* const part = &parts[i * kParts];

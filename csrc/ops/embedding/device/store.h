@@ -26,6 +26,7 @@ namespace vramkit::embedding::device {
 struct Control {
   Counts of_batches[2];  // by turns: each batch clears the other's
   uint32_t misses[kMissCounters];
+  uint32_t lost;  // positions whose gradient came after their row was given up
 };
 
 /// Slots 0 to size() - 1 are in use. Not thread-safe. A change that throws has changed no row.

@@ -42,6 +42,7 @@ struct Prepare {
   uint32_t* bag_of;      // null where each position has a gradient of its own
   uint32_t* members;     // of each bag: ids that count for the mean; null: all of them
   uint32_t* long_count;  // becomes 0
+  uint32_t* lost;        // counts positions whose row is not there any more; or null
 
   VRAMKIT_ON_BOTH void operator()(int64_t i) const {
     const int64_t id = part.bags.ids[i];
@@ -51,7 +52,11 @@ struct Prepare {
     keys[at] = of.none;
     if (part.bags.bags == 0 || initial.is_padding(id)) return;
     const uint32_t slot = part.slots != nullptr ? part.slots[i] : index.find(id);
-    if (slot != kMissing) keys[at] = of.first + slot;
+    if (slot != kMissing) {
+      keys[at] = of.first + slot;
+    } else if (lost != nullptr) {
+      fetch_add(lost, 1);
+    }
     if (part.bags.mode == Mode::kNone) return;
     const uint32_t bag = find_bag(i);
     bag_of[at] = bag;
