@@ -121,6 +121,7 @@ async function main(input) {
     ...seen, verdict: verdict.textContent, kind: verdict.className, error: error.textContent,
     hidden: error.hidden, rank: root.querySelector("#rank").textContent, amounts: text("#amounts tbody tr").length,
     answers: text("#answers dt"), advice: text("#advice tbody tr").length, notes: text("#assumptions li"),
+    unknown: root.querySelector("#unknown").hidden ? "" : root.querySelector("#unknown").textContent,
     bar: root.querySelectorAll("#bar span").map((each) => each.style.width),
     modes: root.querySelectorAll("fieldset[data-mode]").filter((each) => !each.hidden).map((each) => each.dataset.mode),
   }));

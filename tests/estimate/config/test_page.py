@@ -51,6 +51,14 @@ def test_every_field_of_the_form_is_an_option(client: Any) -> None:
     assert len(names) > 20
 
 
+def test_labels_belong_to_their_fields(client: Any) -> None:
+    labels = re.findall(r"<label.*?</label>", client.get("/").text, re.DOTALL)
+    assert len(labels) > 30
+    # A label names the first of these in it.
+    first = [re.findall(r"<(input|select|textarea|output|button|meter)", each) for each in labels]
+    assert [each for each in first if each not in (["input"], ["select"], ["textarea"])] == []
+
+
 def test_what_can_be_chosen(client: Any) -> None:
     choices = client.get("/api/choices").json()
     assert {"name": "phi-4", "title": "Phi-4"} in choices["models"]

@@ -127,6 +127,15 @@ def test_an_address_leads_back(base: str) -> None:
     assert again["address"] == first["address"]
 
 
+def test_parts_of_an_address_that_are_not_known_are_told(base: str) -> None:
+    found = shown(base, search="?mode=guess&target=voodoo2&context=8192&batch=2&speed=9")
+    assert found["unknown"].endswith(": mode=guess, target=voodoo2, context=8192, speed=9")
+    assert (found["error"], found["modes"]) == ("", ["serve"])
+    options = found["requests"][-1]["options"]
+    assert (options["context"], options["batch"]) == (8192, 4)
+    assert shown(base, search=found["address"])["unknown"] == ""
+
+
 def test_errors_are_shown(base: str) -> None:
     refused = shown(base, ("tensor", "6"))
     assert "64 ranks cannot split the 32 heads" in refused["error"]

@@ -19,13 +19,20 @@ function element(name, text, parent) {
   return made;
 }
 
+function ranged(low, high) {
+  const [from, to] = [sized(low), sized(high)];
+  return from === to ? `about ${from}` : `${from} to ${to}`;
+}
+
 function powers() {
   return [...form.querySelectorAll("input[data-powers]")];
 }
 
 function showPowers() {
   for (const slider of powers()) {
-    slider.parentElement.querySelector("output").textContent = (2 ** Number(slider.value)).toLocaleString("en");
+    const text = (2 ** Number(slider.value)).toLocaleString("en");
+    slider.parentElement.querySelector("span").textContent = text;
+    slider.setAttribute("aria-valuetext", text);
   }
 }
 
@@ -47,16 +54,26 @@ function state() {
   return found;
 }
 
+function allows(field, value) {
+  if (field.type === "checkbox") return value === "1";
+  if (field.type === "radio") return field.value === value;
+  if (field.type === "range") return /^\d+$/.test(value) && Number(value) <= Number(field.max);
+  return field.tagName !== "SELECT" || [...field.options].some((each) => each.value === value);
+}
+
+// A link may be mistyped, or name what another version has: the user is told what was left out.
 function restore() {
-  const given = new URLSearchParams(location.search);
-  for (const field of form.elements) {
-    if (!field.name || !given.has(field.name)) continue;
-    const value = given.get(field.name);
-    if (field.type === "checkbox") field.checked = value === "1";
-    else if (field.type === "radio") field.checked = field.value === value;
-    else if (field.tagName !== "SELECT" || [...field.options].some((each) => each.value === value)) field.value = value;
+  const unknown = [];
+  for (const [name, value] of new URLSearchParams(location.search)) {
+    const fields = [...form.elements].filter((each) => each.name && each.name === name && allows(each, value));
+    if (!fields.length) unknown.push(`${name}=${value}`);
+    else if (fields[0].type === "checkbox") fields[0].checked = true;
+    else form.elements[name].value = value;
   }
   document.getElementById("own-box").open = form.elements.own.value !== "";
+  const note = document.getElementById("unknown");
+  note.hidden = !unknown.length;
+  note.textContent = `The link has parts that this page does not know, and leaves out: ${unknown.join(", ")}`;
 }
 
 function request(values) {
@@ -85,7 +102,9 @@ function showBar(amounts, total, budget) {
     piece.style.background = COLOURS[at % COLOURS.length];
     piece.title = `${amount.name}: ${sized(amount.size_bytes)}`;
   });
-  element("i", undefined, bar).style.left = `calc(${(100 * budget) / whole}% - 2px)`;
+  const limit = element("i", undefined, bar);
+  limit.style.left = `calc(${(100 * budget) / whole}% - 3px)`;
+  limit.title = `budget: ${sized(budget)}`;
   bar.setAttribute("aria-label", `${sized(total)} of ${sized(budget)}`);
 }
 
@@ -99,17 +118,26 @@ function showAmounts(amounts) {
   table.replaceChildren();
   amounts.forEach((amount, at) => {
     const exact = amount.low_bytes === amount.high_bytes;
-    const span = exact ? "exact" : `${sized(amount.low_bytes)} to ${sized(amount.high_bytes)}`;
+    const span = exact ? "exact" : ranged(amount.low_bytes, amount.high_bytes);
     const cells = row(table, [undefined, amount.name, sized(amount.size_bytes), span]);
     element("b", undefined, cells[0]).style.background = COLOURS[at % COLOURS.length];
     if (amount.detail) element("small", amount.detail, cells[1]);
   });
 }
 
+function showAdvice(changes) {
+  const table = document.querySelector("#advice tbody");
+  table.replaceChildren();
+  for (const each of changes) {
+    const cells = row(table, [each.change, sized(each.saved_bytes), each.fits ? "yes" : "no"]);
+    element("small", each.cost, cells[0]);
+  }
+}
+
 function show(answer, budgetText) {
   const estimate = answer.estimate;
   const verdict = document.getElementById("verdict");
-  const span = `${sized(estimate.low_bytes)} to ${sized(estimate.high_bytes)}`;
+  const span = ranged(estimate.low_bytes, estimate.high_bytes);
   const into = budgetText || `${estimate.target} (${sized(estimate.budget_bytes)})`;
   verdict.textContent = `${sized(estimate.total_bytes)} ${estimate.fits ? "fits" : "does not fit"} into ${into}`;
   verdict.className = estimate.fits ? "good" : "bad";
@@ -120,19 +148,21 @@ function show(answer, budgetText) {
   const answers = document.getElementById("answers");
   answers.replaceChildren();
   for (const [title, text] of answer.answers) { element("dt", title, answers); element("dd", text, answers); }
-  const advice = document.querySelector("#advice tbody");
-  advice.replaceChildren();
-  for (const each of answer.advice) row(advice, [each.change, sized(each.saved_bytes), each.fits ? "yes" : "no", each.cost]);
+  showAdvice(answer.advice);
   const notes = document.getElementById("assumptions");
   notes.replaceChildren();
   for (const each of estimate.assumptions) element("li", each, notes);
 }
 
+function reveal(found) {
+  document.getElementById("error").hidden = found;
+  for (const id of ["figure", "found"]) document.getElementById(id).hidden = !found;
+  document.getElementById("result").setAttribute("aria-busy", "false");
+}
+
 function fail(message) {
-  const error = document.getElementById("error");
-  error.textContent = message;
-  error.hidden = false;
-  document.getElementById("found").hidden = true;
+  document.getElementById("error").textContent = message;
+  reveal(false);
 }
 
 let latest = 0;
@@ -149,11 +179,28 @@ async function update() {
     const answer = await response.json();
     if (number !== latest) return;
     if (answer.error) { fail(answer.error); return; }
-    document.getElementById("error").hidden = true;
-    document.getElementById("found").hidden = false;
     show(answer, values.budget);
+    reveal(true);
   } catch (error) {
     if (number === latest) fail(error instanceof SyntaxError ? `Your configuration is not valid JSON: ${error.message}` : `The calculator does not answer: ${error.message}`);
+  }
+}
+
+function changed() {
+  showPowers();
+  document.getElementById("unknown").hidden = true;
+  document.getElementById("copied").textContent = "";
+  document.getElementById("result").setAttribute("aria-busy", "true");
+}
+
+// Browsers lend the clipboard to pages of this machine, but not to those of another over plain HTTP.
+async function copyLink() {
+  const copied = document.getElementById("copied");
+  try {
+    await navigator.clipboard.writeText(location.href);
+    copied.textContent = "Copied";
+  } catch {
+    copied.textContent = "The browser does not allow this here; copy the link from the address bar";
   }
 }
 
@@ -178,9 +225,9 @@ async function start() {
   form.elements.policy.value = "mixed";
   restore();
   let timer = 0;
-  form.addEventListener("input", () => { showPowers(); clearTimeout(timer); timer = setTimeout(update, 120); });
+  form.addEventListener("input", () => { changed(); clearTimeout(timer); timer = setTimeout(update, 120); });
   form.addEventListener("submit", (event) => event.preventDefault());
-  document.getElementById("copy").addEventListener("click", () => navigator.clipboard.writeText(location.href));
+  document.getElementById("copy").addEventListener("click", copyLink);
   await update();
 }
 
