@@ -6,6 +6,7 @@ from vramkit.estimate._ops import (
     _convolution,
     _cudnn_rnn,
     _embedding,
+    _embedding_bag,
     _foreach,
     _loss,
     _matmul,
@@ -24,8 +25,9 @@ from vramkit.estimate._ops._unknown import is_unknown
 RULES: dict[str, Rule] = {
     name: rule
     for family in (
-        *(_attention, _collectives, _convolution, _cudnn_rnn, _embedding, _foreach, _loss),
-        *(_matmul, _norm, _random, _quantize, _rectify, _recurrent, _reduce, _softmax, _sort),
+        *(_attention, _collectives, _convolution, _cudnn_rnn, _embedding, _embedding_bag),
+        *(_foreach, _loss, _matmul, _norm, _random, _quantize, _rectify, _recurrent, _reduce),
+        *(_softmax, _sort),
     )
     for name, rule in family.RULES.items()
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _FAMILIES = (
     *("aten::_fft_", "aten::linalg_", "aten::_linalg_", "aten::_cdist"),
-    *("aten::cdist", "aten::_embedding_bag", "aten::kthvalue", "aten::median", "aten::mode"),
+    *("aten::cdist", "aten::kthvalue", "aten::median", "aten::mode"),
     *("aten::topk", "aten::multinomial", "aten::_ctc", "aten::_cudnn_ctc", "aten::_unique"),
     *("aten::unique", "aten::_transformer_encoder_layer", "aten::_native_multi_head_attention"),
     *("aten::histc", "aten::bincount", "aten::_sparse", "aten::cholesky", "aten::triangular"),
