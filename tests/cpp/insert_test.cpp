@@ -25,7 +25,7 @@ class Emulated {
     const Batch batch =
         store_.batch(ids.data(), static_cast<int64_t>(ids.size()), false, slots.data());
     Counts counts{};
-    host_.run(batch.positions, store_.find(batch, &counts, nullptr, &mailbox_.alarm()));
+    host_.run(batch.positions, store_.find(batch, &counts, nullptr, &mailbox_.alarm(), nullptr));
     DeviceStore<Host>::Fresh fresh;
     const Found found(counts);
     if (found.missing != 0) fresh = store_.distinct(host_, batch, &counts, found);
@@ -42,7 +42,7 @@ class Emulated {
     part.bags.positions = part.bags.bags = static_cast<int64_t>(ids.size());
     part.slots = slots.data();
     part.grad = grads.data();
-    Gradients<Host> gradients(host_, {{&store_, {part}, RowType::kFloat32}});
+    Gradients<Host> gradients(host_, {{&store_, {part}, RowType::kFloat32, nullptr}});
     gradients.apply({{{1, 0, 0, 0}, 1, 0}});
   }
 

@@ -19,8 +19,8 @@ template <class Device>
 struct TableGradients {
   DeviceStore<Device>* store;
   std::vector<GradientPart> parts;
-  RowType type;    // of the gradients
-  uint32_t* lost;  // as Prepare has it
+  RowType type;              // of the gradients
+  uint32_t* lost = nullptr;  // as Prepare has it
 };
 
 /// What an update of a table takes besides.

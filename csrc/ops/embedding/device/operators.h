@@ -313,7 +313,7 @@ class Operators {
   static TableGradients<Device> gradients_of(TableOf& table, std::vector<Tensor>& parts,
                                              const std::vector<int64_t>& plan,
                                              const std::vector<size_t>& gradients) {
-    TableGradients<Device> found{&table.store, {}, RowType::kFloat32, nullptr};
+    TableGradients<Device> found{&table.store, {}, RowType::kFloat32};
     int64_t positions = 0;
     for (const size_t i : gradients) {
       Tensor* const part = &parts[i * kParts];
