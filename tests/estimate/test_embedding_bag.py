@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.phases import changes_in, one_a_step
 
 from vramkit.estimate import find_target
 from vramkit.estimate._recorder import Trace
@@ -54,29 +55,16 @@ def _phases(case: dict[str, Any]) -> Callable[[], Callable[[], None]]:
         def backward() -> None:
             made["out"].backward(made["gradient"])
 
-        phases = iter((data, build, forward, gradient, backward))
-
-        def step() -> None:
-            next(phases)()
-
-        return step
+        return one_a_step(data, build, forward, gradient, backward)
 
     return make_step
-
-
-def _changes(found: Trace, step: int) -> list[int]:
-    ends = [*found.step_starts, len(found.changes)]
-    return [
-        found.blocks[change].size_bytes if change >= 0 else -found.blocks[~change].size_bytes
-        for change in found.changes[ends[step] : ends[step + 1]]
-    ]
 
 
 @pytest.mark.parametrize("case", _CASES, ids=_name)
 def test_recorded_calls(case: dict[str, Any]) -> None:
     found = trace(_phases(case), target=_H200, steps=5)
     for step, phase in ((_BUILD, "build"), (_FORWARD, "forward"), (_BACKWARD, "backward")):
-        assert _changes(found, step) == case[phase], phase
+        assert changes_in(found, step) == case[phase], phase
     assert found.unknown == ()
 
 

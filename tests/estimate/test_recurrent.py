@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.phases import changes_in, one_a_step
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate import find_target
@@ -64,22 +65,9 @@ def _phases(case: dict[str, Any]) -> Callable[[], Callable[[], None]]:
         def backward() -> None:
             made["result"].backward(made["gradient"])
 
-        phases = iter((data, build, forward, gradient, backward))
-
-        def step() -> None:
-            next(phases)()
-
-        return step
+        return one_a_step(data, build, forward, gradient, backward)
 
     return make_step
-
-
-def _changes(found: Trace, step: int) -> list[int]:
-    ends = [*found.step_starts, len(found.changes)]
-    return [
-        found.blocks[change].size_bytes if change >= 0 else -found.blocks[~change].size_bytes
-        for change in found.changes[ends[step] : ends[step + 1]]
-    ]
 
 
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part")
@@ -87,7 +75,7 @@ def _changes(found: Trace, step: int) -> list[int]:
 def test_recorded_calls(case: dict[str, Any]) -> None:
     found = trace(_phases(case), target=_H200, steps=5)
     for step, phase in ((_BUILD, "build"), (_FORWARD, "forward"), (_BACKWARD, "backward")):
-        expected, changes = case[phase], _changes(found, step)
+        expected, changes = case[phase], changes_in(found, step)
         if case.get("autocast") and step == _BACKWARD:
             # The copy of the weights is dropped at the end of the pass, not within it.
             expected, changes = ([c for c in each if c > 0] for each in (expected, changes))
