@@ -28,3 +28,17 @@ def test_a_full_pool_is_an_out_of_memory_error(training: bool, joint: bool) -> N
     for table, rows in zip(tables.values(), kept, strict=True):
         assert torch.equal(table.eval()(first), rows)
         table._table.check()
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 300), (torch.int8, 170)])
+def test_what_a_row_takes_with_its_index(tables: str, dtype: torch.dtype, most: int) -> None:
+    table = SparseEmbedding(None, 128, dtype=dtype, optimizer="rowwise_adagrad", seed=1)
+    rows = 300_000
+    for ids in torch.randperm(rows).split(50_000):
+        table(ids)
+    stats = table.stats()
+    assert stats.rows_in_use == rows
+    values = 128 * dtype.itemsize
+    # Pages on the CPU have headers of another form, and the bound is that of tables on a GPU.
+    assert values + 20 < stats.bytes / rows <= most * (1 if tables == "emulated" else 1.05)

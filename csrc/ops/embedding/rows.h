@@ -29,6 +29,7 @@ struct RowLayout {
   VRAMKIT_ON_BOTH constexpr uint32_t element_bytes() const {
     return type == RowType::kFloat32 ? 4 : type == RowType::kInt8 ? 1 : 2;
   }
+  VRAMKIT_ON_BOTH constexpr bool is_scaled() const { return type == RowType::kInt8; }
   VRAMKIT_ON_BOTH constexpr uint32_t value_bytes() const { return dim * element_bytes(); }
   /// Floats of state for each row, besides the header's.
   VRAMKIT_ON_BOTH constexpr uint32_t state_count() const {

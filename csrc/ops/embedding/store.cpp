@@ -16,7 +16,7 @@ namespace {
 constexpr uint64_t kPageBytes = 1 << 20;
 // A slab grows with the table, so that huge pages can back it, up to 64 pages and an eighth.
 constexpr uint64_t kPagesInSlab = 64;
-constexpr uint64_t kSlabsInTable = 8;
+constexpr uint64_t kSlabsInTable = 32;
 // A page is at most this part of the budget, which it may leave unused.
 constexpr uint64_t kPagesInBudget = 64;
 // Ids whose memory accesses are under way at the same time.

@@ -184,8 +184,8 @@ class Gradients {
       }
       for (const GradientPart& part : one.of.parts) {
         prepares.emplace_back(
-            Prepare{part, one.of.store->initial(), one.of.store->index(), one.keys,
-                    piece(keys_) + one.first, piece(positions_) + one.first, bag_of(one),
+            Prepare{part, one.of.store->initial(), one.of.store->rows(), one.of.store->index(),
+                    one.keys, piece(keys_) + one.first, piece(positions_) + one.first, bag_of(one),
                     members(one), piece(long_counts_) + i, one.of.lost},
             part.bags.positions);
       }

@@ -64,7 +64,7 @@ struct Find {
     if (batch.num_rows >= 0 && (id < 0 || id >= batch.num_rows)) {
       alarm->raise(Alarm::kId, id);
     } else {
-      slot = index.find(id);
+      slot = index.find(id, rows);
       if (batch.inserts(id)) count(i, slot);
     }
     batch.slots[i] = slot;
@@ -155,7 +155,8 @@ struct Take {
     const uint32_t slot =
         reused ? evicted[evicted_count - 1 - number] : size + (number - evicted_count);
     const int64_t key = batch.ids[firsts[i]];
-    rows.meta(slot) = {key, 0, batch.initial.state, {clock, clock, 1}, 0};
+    rows.meta(slot) = {key, {clock, clock, 1}, batch.initial.state};
+    if (rows.has_turns) rows.turn(slot) = 0;
     if (index.size != 0) index.insert(key, slot);
     batch.slots[firsts[i]] = slot;
   }
@@ -197,7 +198,7 @@ struct WriteInitial {
     const uint32_t slot = batch.slots[firsts[item]];
     const RowLayout& layout = rows.layout;
     const float scale = batch.initial.scale<Type>(lanes, key, layout.dim);
-    if (Type::kScaled && lanes.rank() == 0) rows.meta(slot).scale = scale;
+    if (Type::kScaled && lanes.rank() == 0) rows.scale(slot) = scale;
     for_columns<kWidth>(lanes, layout.dim, [&](uint32_t at) {
       store<Type, kWidth>(rows.row(slot), at, batch.initial.pack<Type, kWidth>(key, scale, at));
     });
@@ -240,7 +241,9 @@ struct Erase {
   RowsView rows;
   const uint32_t* slots;
 
-  VRAMKIT_ON_BOTH void operator()(int64_t i) const { index.erase(rows.meta(slots[i]).key); }
+  VRAMKIT_ON_BOTH void operator()(int64_t i) const {
+    index.erase(rows.meta(slots[i]).key, slots[i]);
+  }
 };
 
 /// flags[i] = whether the row in slot i has changed after `since`.
@@ -273,7 +276,7 @@ struct CheckIndex {
 
   VRAMKIT_ON_BOTH void operator()(int64_t i) const {
     const auto slot = static_cast<uint32_t>(i);
-    if (index.find(rows.meta(slot).key) != slot) fetch_add(faults, 1);
+    if (index.find(rows.meta(slot).key, rows) != slot) fetch_add(faults, 1);
   }
 };
 
@@ -305,7 +308,7 @@ struct Dump {
     if (lanes.rank() != 0) return;
     const Meta& meta = rows.meta(slot);
     keys[at] = meta.key;
-    headers[2 * at] = meta.scale;
+    headers[2 * at] = Type::kScaled ? rows.scale(slot) : 0.0F;
     headers[2 * at + 1] = meta.sum;
     stamps[3 * at] = meta.stamps.changed;
     stamps[3 * at + 1] = meta.stamps.used;
@@ -342,7 +345,7 @@ struct Load {
                    [&](uint32_t i) { rows.state(slot)[i] = state[at * states + i]; });
     if (lanes.rank() != 0) return;
     Meta& meta = rows.meta(slot);
-    meta.scale = headers[2 * at];
+    if (Type::kScaled) rows.scale(slot) = scale;
     meta.sum = headers[2 * at + 1];
     meta.stamps.changed = clock;
     if (stamps == nullptr) return;

@@ -58,7 +58,7 @@ struct Lookup {
     const int64_t id = bags.ids[position];
     if (is_outside(id)) return kOutside;
     if (bags.mode != Mode::kNone && initial.is_padding(id)) return kSkipped;
-    return slots != nullptr ? slots[position] : index.find(id);
+    return slots != nullptr ? slots[position] : index.find(id, rows);
   }
   /// The slots of kInFlight positions, kSkipped for those from `end` on.
   template <class Lanes>
@@ -106,7 +106,7 @@ struct Source {
         id(0),
         outside(slot == kOutside) {
     if (values != nullptr) {
-      if (Type::kScaled) scale = of.rows.meta(slot).scale;
+      if (Type::kScaled) scale = of.rows.scale(slot);
     } else if (slot == kMissing || outside) {
       id = of.bags.ids[position];
       if (!outside) scale = of.initial.scale<Type>(lanes, id, of.rows.layout.dim);
@@ -215,7 +215,7 @@ struct Stored {
     for (uint32_t i = 0; i < kInFlight; ++i) {
       const bool skipped = slots[i] == kSkipped;
       rows[i] = skipped ? nullptr : of.rows.row(slots[i]);
-      scales[i] = Type::kScaled && !skipped ? of.rows.meta(slots[i]).scale : 1.0F;
+      scales[i] = Type::kScaled && !skipped ? of.rows.scale(slots[i]) : 1.0F;
     }
   }
   template <int kWidth>
@@ -453,8 +453,7 @@ struct LimitNorms {
   VRAMKIT_ON_BOTH void operator()(int64_t item, const Lanes& lanes) const {
     const uint32_t slot = slots[item];
     char* const row = rows.row(slot);
-    Meta& meta = rows.meta(slot);
-    const float scale = Type::kScaled ? meta.scale : 1.0F;
+    const float scale = Type::kScaled ? rows.scale(slot) : 1.0F;
     const auto values = [&](uint32_t at) {
       Vec<kWidth> result = load<Type, kWidth>(row, at);
       for (float& value : result.at) value *= scale;
@@ -472,8 +471,8 @@ struct LimitNorms {
     });
     lanes.meet();
     if (lanes.rank() != 0) return;
-    meta.scale *= factor;
-    meta.stamps.changed = clock;
+    if (Type::kScaled) rows.scale(slot) = limited;
+    rows.meta(slot).stamps.changed = clock;
   }
 };
 

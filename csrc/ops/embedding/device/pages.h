@@ -80,9 +80,9 @@ class Pages {
   }
 
  private:
-  // A slab grows with the table, up to 32 pages and an eighth.
+  // A slab grows with the table, up to 32 pages and a 32nd part.
   static constexpr uint64_t kPagesInSlab = 32;
-  static constexpr uint64_t kSlabsInTable = 8;
+  static constexpr uint64_t kSlabsInTable = 32;
 
   void add(Device& device, uint64_t count, bool on_host) {
     slabs_.reserve(slabs_.size() + 1);

@@ -13,14 +13,13 @@ namespace vramkit::embedding::device {
 /// What the table keeps of a row besides values and state: apart, so that these are aligned.
 struct Meta {
   int64_t key;
-  float scale;
-  float sum;
   Stamps stamps;
-  uint32_t turn;  // the last move of rows that the row had to be on the device for
+  float sum;  // of squares, for row-wise Adagrad
 };
-static_assert(sizeof(Meta) == 32);
+static_assert(sizeof(Meta) == 24);
 
-/// Rows are in the memory of the device or of the host, their Metas always on the device.
+/// Rows are in the memory of the device or of the host, their Metas always on the device. After the
+/// Metas follow the scales of scaled rows, and the turns of tables with tiers.
 struct Page {
   char* rows;
   Meta* metas;
@@ -33,6 +32,7 @@ struct RowsView {
   uint32_t mask;
   const Page* pages;
   uint32_t host_from;  // slots from this one on have their rows in host memory; kMissing: none
+  bool has_turns;
 
   VRAMKIT_ON_BOTH static uint32_t state_at(const RowLayout& layout) {
     return layout.state_at() - RowLayout::values_at();
@@ -49,6 +49,22 @@ struct RowsView {
   }
   VRAMKIT_ON_BOTH Meta& meta(uint32_t slot) const {
     return pages[slot >> shift].metas[slot & mask];
+  }
+  /// What the values of a scaled row are multiplied by.
+  VRAMKIT_ON_BOTH float& scale(uint32_t slot) const {
+    return reinterpret_cast<float*>(pages[slot >> shift].metas + mask + 1)[slot & mask];
+  }
+  /// The last move of rows that the row had to be on the device for; only if `has_turns`.
+  VRAMKIT_ON_BOTH uint32_t& turn(uint32_t slot) const {
+    char* const scales = reinterpret_cast<char*>(pages[slot >> shift].metas + mask + 1);
+    const uint64_t bytes_of_scales = layout.is_scaled() ? (mask + 1) * sizeof(float) : 0;
+    return reinterpret_cast<uint32_t*>(scales + bytes_of_scales)[slot & mask];
+  }
+  /// Of a row, on the device wherever the row is.
+  static uint32_t meta_bytes(const RowLayout& layout, bool has_turns) {
+    const size_t turn = has_turns ? sizeof(uint32_t) : 0;
+    const size_t scale = layout.is_scaled() ? sizeof(float) : 0;
+    return static_cast<uint32_t>(sizeof(Meta) + scale + turn);
   }
 };
 

@@ -82,8 +82,12 @@ class DeviceStore {
 
   RowsView rows() const {
     const uint64_t hosted = first_host_slot();
-    return {config_.layout, shift_, mask_, pages_.table(),
-            size_ <= hosted ? kMissing : static_cast<uint32_t>(hosted)};
+    return {config_.layout,
+            shift_,
+            mask_,
+            pages_.table(),
+            size_ <= hosted ? kMissing : static_cast<uint32_t>(hosted),
+            config_.has_tiers()};
   }
   IndexView index() const { return index_.view; }
   Initial initial() const {
@@ -228,9 +232,10 @@ class DeviceStore {
     return std::min<uint64_t>(pages_.most_on_device() << shift_, kMissing);
   }
   uint64_t pages_for(uint64_t rows) const { return (rows + mask_) >> shift_; }
-  /// Half of the entries are free at first, so that keys are found at once most often.
-  static uint64_t entries_for(uint64_t rows) { return std::max<uint64_t>(64, 2 * rows); }
-  static uint64_t room_of(uint64_t entries) { return entries / 4 * 3; }
+  /// 70 % of the entries are taken at first, and 80 % when the index is made again: two to three
+  /// entries are read for a key that is there, next to each other.
+  static uint64_t entries_for(uint64_t rows) { return std::max<uint64_t>(64, rows + rows * 3 / 7); }
+  static uint64_t room_of(uint64_t entries) { return entries / 5 * 4; }
   /// The slot of each id takes less than a hash table where many of them have a row.
   bool is_direct(uint64_t entries) const {
     return config_.num_rows >= 0 &&
@@ -246,7 +251,9 @@ class DeviceStore {
   }
 
   void size_pages() {
-    const uint64_t bytes_of_row = RowsView::stride(config_.layout) + sizeof(Meta);
+    const uint32_t row_bytes = RowsView::stride(config_.layout);
+    const uint32_t meta_bytes = RowsView::meta_bytes(config_.layout, config_.has_tiers());
+    const uint64_t bytes_of_row = row_bytes + meta_bytes;
     uint64_t wanted = kPageBytes;
     if (config_.budget_bytes != 0) wanted = std::min(wanted, config_.budget_bytes / kPagesInBudget);
     if (config_.num_rows >= 0) {
@@ -255,7 +262,9 @@ class DeviceStore {
     while ((uint64_t{2} << shift_) * bytes_of_row <= wanted) ++shift_;
     mask_ = (1U << shift_) - 1;
     const uint64_t rows = uint64_t{1} << shift_;
-    pages_.set_sizes(rows * RowsView::stride(config_.layout), rows * sizeof(Meta));
+    // The rows of the next page begin at a multiple of kVectorBytes too.
+    const uint64_t all_metas = (rows * meta_bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+    pages_.set_sizes(rows * row_bytes, all_metas);
   }
 
   /// Gives slots to fresh ids, whose rows are not written yet.

@@ -22,9 +22,9 @@ struct Want {
   uint32_t* count;
 
   VRAMKIT_ON_BOTH void operator()(int64_t i) const {
-    const uint32_t slot = slots != nullptr ? slots[i] : index.find(batch.ids[i]);
+    const uint32_t slot = slots != nullptr ? slots[i] : index.find(batch.ids[i], rows);
     if (slot >= kSkipped) return;
-    uint32_t& last = rows.meta(slot).turn;
+    uint32_t& last = rows.turn(slot);
     if (peek(&last) == turn || exchange(&last, turn) == turn) return;
     if (slot >= rows.host_from) listed[take_number(count)] = slot;
   }
@@ -41,8 +41,7 @@ struct RankTier {
 
   VRAMKIT_ON_BOTH void operator()(int64_t i) const {
     const auto slot = static_cast<uint32_t>((uint64_t{hand} + static_cast<uint64_t>(i)) % size);
-    const Meta& meta = rows.meta(slot);
-    ranks[i] = meta.turn == turn ? kMissing : meta.stamps.used;
+    ranks[i] = rows.turn(slot) == turn ? kMissing : rows.meta(slot).stamps.used;
     slots[i] = slot;
   }
 };
@@ -113,16 +112,19 @@ struct SwapRows {
     swap_lines(lanes, reinterpret_cast<Line*>(of.rows.row(from)),
                reinterpret_cast<Line*>(of.rows.row(to)), !of.is_fresh(from));
     if (lanes.rank() != 0) return;
-    Meta& host = of.rows.meta(from);
-    Meta& device = of.rows.meta(to);
-    const Meta kept = host;
-    host = device;
-    device = kept;
-    of.index.move(device.key, to);
-    of.index.move(host.key, from);
+    swap(of.rows.meta(from), of.rows.meta(to));
+    swap(of.rows.turn(from), of.rows.turn(to));
+    if (of.rows.layout.is_scaled()) swap(of.rows.scale(from), of.rows.scale(to));
+    of.index.swap(of.rows.meta(to).key, from, of.rows.meta(from).key, to);
   }
 
  private:
+  template <class T>
+  VRAMKIT_ON_BOTH static void swap(T& one, T& other) {
+    const T kept = one;
+    one = other;
+    other = kept;
+  }
   /// Several lines of a lane are on their way at the same time.
   template <class Lanes>
   VRAMKIT_ON_BOTH void swap_lines(const Lanes& lanes, Line* host, Line* device, bool both) const {

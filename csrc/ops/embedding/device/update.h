@@ -35,6 +35,7 @@ struct Keys {
 struct Prepare {
   GradientPart part;
   Initial initial;
+  RowsView rows;
   IndexView index;
   Keys of;
   uint32_t* keys;
@@ -51,7 +52,7 @@ struct Prepare {
     positions[at] = static_cast<uint32_t>(at);
     keys[at] = of.none;
     if (part.bags.bags == 0 || initial.is_padding(id)) return;
-    const uint32_t slot = part.slots != nullptr ? part.slots[i] : index.find(id);
+    const uint32_t slot = part.slots != nullptr ? part.slots[i] : index.find(id, rows);
     if (slot != kMissing) {
       keys[at] = of.first + slot;
     } else if (lost != nullptr) {
@@ -194,7 +195,7 @@ struct Apply {
     Target to{rows.row(slot), rows.state(slot), 1, step.rate};
     Meta& meta = rows.meta(slot);
     const uint64_t draw = mix(draws, static_cast<uint64_t>(meta.key));
-    if (Type::kScaled) to.scale = meta.scale;
+    if (Type::kScaled) to.scale = rows.scale(slot);
     float total = 0;
     if (rows.layout.rule == Rule::kRowwiseAdagrad) {
       total = meta.sum + mean_of_squares(squares(lanes, sum_of), dim);
@@ -216,7 +217,7 @@ struct Apply {
                         [&](uint32_t at) { write(to, at, updated(to, at, sum_of), scale, draw); });
     lanes.meet();
     if (lanes.rank() != 0) return;
-    if (Type::kScaled) meta.scale = scale;
+    if (Type::kScaled) rows.scale(slot) = scale;
     if (rows.layout.rule == Rule::kRowwiseAdagrad) meta.sum = total;
     meta.stamps.changed = clock;
   }
