@@ -7,7 +7,8 @@ another version's models may run other operators.
 
 ``--peers`` prints what other estimators say of the same steps. ``--own`` needs a GPU instead: it
 runs the models of ``own.py`` on it and compares these, after the workspaces of their convolutions
-were measured (``vramkit calibrate``).
+were measured (``vramkit calibrate``). ``--parallel`` needs at least two GPUs: it runs the steps of
+``parallel.py`` with a rank on each, after NCCL was measured.
 """
 
 from __future__ import annotations
@@ -145,6 +146,36 @@ def record_own(recorder: Recorder, found: dict[str, Any]) -> None:
             recorder.add(row)
 
 
+def compare_parallel(names: list[str], *, record: bool, commit: str | None) -> int:
+    """Compare the steps of ``parallel.py``; returns 75 where there are not two GPUs."""
+    import torch
+
+    from benchmarks.estimate import parallel_run
+
+    ranks = torch.cuda.device_count()
+    if ranks < 2:
+        print(f"{ranks} CUDA devices: two are needed")
+        return 75
+    recorder = None
+    if record:
+        recorder = Recorder(record=True, allow_dirty=False, origin=gpu_provenance(commit))
+    print(f"| step of {ranks} ranks | {' | '.join(f'{key} %' for key in parallel_run.COLUMNS)} |")
+    print("|---" + "|---:" * len(parallel_run.COLUMNS) + "|")
+    with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
+        found = parallel_run.compare(Path(folder), ranks, names)
+    for each in found:
+        cells = []
+        for key in parallel_run.COLUMNS:
+            own, measured = (float(each[part][key]) for part in ("predicted", "measured"))
+            cells.append(f"{100 * (own / measured - 1):+.3f}")
+            if recorder is not None:
+                name, sizes = f"parallel {each['step']}", (summarize([own]), summarize([measured]))
+                row = (sizes[0], {"ranks": ranks}, "measured", sizes[1])
+                recorder.add(Row("estimate", name, f"{key}_bytes", "B", *row))
+        print(f"| {each['step']} | {' | '.join(cells)} |")
+    return 0
+
+
 def main() -> int:
     """Print the table; returns 75 where there is nothing to compare with."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -153,10 +184,14 @@ def main() -> int:
     parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
     parser.add_argument("--peers", action="store_true", help="ask other estimators instead")
     parser.add_argument("--own", action="store_true", help="run the models of own.py on a GPU")
+    parser.add_argument(
+        "--parallel", action="store_true", help="run the steps of parallel.py on all GPUs"
+    )
     parser.add_argument("--commit", help="label of the commit, where there is no repository")
     arguments = parser.parse_args()
-    if arguments.own:
-        return compare_own(arguments.models, record=arguments.record, commit=arguments.commit)
+    if arguments.own or arguments.parallel:
+        compare = compare_own if arguments.own else compare_parallel
+        return compare(arguments.models, record=arguments.record, commit=arguments.commit)
     if not (arguments.truth / "truth-h100.jsonl").is_file():
         print(f"no truth-h100.jsonl in {arguments.truth}: nothing to compare with")
         return 75

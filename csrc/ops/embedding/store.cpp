@@ -7,14 +7,14 @@
 #include <unordered_map>
 #include <utility>
 
-#include "base/bytes.h"
 #include "base/error.h"
+#include "ops/embedding/budget.h"
 
 namespace vramkit::embedding {
 namespace {
 
 constexpr uint64_t kPageBytes = 1 << 20;
-// A slab grows with the table, so that huge pages can back it, up to 64 pages and an eighth.
+// A slab grows with the table, so that huge pages can back it, up to 64 pages and a 32nd part.
 constexpr uint64_t kPagesInSlab = 64;
 constexpr uint64_t kSlabsInTable = 32;
 // A page is at most this part of the budget, which it may leave unused.
@@ -38,12 +38,7 @@ Store::Store(const StoreConfig& config, Allocate allocate)
   if (config_.budget_bytes == 0) return;
   uint64_t pages = 0;
   while (((pages + 1) << shift_) < kMissing && bytes_at(pages + 1) <= config_.budget_bytes) ++pages;
-  if (pages == 0) {
-    throw_error(
-        Status::kInvalidArgument,
-        "budget: one row of %u values takes %s with its index, got a budget of %s; raise it",
-        config_.layout.dim, mib(bytes_at(1)).c_str(), mib(config_.budget_bytes).c_str());
-  }
+  if (pages == 0) throw_small_budget(config_, bytes_at(1));
   max_rows_ = std::min(max_rows_, pages << shift_);
 }
 
@@ -59,7 +54,7 @@ void Store::size_pages() {
 
 uint64_t Store::bytes_at(uint64_t pages) const {
   const uint64_t rows = pages << shift_;
-  const uint64_t each = evicts() ? sizeof(Candidate) : 0;
+  const uint64_t each = config_.evicts() ? sizeof(Candidate) : 0;
   return pages * page_bytes() + rows * each + index_.bytes_for(rows);
 }
 
@@ -141,10 +136,8 @@ Store::Inserting Store::prepare(const int64_t* ids, int64_t count, const Paralle
            [&](int64_t begin, int64_t end) { find(ids + begin, end - begin, inverse + begin); });
   Inserting batch;
   batch.unique = distinct(ids, count, inverse, keys, slots, batch.fresh, with_padding);
-  const auto unique = static_cast<uint64_t>(batch.unique);
-  if (unique > max_rows_) throw_full(unique);
-  const uint64_t wanted = size_ + batch.fresh.size();
-  if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+  const uint64_t fresh = batch.fresh.size();
+  check_fits(config_, max_rows_, size_, static_cast<uint64_t>(batch.unique) - fresh, fresh);
   return batch;
 }
 
@@ -205,7 +198,7 @@ void Store::reserve(uint64_t rows) {
     const uint64_t most = config_.budget_bytes != 0 ? max_rows_ : std::min(2 * rows, max_rows_);
     index_.rebuild(most, size_, allocate_, [this](uint32_t slot) { return key_of(slot); });
   }
-  if (evicts()) candidates_.reserve(config_.budget_bytes != 0 ? max_rows_ : rows);
+  if (config_.evicts()) candidates_.reserve(config_.budget_bytes != 0 ? max_rows_ : rows);
   const uint64_t pages = (rows + mask_) >> shift_;
   const uint64_t most = (max_rows_ + mask_) >> shift_;
   while (pages_.size() < pages) {
@@ -282,17 +275,8 @@ uint32_t Store::take(int64_t key) {
   header_of(row(slot)).key = key;
   stamps(slot) = {clock_, clock_, 1};
   index_.insert(key, slot);
-  if (evicts()) push_candidate(slot);
+  if (config_.evicts()) push_candidate(slot);
   return slot;
-}
-
-void Store::throw_full(uint64_t wanted) const {
-  throw_error(Status::kOutOfMemory,
-              "the table is full: %s are needed, the budget of %s holds %s; raise budget, or "
-              "%slook up fewer distinct ids at once than it holds",
-              counted(wanted, "row").c_str(), mib(config_.budget_bytes).c_str(),
-              counted(max_rows_, "row").c_str(),
-              evicts() ? "" : "choose when_full='evict_lru' and ");
 }
 
 void Store::check_valid() const {
@@ -305,7 +289,7 @@ void Store::check_valid() const {
                   slot, static_cast<long long>(key), found);
     }
   }
-  if (!free_.empty() || size_ > max_rows_ || (evicts() && candidates_.size() != size_)) {
+  if (!free_.empty() || size_ > max_rows_ || (config_.evicts() && candidates_.size() != size_)) {
     throw_error(Status::kInvalidArgument, "%u rows, %zu free slots, %zu candidates, at most %llu",
                 size_, free_.size(), candidates_.size(),
                 static_cast<unsigned long long>(max_rows_));

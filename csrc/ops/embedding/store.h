@@ -90,9 +90,6 @@ class Store {
   Metadata& metadata(uint32_t slot) const { return pages_[slot >> shift_].metadata[slot & mask_]; }
 
   void check_id(int64_t id) const;
-  bool evicts() const {
-    return config_.when_full == WhenFull::kEvictLru || config_.when_full == WhenFull::kEvictLfu;
-  }
   uint64_t page_bytes() const { return (uint64_t{mask_} + 1) * (stride_ + sizeof(Metadata)); }
   uint64_t bytes_at(uint64_t pages) const;
   void size_pages();
@@ -105,7 +102,6 @@ class Store {
   void push_candidate(uint32_t slot);
   void evict(uint64_t count);
   uint32_t take(int64_t key);
-  [[noreturn]] void throw_full(uint64_t wanted) const;
 
   StoreConfig config_;
   Allocate allocate_;

@@ -27,6 +27,9 @@ struct StoreConfig {
   float initial_state = 0;  // Adagrad's sums begin with it
   std::optional<int64_t> padding{};
 
+  bool evicts() const {
+    return when_full == WhenFull::kEvictLru || when_full == WhenFull::kEvictLfu;
+  }
   /// The budget is the device's; the rows that it has no room for are in host memory.
   bool has_tiers() const {
     return placement == Placement::kCached || when_full == WhenFull::kSpill;

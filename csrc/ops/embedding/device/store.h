@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "base/bytes.h"
 #include "base/error.h"
+#include "ops/embedding/budget.h"
 #include "ops/embedding/device/insert.h"
 #include "ops/embedding/device/pages.h"
 #include "ops/embedding/device/scratch.h"
@@ -44,12 +44,7 @@ class DeviceStore {
     while (((pages + 1) << shift_) < kSkipped && bytes_at(pages + 1) <= config_.budget_bytes) {
       ++pages;
     }
-    if (pages == 0) {
-      throw_error(Status::kInvalidArgument,
-                  "budget: one row of %u values takes %s with its index, got a budget of %s; "
-                  "raise it",
-                  config_.layout.dim, mib(bytes_at(1)).c_str(), mib(config_.budget_bytes).c_str());
-    }
+    if (pages == 0) throw_small_budget(config_, bytes_at(1));
     if (config_.has_tiers()) {
       pages_.set_most_on_device(pages);
     } else {
@@ -138,10 +133,7 @@ class DeviceStore {
   /// Throws Error(kOutOfMemory) where a batch's rows do not fit, of which `fresh` are not there
   /// yet.
   void check_fits(uint32_t found, uint32_t fresh) const {
-    const uint64_t distinct = uint64_t{found} + fresh;
-    if (distinct > max_rows_) throw_full(distinct);
-    const uint64_t wanted = uint64_t{size_} + fresh;
-    if (wanted > max_rows_ && !evicts()) throw_full(wanted);
+    embedding::check_fits(config_, max_rows_, size_, found, fresh);
   }
 
   /// Gives rows to the ids of a batch that `find` has not found, and, if it `moves`, brings those
@@ -223,9 +215,6 @@ class DeviceStore {
   static constexpr uint64_t kPassedForVictim = 4;
   static constexpr uint64_t kSpareVictims = 1024;
 
-  bool evicts() const {
-    return config_.when_full == WhenFull::kEvictLru || config_.when_full == WhenFull::kEvictLfu;
-  }
   /// Whether the budget limits the number of rows.
   bool is_limited() const { return config_.budget_bytes != 0 && !config_.has_tiers(); }
   uint64_t first_host_slot() const {
@@ -409,15 +398,6 @@ class DeviceStore {
       made.view.size = entries;
     }
     return made;
-  }
-
-  [[noreturn]] void throw_full(uint64_t wanted) const {
-    throw_error(Status::kOutOfMemory,
-                "the table is full: %s are needed, the budget of %s holds %s; raise budget, or "
-                "%slook up fewer distinct ids at once than it holds",
-                counted(wanted, "row").c_str(), mib(config_.budget_bytes).c_str(),
-                counted(max_rows_, "row").c_str(),
-                evicts() ? "" : "choose when_full='evict_lru' and ");
   }
 
   StoreConfig config_;

@@ -1,0 +1,119 @@
+"""Runs the steps of ``parallel.py`` on several GPUs, and estimates them without any.
+
+``python -m benchmarks.estimate.parallel_run measure|predict [--ranks N] [--target GPU] [STEP ...]``
+prints one JSON object a line, for rank 0. To measure, start it with ``torch.distributed.run``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from benchmarks._shared.provenance import ROOT
+
+COLUMNS = ("requested", "allocated", "reserved", "device")
+_STEPS = 3
+_TIMEOUT_S = 300
+_MODULE = "benchmarks.estimate.parallel_run"
+
+
+def predict(name: str, ranks: int, target: str) -> dict[str, Any]:
+    """Estimate a step as rank 0 of ``ranks``."""
+    from benchmarks.estimate.parallel import PARALLEL
+    from vramkit.estimate import estimate
+
+    found = estimate(step=PARALLEL[name], target=target, steps=_STEPS, world_size=ranks)
+    return {
+        "step": name,
+        "requested": found.peak_requested_bytes,
+        "allocated": found.peak_allocated_bytes,
+        "reserved": found.reserved_bytes["native"],
+        "device": found.device_bytes,
+    }
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Run a step's rounds as one of the ranks, in a process that has run nothing before."""
+    import torch
+    import torch.distributed as dist
+
+    from benchmarks.estimate.parallel import PARALLEL
+
+    torch.manual_seed(0)
+    step = PARALLEL[name]()
+    for _ in range(_STEPS):
+        step()
+    torch.cuda.synchronize()
+    stats = torch.cuda.memory_stats()
+    free, total = torch.cuda.mem_get_info()
+    found: dict[str, Any] = {"step": name, "rank": dist.get_rank()}
+    for column in ("requested", "allocated", "reserved"):
+        found[column] = stats[f"{column}_bytes.all.peak"]
+    found["device"] = total - free
+    dist.destroy_process_group()
+    return found
+
+
+def _run(command: list[str]) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def compare(folder: Path, ranks: int, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """Calibrate, estimate and measure; returns the figures of each step.
+
+    Args:
+        folder: Where the file of the calibration is written.
+        ranks: How many GPUs take part, at least two.
+        names: The steps; all by default.
+
+    Returns:
+        For each step ``predicted`` and ``measured``, of rank 0.
+    """
+    from benchmarks.estimate.parallel import PARALLEL
+    from vramkit.estimate import calibrate
+
+    file = folder / "gpu.json"
+    calibrate(file, repeats=1)
+    chosen = names or list(PARALLEL)
+    words = ["-m", _MODULE, "predict", "--ranks", str(ranks), "--target", str(file)]
+    predicted = _run([sys.executable, *words, *chosen])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    found = []
+    for each in predicted:
+        lines = _run([sys.executable, *launch, "-m", _MODULE, "measure", each["step"]])
+        first = next(line for line in lines if line["rank"] == 0)
+        found.append({"step": each["step"], "predicted": each, "measured": first})
+    return found
+
+
+def main() -> None:
+    """Print a line for each step."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=("measure", "predict"))
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--target", default="h100")
+    parser.add_argument("steps", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    warnings.filterwarnings("ignore")
+    from benchmarks.estimate.parallel import PARALLEL
+
+    for name in arguments.steps or PARALLEL:
+        if arguments.what == "measure":
+            found = measure(name)
+        else:
+            found = predict(name, arguments.ranks, arguments.target)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
