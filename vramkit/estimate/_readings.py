@@ -1,9 +1,10 @@
 """Numbers that a step reads from tensors whose data is not known, such as ``loss.item()``.
 
 A step may print such a number, average it, keep it, or scale a tensor with it: its memory is the
-same for every value. What needs the value itself is refused: comparisons, conditions, ``int()`` and
-``float()``, sizes and indices. So nothing is guessed, except that the numbers are finite, as they
-are while a training works; each question for that is counted.
+same for every value. What needs the value itself is refused: comparisons, conditions, sizes and
+indices, and ``int()`` and ``float()`` outside the program's own files (``_conversions.py``). So
+nothing is guessed, except that the numbers are finite, as they are while a training works; each
+question for that is counted.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.utils import _foreach_utils
 from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._calls import calls_of_programs
+from vramkit.estimate._conversions import conversions_read
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
 from vramkit.estimate._recurrent import flatten_parameters
@@ -29,8 +30,14 @@ from vramkit.pool import MemoryPool
 
 
 @contextlib.contextmanager
-def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
-    """Make every tensor fake, pretend the target, and record; all is as before afterwards."""
+def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterator[None]:
+    """Make every tensor fake, pretend the target, and record; all is as before afterwards.
+
+    Args:
+        tracer: What records.
+        target: The GPU.
+        start: Where the program begins that will run.
+    """
     # Its keys do not say which device was pretended.
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
@@ -40,6 +47,8 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(calls_of_programs())
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
+        if not tracer.may_guess:
+            tracer.when_built = scope.enter_context(conversions_read(start)).change
         tracer.composites = scope.enter_context(
             operators_of_cuda(target, _counter(tracer), tracer.shadows.of)
         )

@@ -62,6 +62,7 @@ class Tracer(TorchDispatchMode):
         may_guess: Whether results that depend on data may be guessed.
         composites: What composite operators do on the target, where PyTorch's code for fakes does
             something else.
+        when_built: Called before the first step.
     """
 
     supports_higher_order_operators = True
@@ -87,6 +88,7 @@ class Tracer(TorchDispatchMode):
         self.finite: Counter[str] = Counter()
         self.may_guess = guess == "allow"
         self.composites: dict[str, Callable[..., Any]] = {}
+        self.when_built: Callable[[], None] = lambda: None
         self._refusal: UntraceableError | None = None
         self._target = target
         # By storage: the number of its block, and the bytes that the storage had then.
@@ -104,6 +106,8 @@ class Tracer(TorchDispatchMode):
     def begin_step(self) -> None:
         """Say that a step begins."""
         self.check_refusal()
+        if self.step < 0:
+            self.when_built()
         self.step = self.recorder.begin_step()
 
     def refuse(self, err: UntraceableError) -> None:
