@@ -107,6 +107,8 @@ class Trace:
         unmeasured: Signatures of the calls for which a formula was used.
         operators: Names of all operators that were called.
         finite: Lines that ask whether numbers are finite, and how often; they are taken as finite.
+        assumptions: What was assumed of the program, in sentences, and how often.
+        more_bytes: What later steps may need besides, in sentences, and how many bytes.
         world_size: How many ranks there are.
         groups: How many process groups were made.
     """
@@ -122,6 +124,8 @@ class Trace:
     unmeasured: tuple[str, ...] = ()
     operators: frozenset[str] = frozenset()
     finite: dict[str, int] = field(default_factory=dict)
+    assumptions: dict[str, int] = field(default_factory=dict)
+    more_bytes: dict[str, int] = field(default_factory=dict)
     world_size: int = 1
     groups: int = 0
 

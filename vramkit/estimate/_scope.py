@@ -17,6 +17,7 @@ from torch.utils import _foreach_utils
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._branches import branches_decided
 from vramkit.estimate._calls import calls_of_programs
 from vramkit.estimate._conversions import conversions_read
 from vramkit.estimate._fake_device import fake_device, patched
@@ -49,6 +50,7 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
         scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
         if not tracer.may_guess:
             tracer.when_built = scope.enter_context(conversions_read(start)).change
+        scope.enter_context(branches_decided(tracer.shadows.of, tracer))
         tracer.composites = scope.enter_context(
             operators_of_cuda(target, _counter(tracer), tracer.shadows.of)
         )

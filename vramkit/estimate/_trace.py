@@ -120,4 +120,6 @@ def _result(tracer: Tracer) -> Trace:
         unmeasured=tuple(sorted(tracer.unmeasured)),
         operators=frozenset(tracer.operators),
         finite=dict(tracer.finite),
+        assumptions=dict(tracer.assumptions),
+        more_bytes={sentence: size for sentence, size in tracer.more_bytes.values() if size},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves
 
 from vramkit.errors import UntraceableError
-from vramkit.estimate import _engine, _guesses, _streams
+from vramkit.estimate import _branches, _engine, _guesses, _streams
 from vramkit.estimate._attribution import Attribution, line_of_caller
 from vramkit.estimate._devices import check_devices
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
@@ -34,6 +35,7 @@ from vramkit.estimate._shadow import Shadows, follows_from_finite
 from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
+_READS = (_aten._local_scalar_dense.default, _aten.is_nonzero.default)
 _ON_HOST = -1
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _CACHE_FILE = "cache_utils.py"
@@ -59,6 +61,8 @@ class Tracer(TorchDispatchMode):
         unknown: Operators whose allocations inside are not known.
         step: Number of the step; -1 before the first.
         finite: Lines that ask whether numbers are finite, and how often.
+        assumptions: What was assumed of the program, in sentences, and how often.
+        more_bytes: By what is assumed: bytes that come on top if it does not hold.
         may_guess: Whether results that depend on data may be guessed.
         composites: What composite operators do on the target, where PyTorch's code for fakes does
             something else.
@@ -86,6 +90,8 @@ class Tracer(TorchDispatchMode):
         self.operators: set[str] = set()
         self.step = -1
         self.finite: Counter[str] = Counter()
+        self.assumptions: Counter[str] = Counter()
+        self.more_bytes: dict[object, tuple[str, int]] = {}
         self.may_guess = guess == "allow"
         self.composites: dict[str, Callable[..., Any]] = {}
         self.when_built: Callable[[], None] = lambda: None
@@ -126,6 +132,14 @@ class Tracer(TorchDispatchMode):
     def take_as_finite(self) -> None:
         """Count that the step asks whether a number is finite."""
         self.finite[line_of_caller()] += 1
+
+    def assume(self, sentence: str) -> None:
+        """Count what is assumed of the program."""
+        self.assumptions[sentence] += 1
+
+    def decide(self) -> bool | None:
+        """Return what a condition of PyTorch's own code is, where a rule says so."""
+        return _branches.decide()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes and record what it allocates."""
@@ -210,7 +224,7 @@ class Tracer(TorchDispatchMode):
                 block.kind, block.module = kind, owner or block.module
 
     def _known_value(self, func: Any, args: Any) -> Any:
-        if func is _aten._local_scalar_dense.default or func is _aten.is_nonzero.default:
+        if func in _READS:
             value = self.shadows.of(args[0])
             if follows_from_finite(value):
                 self.take_as_finite()
@@ -240,6 +254,12 @@ class Tracer(TorchDispatchMode):
 
     def _guess(self, func: Any, args: Any, err: Exception) -> Any:
         line = line_of_caller()
+        if func in _READS:
+            decided = self.decide() if args[0].dtype == torch.bool else None
+            if decided is not None:
+                return decided
+            if _branches.is_factor():
+                return math.nan
         guessed = _guesses.guess(func, args) if self.may_guess else NotImplemented
         if guessed is NotImplemented:
             raise UntraceableError(_guesses.refusal(func, line, err, self.may_guess)) from err
@@ -397,6 +417,7 @@ class Tracer(TorchDispatchMode):
                 self.mark(parameter.grad, Kind.GRADIENT, self._owners.get(id(parameter), ""))
 
     def _mark_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self.more_bytes[id(optimizer)] = _branches.missing_history(optimizer)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 owner = self._owners.get(id(parameter), "")
