@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vramkit.estimate import _engine, _packed, _recurrent
+from vramkit.estimate import _ctc, _engine, _packed, _recurrent
 from vramkit.estimate._ops import _attention
 from vramkit.estimate._ops import _recurrent as _cells
 from vramkit.estimate._ops._plan import Plan
@@ -119,6 +119,8 @@ REWRITES: dict[str, Rewrite] = {
     "aten::_pin_memory": _pin,
     "aten::is_pinned": _is_pinned,
     "aten::_pack_padded_sequence": _packed.pack,
+    "aten::_ctc_loss": _ctc.forward,
+    **dict.fromkeys(("aten::_cudnn_ctc_loss", "aten::_cudnn_ctc_loss.Tensor"), _ctc.by_cudnn),
     "aten::_cudnn_rnn": _recurrent.cudnn_rnn,
     "aten::_cudnn_rnn_backward": _recurrent.cudnn_rnn_backward,
 }
@@ -132,6 +134,7 @@ def operators_of_cuda(
     target: Target,
     count: Callable[[str], None],
     known: Callable[[Any], torch.Tensor | None],
+    assume: Callable[[str], None],
 ) -> Iterator[dict[str, Callable[..., Any]]]:
     """Let operators that choose by the device choose as on the target.
 
@@ -139,6 +142,7 @@ def operators_of_cuda(
         target: The GPU.
         count: Called with the name of each kernel of attention that is chosen.
         known: Returns the values of a tensor, or None where they depend on data.
+        assume: Called with what is assumed of the program.
 
     Yields:
         What composite operators do on the target, by their names.
@@ -156,6 +160,7 @@ def operators_of_cuda(
             "scaled_dot_product_attention": _attention_for(target, count),
             **_recurrent.composites(known),
             **_packed.composites(known),
+            **_ctc.composites(known, assume),
         }
         for name, composite in composites.items():
             for key in ("AutogradCUDA", "CUDA"):

@@ -52,7 +52,7 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
             tracer.when_built = scope.enter_context(conversions_read(start)).change
         scope.enter_context(branches_decided(tracer.shadows.of, tracer))
         tracer.composites = scope.enter_context(
-            operators_of_cuda(target, _counter(tracer), tracer.shadows.of)
+            operators_of_cuda(target, _counter(tracer), tracer.shadows.of, tracer.assume)
         )
         scope.enter_context(patched(torch.nn.RNNBase, flatten_parameters=flatten_parameters))
         scope.enter_context(tracer.attribution.following())
