@@ -48,6 +48,60 @@ def ctc_loss(
     return make_step
 
 
+def embedding(
+    optimizer: Callable[[Any], torch.optim.Optimizer],
+    *,
+    table: Callable[..., torch.nn.Module] = torch.nn.Embedding,
+    loss: Callable[[Any], Any] = lambda out: out.square().sum(),
+    uses: int = 1,
+    batches: int = 1,
+    rows: int = 5000,
+    **options: Any,
+) -> Call:
+    """Return the phases of a training with sparse gradients; no row is looked up twice."""
+
+    def make_step() -> Callable[[], None]:
+        made: dict[str, Any] = {}
+
+        def data() -> None:
+            ids = torch.arange(1, 1 + 2 * uses * batches * 512).mul(3).remainder(rows)
+            made["ids"] = ids.view(-1, 64, 8)[::2].contiguous().cuda()
+
+        def build() -> None:
+            made["table"] = table(rows, 32, sparse=True, device="cuda", **options)
+            made["optimizer"] = optimizer(list(made["table"].parameters()))
+
+        def backward() -> None:
+            for batch in range(batches):
+                ids = made["ids"][batch * uses : (batch + 1) * uses]
+                sum(loss(made["table"](each)) for each in ids).backward()
+
+        def update() -> None:
+            made["optimizer"].step()
+            made["optimizer"].zero_grad()
+
+        return one_a_step(data, build, backward, update, backward, update)
+
+    return make_step
+
+
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+_BAG = {"table": torch.nn.EmbeddingBag}
+_SPARSE = {
+    "SparseAdam": embedding(torch.optim.SparseAdam),
+    "SGD": embedding(_sgd),
+    "Adagrad": embedding(torch.optim.Adagrad),
+    "expanded": embedding(torch.optim.SparseAdam, loss=lambda out: out.sum()),
+    "twice": embedding(torch.optim.SparseAdam, uses=2),
+    "accumulated": embedding(torch.optim.Adagrad, batches=2),
+    "padding": embedding(torch.optim.SparseAdam, padding_idx=0),
+    "bags, sum": embedding(torch.optim.SparseAdam, mode="sum", **_BAG),
+    "bags, mean": embedding(_sgd, mode="mean", **_BAG),
+}
+
 CALLS: dict[str, tuple[Call, int]] = {
     f"ctc {name}": (call, 4)
     for name, call in {
@@ -61,4 +115,4 @@ CALLS: dict[str, tuple[Call, int]] = {
         "int32": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.int()),
         "blank": ctc_loss(50, 16, 20, 12, blank=7),
     }.items()
-}
+} | {f"sparse {name}": (call, 6) for name, call in _SPARSE.items()}

@@ -37,7 +37,7 @@ _WITHOUT_KERNELS = {
         "use padded tensors in the estimated step",
     ),
     "Cannot access storage of": (
-        "makes a sparse or nested tensor, whose storages are not followed",
+        "makes a sparse or nested tensor that is not followed",
         "use dense tensors in the estimated step",
     ),
 }

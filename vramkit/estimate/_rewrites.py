@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vramkit.estimate import _ctc, _engine, _packed, _recurrent
+from vramkit.estimate import _ctc, _engine, _packed, _recurrent, _sparse
 from vramkit.estimate._ops import _attention
 from vramkit.estimate._ops import _recurrent as _cells
 from vramkit.estimate._ops._plan import Plan
@@ -37,6 +37,9 @@ class Runner(Protocol):
 
     def follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
         """Record what a plan says."""
+
+    def assume(self, sentence: str) -> None:
+        """Count what is assumed of the program."""
 
     def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
         """Record what an operator that returns its first argument allocates inside."""
@@ -93,6 +96,12 @@ def _logits_gradient(inplace: Any) -> Rewrite:
     return rewrite
 
 
+def _index(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
+    return (
+        _sparse.without_padding(runner, args) if _sparse.chooses_padding(args) else NotImplemented
+    )
+
+
 def _pin(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
     return runner.run(_aten.clone.default, args[:1], {})
 
@@ -110,6 +119,7 @@ REWRITES: dict[str, Rewrite] = {
     "aten::_fused_sgd_.tensor_lr": _no_result,
     "aten::_fused_adagrad_": _no_result,
     "aten::add.Tensor": _add,
+    "aten::index.Tensor": _index,
     "aten::index_put": _in_place(_aten.index_put_.default),
     "aten::scatter_add": _in_place(_aten.scatter_add_.default),
     "aten::index_add": _in_place(_aten.index_add_.default),

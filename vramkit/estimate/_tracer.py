@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves
 
 from vramkit.errors import UntraceableError
-from vramkit.estimate import _branches, _engine, _guesses, _streams
+from vramkit.estimate import _branches, _engine, _guesses, _sparse, _streams
 from vramkit.estimate._attribution import Attribution, line_of_caller
 from vramkit.estimate._devices import check_devices
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
@@ -151,9 +151,11 @@ class Tracer(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         self._operator, self._place = func.name(), None
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, FakeTensor):
-                self._birth(leaf)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        for leaf in leaves:
+            self._birth(leaf)
+        if _sparse.concerns(func, args, leaves):
+            return _sparse.run(self, func, args, kwargs)
         rewrite = REWRITES.get(self._operator)
         if rewrite is None and (
             self._operator in self.composites or _has_parts_only(self._operator)
@@ -216,6 +218,8 @@ class Tracer(TorchDispatchMode):
         if is_traceable_wrapper_subclass(tensor):
             for name in tensor.__tensor_flatten__()[0]:
                 self.mark(getattr(tensor, name), kind, owner)
+        if _sparse.is_sparse(tensor):
+            tensor = tensor._values()
         if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
             self._birth(tensor)
             number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
@@ -318,6 +322,9 @@ class Tracer(TorchDispatchMode):
 
     def _birth(self, tensor: torch.Tensor, size_bytes: int | None = None) -> None:
         if tensor.device.type != "cuda":
+            return
+        if _sparse.is_sparse(tensor):
+            self._births((tensor._indices(), tensor._values()))
             return
         if tensor.device.index:
             raise UntraceableError(
