@@ -102,17 +102,65 @@ _SPARSE = {
     "bags, mean": embedding(_sgd, mode="mean", **_BAG),
 }
 
-CALLS: dict[str, tuple[Call, int]] = {
-    f"ctc {name}": (call, 4)
-    for name, call in {
-        "mean": ctc_loss(50, 16, 20, 12),
-        "none": ctc_loss(50, 16, 20, 12, reduction="none"),
-        "sum, infinite losses": ctc_loss(50, 16, 20, 12, reduction="sum", zero_infinity=True),
-        "large": ctc_loss(300, 32, 64, 40, reduction="sum"),
-        "large, infinite losses": ctc_loss(300, 32, 64, 40, zero_infinity=True),
-        "in a row": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.flatten()),
-        "of the host": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.cpu()),
-        "int32": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.int()),
-        "blank": ctc_loss(50, 16, 20, 12, blank=7),
-    }.items()
-} | {f"sparse {name}": (call, 6) for name, call in _SPARSE.items()}
+
+def _two_streams() -> Callable[[], None]:
+    """A layer of which the second half runs on a stream of its own, with the backward pass."""
+    made: dict[str, Any] = {}
+
+    def build() -> None:
+        made["layers"] = [torch.nn.Linear(256, 256, device="cuda") for _ in range(2)]
+        made["x"] = torch.randn(32, 256, device="cuda")
+        made["stream"] = torch.cuda.Stream()
+
+    def forward() -> None:
+        (first, second), stream = made["layers"], made["stream"]
+        hidden = first(made["x"])
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            made["out"] = second(hidden).relu()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def backward() -> None:
+        made.pop("out").sum().backward()
+
+    return one_a_step(build, forward, backward, forward, backward)
+
+
+def _prefetched() -> Callable[[], None]:
+    """Batches are copied on a stream of their own."""
+    made: dict[str, Any] = {}
+
+    def build() -> None:
+        made["batch"] = torch.randn(1024, 1024).pin_memory()
+        made["stream"] = torch.cuda.Stream()
+
+    def step() -> None:
+        with torch.cuda.stream(made["stream"]):
+            copied = made["batch"].to("cuda", non_blocking=True)
+        torch.cuda.current_stream().wait_stream(made["stream"])
+        copied.record_stream(torch.cuda.current_stream())
+        (2 * copied).relu_()
+
+    return one_a_step(build, step, step, step)
+
+
+_STREAMS = {"layers": (_two_streams, 5), "prefetching": (_prefetched, 4)}
+
+CALLS: dict[str, tuple[Call, int]] = (
+    {
+        f"ctc {name}": (call, 4)
+        for name, call in {
+            "mean": ctc_loss(50, 16, 20, 12),
+            "none": ctc_loss(50, 16, 20, 12, reduction="none"),
+            "sum, infinite losses": ctc_loss(50, 16, 20, 12, reduction="sum", zero_infinity=True),
+            "large": ctc_loss(300, 32, 64, 40, reduction="sum"),
+            "large, infinite losses": ctc_loss(300, 32, 64, 40, zero_infinity=True),
+            "in a row": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.flatten()),
+            "of the host": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.cpu()),
+            "int32": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.int()),
+            "blank": ctc_loss(50, 16, 20, 12, blank=7),
+        }.items()
+    }
+    | {f"sparse {name}": (call, 6) for name, call in _SPARSE.items()}
+    | {f"streams {name}": call for name, call in _STREAMS.items()}
+)

@@ -57,6 +57,7 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
         scope.enter_context(patched(torch.nn.RNNBase, flatten_parameters=flatten_parameters))
         scope.enter_context(tracer.attribution.following())
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
+        scope.enter_context(patched(FakeTensor, record_stream=_lend_function(tracer)))
         scope.enter_context(patched(MemoryPool, __init__=_no_pool()))
         scope.enter_context(patched(torch, load=_load_function(tracer), save=_save))
         # The exception tells it; the log would print the whole stack besides.
@@ -87,6 +88,15 @@ def _resize_function(tracer: Tracer) -> Callable[..., Any]:
         return resized
 
     return resize
+
+
+def _lend_function(tracer: Tracer) -> Callable[..., None]:
+    """``Tensor.record_stream`` takes a stream of the pretended device."""
+
+    def record_stream(self: Any, stream: Any) -> None:
+        tracer.lend(self, stream)
+
+    return record_stream
 
 
 def _load_function(tracer: Tracer) -> Callable[..., Any]:

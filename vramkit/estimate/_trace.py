@@ -16,6 +16,7 @@ from vramkit.estimate._recorder import Kind, Trace
 from vramkit.estimate._scope import tracing
 from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
+from vramkit.units import format_mib
 
 Guess = Literal["refuse", "allow"]
 # Called with the number of steps done and their total.
@@ -121,5 +122,17 @@ def _result(tracer: Tracer) -> Trace:
         operators=frozenset(tracer.operators),
         finite=dict(tracer.finite),
         assumptions=dict(tracer.assumptions),
-        more_bytes={sentence: size for sentence, size in tracer.more_bytes.values() if size},
+        more_bytes=_more_bytes(tracer),
     )
+
+
+def _more_bytes(tracer: Tracer) -> dict[str, int]:
+    found = {sentence: size for sentence, size in tracer.more_bytes.values() if size}
+    late = tracer.recorder.late_bytes()
+    if late:
+        found[
+            f"Blocks for which record_stream() was called, up to {format_mib(late)} in a step, "
+            "count until the program drops them; PyTorch's allocator takes them back once the "
+            "other stream has caught up."
+        ] = late
+    return found

@@ -101,7 +101,7 @@ class Tracer(TorchDispatchMode):
         self._live: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
         self._deaths: dict[int, Any] = {}
-        self._workspaces: set[tuple[str, bool]] = set()
+        self._workspaces: set[tuple[str, bool, int]] = set()
         # Modules of parameters, by identity; the modules that are traced keep them alive.
         self._owners: dict[int, str] = {}
         # Parameters that were made outside the scope, and their gradients.
@@ -315,7 +315,7 @@ class Tracer(TorchDispatchMode):
         self.assumed_bytes[self._operator] = max(self.assumed_bytes[self._operator], size_bytes)
 
     def _keep(self, step: Keep) -> None:
-        key = (step.library, _engine.in_backward() and not step.once)
+        key = (step.library, _engine.in_backward() and not step.once, _streams.current_number())
         if key not in self._workspaces:
             self._workspaces.add(key)
             self._allocate(step.size_bytes, Kind.WORKSPACE, operator=step.library)
@@ -336,6 +336,12 @@ class Tracer(TorchDispatchMode):
         elif storage.nbytes():
             number = self._allocate(size_bytes or storage.nbytes(), self._kind())
             self._watch(storage, number)
+
+    def lend(self, tensor: Any, stream: Any) -> None:
+        """Say that another stream uses a tensor, as ``Tensor.record_stream`` does."""
+        number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
+        if number != _ON_HOST and self.recorder.blocks[number].stream != stream.number:
+            self.recorder.lent.add(number)
 
     def loaded(self, tree: Any) -> None:
         """Record the tensors of a file, which no operator makes."""
