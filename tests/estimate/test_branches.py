@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.estimated_calls import CALLS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vramkit.errors import UntraceableError
@@ -186,3 +187,11 @@ def test_branches_of_the_closure_are_the_program_s() -> None:
         UntraceableError, match=r"is_nonzero|_local_scalar_dense at .*test_branches"
     ):
         trace(_fitting([], use), target=_H100, steps=1)
+
+
+def test_the_call_that_a_gpu_is_to_record() -> None:
+    make_step, steps = CALLS["lbfgs"]
+    found = trace(make_step, target=_H100, steps=steps)
+    assert found.unknown == ()
+    assert list(found.assumptions.values()) == [3]
+    assert found.more_bytes == {}

@@ -6,6 +6,7 @@ import builtins
 import functools
 import importlib
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -132,6 +133,8 @@ def test_other_uses_of_the_names_stay() -> None:
         lambda x: float(x.sum()) and 1,
         lambda x: list(map(float, x[0])),
         lambda x: math.fsum([float(x.sum())]) > 1,
+        lambda x: math.fsum(float(row.sum()) for row in x) > 1,
+        lambda x: statistics.fmean([float(x.sum())] * 2) > 1,
         lambda x: math.isclose(float(x.sum()), 1.0),
     ],
 )

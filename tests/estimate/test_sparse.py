@@ -161,6 +161,19 @@ def test_a_padding_is_chosen_by_a_mask() -> None:
     assert "is that of the padding" in next(iter(found.assumptions))
 
 
+def test_a_padding_whose_place_is_known_is_counted() -> None:
+    def ids() -> Any:
+        return torch.arange(_COUNT).remainder(10).view(8, 5).cuda()
+
+    found = trace(_training(padding_idx=3, ids=ids), target=_H100, steps=1)
+    chosen = [each.size_bytes for each in found.blocks if each.operator == "aten::index.Tensor"]
+    count = _COUNT - _COUNT // 10
+    assert chosen[1] == count * 8
+    assert chosen[3] == count * _WIDTH * 4
+    assert _update(found, 0, "aten::_coalesce")[7] == 9 * _WIDTH * 4
+    assert found.assumptions == {}
+
+
 def test_the_padding_is_chosen_only_in_the_backward_pass() -> None:
     with pytest.raises(UntraceableError, match="size depends on the data"):
         trace(

@@ -144,23 +144,47 @@ def _prefetched() -> Callable[[], None]:
     return one_a_step(build, step, step, step)
 
 
+def _lbfgs() -> Callable[[], None]:
+    """A convex problem far from its minimum, so that no reason to stop is found."""
+    made: dict[str, Any] = {}
+
+    def build() -> None:
+        made["layer"] = torch.nn.Linear(256, 64, device="cuda")
+        made["optimizer"] = torch.optim.LBFGS(
+            made["layer"].parameters(), lr=0.05, max_iter=4, history_size=6
+        )
+        made["x"] = 10 * torch.randn(512, 256, device="cuda")
+
+    def closure() -> Any:
+        made["optimizer"].zero_grad()
+        loss = (made["layer"](made["x"]) - 100).square().sum()
+        loss.backward()
+        return loss
+
+    def step() -> None:
+        made["optimizer"].step(closure)
+
+    return one_a_step(build, step, step, step)
+
+
 _STREAMS = {"layers": (_two_streams, 5), "prefetching": (_prefetched, 4)}
 
-CALLS: dict[str, tuple[Call, int]] = (
-    {
-        f"ctc {name}": (call, 4)
-        for name, call in {
-            "mean": ctc_loss(50, 16, 20, 12),
-            "none": ctc_loss(50, 16, 20, 12, reduction="none"),
-            "sum, infinite losses": ctc_loss(50, 16, 20, 12, reduction="sum", zero_infinity=True),
-            "large": ctc_loss(300, 32, 64, 40, reduction="sum"),
-            "large, infinite losses": ctc_loss(300, 32, 64, 40, zero_infinity=True),
-            "in a row": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.flatten()),
-            "of the host": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.cpu()),
-            "int32": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.int()),
-            "blank": ctc_loss(50, 16, 20, 12, blank=7),
-        }.items()
-    }
-    | {f"sparse {name}": (call, 6) for name, call in _SPARSE.items()}
-    | {f"streams {name}": call for name, call in _STREAMS.items()}
-)
+_CTC = {
+    "mean": ctc_loss(50, 16, 20, 12),
+    "none": ctc_loss(50, 16, 20, 12, reduction="none"),
+    "sum, infinite losses": ctc_loss(50, 16, 20, 12, reduction="sum", zero_infinity=True),
+    "large": ctc_loss(300, 32, 64, 40, reduction="sum"),
+    "large, infinite losses": ctc_loss(300, 32, 64, 40, zero_infinity=True),
+    "in a row": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.flatten()),
+    "of the host": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.cpu()),
+    "int32": ctc_loss(50, 16, 20, 12, change=lambda targets: targets.int()),
+    "blank": ctc_loss(50, 16, 20, 12, blank=7),
+}
+
+# Each with the number of its steps.
+CALLS: dict[str, tuple[Call, int]] = {
+    **{f"ctc {name}": (call, 4) for name, call in _CTC.items()},
+    **{f"sparse {name}": (call, 6) for name, call in _SPARSE.items()},
+    **{f"streams {name}": call for name, call in _STREAMS.items()},
+    "lbfgs": (_lbfgs, 4),
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,7 @@ def methods_of_fakes(
             scope.enter_context(patched(FakeTensor, item=_item_function(notes)))
             functions = {name: _of_math(name) for name in _OF_MATH if name not in _ASK}
             scope.enter_context(patched(math, **functions))
+            scope.enter_context(patched(statistics, fsum=functions["fsum"]))
         yield
 
 
@@ -138,6 +140,7 @@ def _of_math(name: str) -> Callable[..., Any]:
     real = getattr(math, name)
 
     def function(*args: Any, **options: Any) -> Any:
+        args = tuple(list(each) if isinstance(each, Iterator) else each for each in args)
         for each in args:
             parts = each if isinstance(each, list | tuple) else (each,)
             for part in parts:

@@ -30,7 +30,13 @@ _DISTINCT = "_vramkit_distinct"
 
 
 class Recorder(Protocol):
-    """Records what operators allocate."""
+    """Records what operators allocate.
+
+    Attributes:
+        shadows: Values that are known without data.
+    """
+
+    shadows: Shadows
 
     def follow(self, plan: Sequence[Any], outputs: tuple[Any, ...]) -> None:
         """Record what a plan says."""
@@ -40,13 +46,7 @@ class Recorder(Protocol):
 
 
 class Tracer(Recorder, AbstractContextManager[Any], Protocol):
-    """A scope in which operators are traced.
-
-    Attributes:
-        shadows: Values that are known without data.
-    """
-
-    shadows: Shadows
+    """A scope in which operators are traced, too."""
 
 
 Handler = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -204,14 +204,23 @@ def _bag_backward(tracer: Tracer, _: Any, args: tuple[Any, ...], kwargs: dict[st
 
 
 def without_padding(recorder: Recorder, args: tuple[Any, ...]) -> Any:
-    """Rows that a boolean mask chooses of a sparse gradient: all, as none is for the padding."""
+    """Rows that a boolean mask chooses of a sparse gradient: all, unless the indices are known."""
     tensor, [mask] = args
-    chosen = tensor.new_empty((mask.numel(), *tensor.shape[mask.dim() :]))
-    recorder.assume(
-        f"No index that {line_of_caller()} looks up in an embedding is that of the padding; "
-        "if some are, its sparse gradient needs less."
-    )
-    places = Take(_INDEX_BYTES * mask.numel() * mask.dim())
+    known, values = recorder.shadows.of(mask), recorder.shadows.of(tensor)
+    count = mask.numel()
+    if known is not None:
+        with _disable_current_modes():
+            count = int(known.sum())
+    else:
+        recorder.assume(
+            f"No index that {line_of_caller()} looks up in an embedding is that of the padding; "
+            "if some are, its sparse gradient needs less."
+        )
+    chosen = tensor.new_empty((count, *tensor.shape[mask.dim() :]))
+    if known is not None and values is not None:
+        with _disable_current_modes():
+            recorder.shadows.set(chosen, values[known])
+    places = Take(_INDEX_BYTES * count * mask.dim())
     recorder.follow([places, Give(0), Drop()], (chosen,))
     return chosen
 
