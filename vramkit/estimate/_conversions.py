@@ -171,12 +171,13 @@ def _is_own(file: str) -> bool:
 def _loads_for_a_call(instruction: dis.Instruction) -> bool:
     """Tell whether the global ``float`` or ``int`` is loaded to be called at once.
 
-    The lowest bit of the argument says so from Python 3.11 on.
+    The lowest bit of the argument says so from Python 3.11 on, and pushes a NULL besides.
     """
     argument = instruction.arg or 0
     return (
         instruction.opname == "LOAD_GLOBAL"
         and bool(argument & 1)
+        and "NULL" in instruction.argrepr
         and argument <= _LARGEST_ARGUMENT
         and instruction.argval in _OWN
     )
