@@ -1,9 +1,9 @@
 """Connectionist temporal classification: which kernel a GPU takes, and what that allocates.
 
 Written from PyTorch's sources, ``ATen/native/LossCTC.cpp``, ``ATen/native/cuda/LossCTC.cu`` and
-``ATen/native/cudnn/LossCTC.cpp``, which allocate the same in 2.11 and 2.13: the later one also
-copies the targets to the host, to ask for a kernel of another vendor. The lengths of the sequences
-are values of tensors, which PyTorch reads.
+``ATen/native/cudnn/LossCTC.cpp``: those of 2.13, which copies the targets to the host to ask for a
+kernel of another vendor, and those from before that copy, which allocate the same on the GPU. The
+lengths of the sequences are values of tensors, which PyTorch reads.
 """
 
 from __future__ import annotations
