@@ -63,7 +63,7 @@ class Conversions:
         """Give the functions their code back, those too that were made by changed code."""
         changed = [each for each, _ in self._before.values()]
         for function in gc.get_referrers(*changed) if changed else ():
-            if type(function) is FunctionType:
+            if type(function) is FunctionType and id(function.__code__) in self._before:
                 function.__code__ = self._before[id(function.__code__)][1]
 
     def _changed(self, code: CodeType) -> CodeType:

@@ -23,6 +23,7 @@ from vramkit.estimate._ops._sort import merge_sort_bytes, unique_bytes
 from vramkit.estimate._shadow import Shadows
 
 _aten = torch.ops.aten
+_LAYOUT = torch.sparse_coo
 _INDEX_BYTES = 8
 _MEAN = 1
 # On a sparse fake: how many of its indices differ, where their values are known.
@@ -52,17 +53,16 @@ class Tracer(Recorder, AbstractContextManager[Any], Protocol):
 Handler = Callable[[Tracer, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def concerns(func: Any, args: Sequence[Any], leaves: Sequence[Any]) -> bool:
-    """Tell whether an operator takes or makes a sparse tensor."""
-    name = func.name()
+def concerns(name: str, args: Sequence[Any], tensors: Sequence[torch.Tensor]) -> bool:
+    """Tell whether an operator takes or makes a sparse tensor; asked for each operator."""
     if name == "aten::_embedding_bag_backward":
         return bool(args[9])
-    return name in _MAKERS or any(is_sparse(leaf) for leaf in leaves)
+    return name in _MAKERS or _LAYOUT in [tensor.layout for tensor in tensors]
 
 
 def is_sparse(tensor: Any) -> bool:
     """Tell whether this is a tensor of indices and values."""
-    return isinstance(tensor, torch.Tensor) and tensor.layout is torch.sparse_coo
+    return isinstance(tensor, torch.Tensor) and tensor.layout is _LAYOUT
 
 
 def run(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -234,7 +234,7 @@ def chooses_padding(args: Any) -> bool:
 
 
 def _like(gradient: Any, indices: Any, values: Any, *, coalesced: bool) -> Any:
-    options = {"dtype": values.dtype, "device": values.device, "layout": torch.sparse_coo}
+    options = {"dtype": values.dtype, "device": values.device, "layout": _LAYOUT}
     dims = indices.shape[0], values.dim() - 1, gradient.shape
     made = _aten._sparse_coo_tensor_with_dims_and_tensors(
         *dims, indices, values, **options, is_coalesced=coalesced

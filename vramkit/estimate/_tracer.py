@@ -154,7 +154,7 @@ class Tracer(TorchDispatchMode):
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
         for leaf in leaves:
             self._birth(leaf)
-        if _sparse.concerns(func, args, leaves):
+        if _sparse.concerns(self._operator, args, leaves):
             return _sparse.run(self, func, args, kwargs)
         rewrite = REWRITES.get(self._operator)
         if rewrite is None and (
@@ -323,7 +323,7 @@ class Tracer(TorchDispatchMode):
     def _birth(self, tensor: torch.Tensor, size_bytes: int | None = None) -> None:
         if tensor.device.type != "cuda":
             return
-        if _sparse.is_sparse(tensor):
+        if tensor.layout is torch.sparse_coo:
             self._births((tensor._indices(), tensor._values()))
             return
         if tensor.device.index:
