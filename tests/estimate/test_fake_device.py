@@ -24,7 +24,7 @@ def _native() -> ctypes.CDLL:
 
 
 def test_autocast_and_backward_run_on_fakes() -> None:
-    with tracing(Tracer(_H100, "refuse"), _H100):
+    with tracing(Tracer(_H100, "refuse"), _H100, lambda: None):
         layer = torch.nn.Linear(8, 8, device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
             out = layer(torch.ones(4, 8, device="cuda"))
@@ -42,17 +42,17 @@ def test_torch_is_told_of_the_target() -> None:
         assert not torch.cuda.is_initialized()
 
 
-def test_events_take_no_time_and_streams_are_refused() -> None:
+def test_events_take_no_time_and_graphs_are_refused() -> None:
     with fake_device(_H100):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         end.record(torch.cuda.current_stream())
         assert start.elapsed_time(end) == 0.0
-        with pytest.raises(UntraceableError, match=r"test_fake_device\.py:\d+ uses streams or"):
-            torch.cuda.Stream()
+        with pytest.raises(UntraceableError, match=r"test_fake_device\.py:\d+ uses graphs"):
+            torch.cuda.CUDAGraph()
         # Modules that are imported inside the scope annotate with these classes.
         assert torch.cuda.CUDAGraph | None
-        assert not isinstance(torch.cuda.current_stream(), torch.cuda.Stream)
+        assert torch.cuda.Stream | None
 
 
 def test_everything_is_restored() -> None:

@@ -100,8 +100,10 @@ def test_what_may_be_done(use: Callable[[Any, Any], Any]) -> None:
         (lambda x, n: max(2 * x / n, 0.0), "compares"),
         (lambda x, _: math.exp(x) == 3, "compares"),
         (lambda _, n: not n, "branches on"),
-        (lambda x, _: int(x), "makes an int of"),
-        (lambda x, _: float(x), "makes a float of"),
+        (lambda x, _: list(map(int, [x])), "makes an int of"),
+        (lambda x, _: list(map(float, [x])), "makes a float of"),
+        (lambda x, _: float(x) < 3, "compares"),
+        (lambda x, _: range(int(x)), "takes as a size or an index"),
         (lambda x, _: np.mean([x, x]), "makes a float of"),
         (lambda _, n: range(n), "takes as a size or an index"),
         (lambda _, n: [1, 2][n], "takes as a size or an index"),
@@ -117,9 +119,9 @@ def test_what_needs_the_value_is_refused(use: Callable[[Any, Any], Any], what: s
 def test_a_refusal_that_the_step_drops_counts() -> None:
     def use(x: Any, _: Any) -> None:
         with contextlib.suppress(UntraceableError):
-            int(x)
+            bool(x)
 
-    with pytest.raises(UntraceableError, match="makes an int of a number"):
+    with pytest.raises(UntraceableError, match="branches on a number"):
         read(use)
 
 
@@ -150,8 +152,9 @@ def test_tensors_may_be_scaled_by_what_was_read() -> None:
         lambda x: bool(torch.tensor((x > 0).sum().item()) > 3),
         lambda x: torch.zeros((x > 0).sum().item()),
         lambda x: x[: (x > 0).sum().item()],
-        lambda x: float(x.sum()),
-        lambda x: int((x > 0).sum()),
+        lambda x: sum(map(float, x.sum(0))),
+        lambda x: next(map(int, (x > 0).sum(0))),
+        lambda x: float(x.sum()) > 3 or torch.zeros(int((x > 0).sum())),
     ],
 )
 def test_no_value_leaks_through_tensors(use: Callable[[Any], Any]) -> None:

@@ -286,6 +286,8 @@ def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, t
             f"Workspaces of {names} follow a formula, up to {format_mib(largest)} at once: cuDNN's "
             "choice for these shapes has not been measured (vramkit calibrate does on your GPU)."
         )
+    high += sum(traced.more_bytes.values())
+    reasons += traced.more_bytes
     if traced.unknown:
         reasons.append(
             f"What {', '.join(traced.unknown)} allocate inside is not known; their results are "

@@ -45,6 +45,8 @@ class Attribution:
         self._names: dict[int, str] = {}
         self._stack: list[str] = []
         self._in_optimizer = False
+        # Whether the optimizer runs within a backward pass, or a backward pass within its closure.
+        self._in_hook = False
         self._of_node: dict[int, tuple[str, str]] = {}
 
     @contextlib.contextmanager
@@ -64,9 +66,10 @@ class Attribution:
 
     def phase(self) -> Phase:
         """Return what the program is doing; before the first step it is building."""
-        if self._in_optimizer:
+        backward = _engine.in_backward()
+        if self._in_optimizer and not self._stack and (self._in_hook or not backward):
             return Phase.OPTIMIZER
-        return Phase.BACKWARD if _engine.in_backward() else Phase.FORWARD
+        return Phase.BACKWARD if backward else Phase.FORWARD
 
     @property
     def recomputes(self) -> bool:
@@ -105,11 +108,16 @@ class Attribution:
 
     def _begin_update(self, optimizer: Any, _: Any, __: Any) -> None:
         self._on_optimizer(optimizer)
-        self._in_optimizer = True
+        self._in_optimizer, self._in_hook = True, _engine.in_backward()
 
     def _end_update(self, optimizer: Any, _: Any, __: Any) -> None:
         self._in_optimizer = False
         self._on_optimizer(optimizer)
+
+
+def is_library(file: str) -> bool:
+    """Tell whether code is torch's or vramkit's, or in no file."""
+    return file.startswith((*_LIBRARIES, "<"))
 
 
 def line_of_error(err: BaseException) -> str:
@@ -118,7 +126,7 @@ def line_of_error(err: BaseException) -> str:
     traceback = err.__traceback__
     while traceback is not None:
         name = traceback.tb_frame.f_code.co_filename
-        if not name.startswith(_LIBRARIES) and not name.startswith("<"):
+        if not is_library(name):
             found = f"{name}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found
@@ -129,7 +137,7 @@ def line_of_caller() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_LIBRARIES) and not name.startswith("<"):
+        if not is_library(name):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -40,6 +40,9 @@ def _library() -> ctypes.CDLL:
     library.vramkit_fake_enter.argtypes = [ctypes.c_int64]
     library.vramkit_fake_leave.restype = ctypes.c_int32
     library.vramkit_fake_answers.restype = ctypes.c_uint32
+    library.vramkit_fake_stream.restype = ctypes.c_int64
+    library.vramkit_fake_exchange_stream.restype = ctypes.c_int64
+    library.vramkit_fake_exchange_stream.argtypes = [ctypes.c_int64]
     _self_test(library)
     return library
 
@@ -81,7 +84,7 @@ def fake_device(target: Target) -> Iterator[None]:
         raise ScopeError("another estimate is running in this process; run them one by one")
     try:
         library.vramkit_fake_enter(target.cudnn_version)
-        _streams.begin()
+        _streams.begin(library)
         try:
             with patched(torch.cuda, **_answers(target)):
                 yield

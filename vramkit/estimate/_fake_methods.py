@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,10 @@ from vramkit.estimate._shadow import Shadows
 
 # Elements up to which tolist() returns numbers that are not known.
 _MOST_LISTED = 1 << 16
-_OF_MATH = ("exp", "expm1", "log", "log2", "log10", "log1p", "sqrt", "pow", "fabs", "tanh")
+# Functions of integers, and those that ask the number itself, need no help.
+_ASK = ("ceil", "floor", "trunc", "comb", "perm", "factorial", "gcd", "lcm", "isqrt")
+_REFUSED_OF_MATH = {"isclose": "compares", "frexp": "takes apart", "modf": "takes apart"}
+_OF_MATH = tuple(name for name in dir(math) if callable(getattr(math, name)) and name[0] != "_")
 
 
 @contextlib.contextmanager
@@ -41,8 +45,9 @@ def methods_of_fakes(
         scope.enter_context(patched(FakeTensor, numpy=_numpy_function(shadows)))
         if not may_guess:
             scope.enter_context(patched(FakeTensor, item=_item_function(notes)))
-            functions = (*_OF_MATH, *_readings.FINITE)
-            scope.enter_context(patched(math, **{name: _of_math(name) for name in functions}))
+            functions = {name: _of_math(name) for name in _OF_MATH if name not in _ASK}
+            scope.enter_context(patched(math, **functions))
+            scope.enter_context(patched(statistics, fsum=functions["fsum"]))
         yield
 
 
@@ -134,11 +139,16 @@ def _of_math(name: str) -> Callable[..., Any]:
     """Functions of C code would take the NaN."""
     real = getattr(math, name)
 
-    def function(*args: Any) -> Any:
+    def function(*args: Any, **options: Any) -> Any:
+        args = tuple(list(each) if isinstance(each, Iterator) else each for each in args)
         for each in args:
-            if isinstance(each, _readings.Reading):
-                return each.answer(name)
-        return real(*args)
+            parts = each if isinstance(each, list | tuple) else (each,)
+            for part in parts:
+                if isinstance(part, _readings.Reading):
+                    if name in _REFUSED_OF_MATH:
+                        part.refuse(_REFUSED_OF_MATH[name])
+                    return part.answer(name)
+        return real(*args, **options)
 
     return function
 

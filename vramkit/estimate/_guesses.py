@@ -37,7 +37,7 @@ _WITHOUT_KERNELS = {
         "use padded tensors in the estimated step",
     ),
     "Cannot access storage of": (
-        "makes a sparse or nested tensor, whose storages are not followed",
+        "makes a sparse or nested tensor that is not followed",
         "use dense tensors in the estimated step",
     ),
 }
@@ -76,8 +76,9 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
     if func in (_aten._local_scalar_dense.default, _aten.is_nonzero.default):
         reason = "reads a value that depends on the data"
         advice = (
-            "keep this out of the step (what is only printed or averaged may be read by item()), "
-            "or pass guess='allow', on the command line --guess allow (the value counts as 1)"
+            "keep this out of the step (what is only printed or averaged may be read by x.item(), "
+            "and in your own files by float(x) and int(x)), or pass guess='allow', on the command "
+            "line --guess allow (the value counts as 1)"
         )
     elif func in (_aten.nonzero.default, _aten.masked_select.default, _aten.index.Tensor):
         reason = "makes a tensor whose size depends on the data"

@@ -1,9 +1,10 @@
 """Numbers that a step reads from tensors whose data is not known, such as ``loss.item()``.
 
 A step may print such a number, average it, keep it, or scale a tensor with it: its memory is the
-same for every value. What needs the value itself is refused: comparisons, conditions, ``int()`` and
-``float()``, sizes and indices. So nothing is guessed, except that the numbers are finite, as they
-are while a training works; each question for that is counted.
+same for every value. What needs the value itself is refused: comparisons, conditions, sizes and
+indices, and ``int()`` and ``float()`` outside the program's own files (``_conversions.py``). So
+nothing is guessed, except that the numbers are finite, as they are while a training works; each
+question for that is counted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Notes(Protocol):
     def take_as_finite(self) -> None:
         """Count that the step asks whether a number is finite."""
 
+    def decide(self) -> bool | None:
+        """Return what a condition of PyTorch's own code is, where a rule says so."""
+
 
 def _computes(kind: type[int | float]) -> Callable[..., Any]:
     """Arithmetic with an integer that is not known gives ``kind``; with others, floats."""
@@ -47,6 +51,14 @@ def _computes(kind: type[int | float]) -> Callable[..., Any]:
 def _refuses(what: str) -> Callable[..., Any]:
     def use(self: Reading, *_: Any) -> Any:
         self.refuse(what)
+
+    return use
+
+
+def _decides(what: str) -> Callable[..., bool]:
+    def use(self: Reading, *_: Any) -> bool:
+        decided = self.notes.decide()
+        return self.refuse(what) if decided is None else decided
 
     return use
 
@@ -81,9 +93,9 @@ class Reading:
     __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __pow__ = __rpow__ = _computes(int)
     __neg__ = __pos__ = __abs__ = _computes(int)
     __truediv__ = __rtruediv__ = _computes(float)
-    __lt__ = __le__ = __gt__ = __ge__ = _refuses("compares")
+    __lt__ = __le__ = __gt__ = __ge__ = _decides("compares")
     __eq__ = __ne__ = _refuses("compares")
-    __bool__ = _refuses("branches on")
+    __bool__ = _decides("branches on")
     __int__ = _refuses("makes an int of")
     __float__ = _refuses("makes a float of")
     __index__ = _refuses("takes as a size or an index")

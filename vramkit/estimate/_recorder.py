@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,10 +66,14 @@ class Recorder:
         blocks: Every block ever made; its place is its number.
         changes: Numbers of blocks: the number itself for a birth, its complement for a death.
         step_starts: Number of changes before each step.
+        lent: Numbers of blocks that another stream uses.
     """
 
     def __init__(self) -> None:
         """Start empty."""
+        self.lent: set[int] = set()
+        # By step: bytes of such blocks that the program dropped.
+        self._late: Counter[int] = Counter()
         self.blocks: list[Block] = []
         self.changes: list[int] = []
         self.step_starts: list[int] = []
@@ -83,6 +88,12 @@ class Recorder:
     def free(self, number: int) -> None:
         """Record a death."""
         self.changes.append(~number)
+        if number in self.lent:
+            self._late[len(self.step_starts)] += self.blocks[number].size_bytes
+
+    def late_bytes(self) -> int:
+        """Return the most bytes that a step drops of blocks that another stream uses."""
+        return max(self._late.values(), default=0)
 
     def begin_step(self) -> int:
         """Record that a step begins; returns its number."""
@@ -107,6 +118,8 @@ class Trace:
         unmeasured: Signatures of the calls for which a formula was used.
         operators: Names of all operators that were called.
         finite: Lines that ask whether numbers are finite, and how often; they are taken as finite.
+        assumptions: What was assumed of the program, in sentences, and how often.
+        more_bytes: What later steps may need besides, in sentences, and how many bytes.
         world_size: How many ranks there are.
         groups: How many process groups were made.
     """
@@ -122,6 +135,8 @@ class Trace:
     unmeasured: tuple[str, ...] = ()
     operators: frozenset[str] = frozenset()
     finite: dict[str, int] = field(default_factory=dict)
+    assumptions: dict[str, int] = field(default_factory=dict)
+    more_bytes: dict[str, int] = field(default_factory=dict)
     world_size: int = 1
     groups: int = 0
 

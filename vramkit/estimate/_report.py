@@ -69,6 +69,7 @@ def to_dict(estimate: Estimate) -> dict[str, Any]:
         "guesses": dict(estimate.guesses),
         "attention": dict(estimate.attention),
         "finite": dict(estimate.trace.finite),
+        "assumptions": dict(estimate.trace.assumptions),
     }
 
 
@@ -113,6 +114,10 @@ def _notes(estimate: Estimate) -> list[str]:
     notes += [
         f"Numbers are taken as finite where {where} asks, {counted(count, 'time')}."
         for where, count in estimate.trace.finite.items()
+    ]
+    notes += [
+        f"Assumed {counted(count, 'time')}: {sentence}"
+        for sentence, count in estimate.trace.assumptions.items()
     ]
     return notes
 

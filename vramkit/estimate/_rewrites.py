@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from vramkit.estimate import _engine, _packed, _recurrent
+from vramkit.estimate import _ctc, _engine, _packed, _recurrent, _sparse
 from vramkit.estimate._ops import _attention
 from vramkit.estimate._ops import _recurrent as _cells
 from vramkit.estimate._ops._plan import Plan
@@ -37,6 +37,9 @@ class Runner(Protocol):
 
     def follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
         """Record what a plan says."""
+
+    def assume(self, sentence: str) -> None:
+        """Count what is assumed of the program."""
 
     def record_hidden(self, name: str, args: Any, kwargs: Any) -> None:
         """Record what an operator that returns its first argument allocates inside."""
@@ -93,6 +96,12 @@ def _logits_gradient(inplace: Any) -> Rewrite:
     return rewrite
 
 
+def _index(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
+    return (
+        _sparse.without_padding(runner, args) if _sparse.chooses_padding(args) else NotImplemented
+    )
+
+
 def _pin(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
     return runner.run(_aten.clone.default, args[:1], {})
 
@@ -110,6 +119,7 @@ REWRITES: dict[str, Rewrite] = {
     "aten::_fused_sgd_.tensor_lr": _no_result,
     "aten::_fused_adagrad_": _no_result,
     "aten::add.Tensor": _add,
+    "aten::index.Tensor": _index,
     "aten::index_put": _in_place(_aten.index_put_.default),
     "aten::scatter_add": _in_place(_aten.scatter_add_.default),
     "aten::index_add": _in_place(_aten.index_add_.default),
@@ -119,6 +129,8 @@ REWRITES: dict[str, Rewrite] = {
     "aten::_pin_memory": _pin,
     "aten::is_pinned": _is_pinned,
     "aten::_pack_padded_sequence": _packed.pack,
+    "aten::_ctc_loss": _ctc.forward,
+    **dict.fromkeys(("aten::_cudnn_ctc_loss", "aten::_cudnn_ctc_loss.Tensor"), _ctc.by_cudnn),
     "aten::_cudnn_rnn": _recurrent.cudnn_rnn,
     "aten::_cudnn_rnn_backward": _recurrent.cudnn_rnn_backward,
 }
@@ -132,6 +144,7 @@ def operators_of_cuda(
     target: Target,
     count: Callable[[str], None],
     known: Callable[[Any], torch.Tensor | None],
+    assume: Callable[[str], None],
 ) -> Iterator[dict[str, Callable[..., Any]]]:
     """Let operators that choose by the device choose as on the target.
 
@@ -139,6 +152,7 @@ def operators_of_cuda(
         target: The GPU.
         count: Called with the name of each kernel of attention that is chosen.
         known: Returns the values of a tensor, or None where they depend on data.
+        assume: Called with what is assumed of the program.
 
     Yields:
         What composite operators do on the target, by their names.
@@ -156,6 +170,7 @@ def operators_of_cuda(
             "scaled_dot_product_attention": _attention_for(target, count),
             **_recurrent.composites(known),
             **_packed.composites(known),
+            **_ctc.composites(known, assume),
         }
         for name, composite in composites.items():
             for key in ("AutogradCUDA", "CUDA"):

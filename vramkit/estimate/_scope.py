@@ -17,7 +17,9 @@ from torch.utils import _foreach_utils
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._branches import branches_decided
 from vramkit.estimate._calls import calls_of_programs
+from vramkit.estimate._conversions import conversions_read
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
 from vramkit.estimate._recurrent import flatten_parameters
@@ -29,8 +31,14 @@ from vramkit.pool import MemoryPool
 
 
 @contextlib.contextmanager
-def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
-    """Make every tensor fake, pretend the target, and record; all is as before afterwards."""
+def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterator[None]:
+    """Make every tensor fake, pretend the target, and record; all is as before afterwards.
+
+    Args:
+        tracer: What records.
+        target: The GPU.
+        start: Where the program begins that will run.
+    """
     # Its keys do not say which device was pretended.
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
@@ -40,12 +48,16 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
         scope.enter_context(calls_of_programs())
         scope.enter_context(_fakes_pass_for_tensors())
         scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
+        if not tracer.may_guess:
+            tracer.when_built = scope.enter_context(conversions_read(start)).change
+        scope.enter_context(branches_decided(tracer.shadows.of, tracer))
         tracer.composites = scope.enter_context(
-            operators_of_cuda(target, _counter(tracer), tracer.shadows.of)
+            operators_of_cuda(target, _counter(tracer), tracer.shadows.of, tracer.assume)
         )
         scope.enter_context(patched(torch.nn.RNNBase, flatten_parameters=flatten_parameters))
         scope.enter_context(tracer.attribution.following())
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
+        scope.enter_context(patched(FakeTensor, record_stream=_lend_function(tracer)))
         scope.enter_context(patched(MemoryPool, __init__=_no_pool()))
         scope.enter_context(patched(torch, load=_load_function(tracer), save=_save))
         # The exception tells it; the log would print the whole stack besides.
@@ -76,6 +88,15 @@ def _resize_function(tracer: Tracer) -> Callable[..., Any]:
         return resized
 
     return resize
+
+
+def _lend_function(tracer: Tracer) -> Callable[..., None]:
+    """``Tensor.record_stream`` takes a stream of the pretended device."""
+
+    def record_stream(self: Any, stream: Any) -> None:
+        tracer.lend(self, stream)
+
+    return record_stream
 
 
 def _load_function(tracer: Tracer) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from vramkit.estimate._recorder import Kind, Trace
 from vramkit.estimate._scope import tracing
 from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
+from vramkit.units import format_mib
 
 Guess = Literal["refuse", "allow"]
 # Called with the number of steps done and their total.
@@ -58,7 +59,7 @@ def trace(
     with contextlib.ExitStack() as scope:
         if world_size is not None:
             scope.enter_context(ranks(groups, lambda bucket: tracer.mark(bucket, Kind.GRADIENT)))
-        scope.enter_context(tracing(tracer, target))
+        scope.enter_context(tracing(tracer, target, make_step))
         try:
             found = _run(tracer, make_step, steps, progress)
             return replace(found, world_size=groups.world_size, groups=groups.count)
@@ -120,4 +121,18 @@ def _result(tracer: Tracer) -> Trace:
         unmeasured=tuple(sorted(tracer.unmeasured)),
         operators=frozenset(tracer.operators),
         finite=dict(tracer.finite),
+        assumptions=dict(tracer.assumptions),
+        more_bytes=_more_bytes(tracer),
     )
+
+
+def _more_bytes(tracer: Tracer) -> dict[str, int]:
+    found = {sentence: size for sentence, size in tracer.more_bytes.values() if size}
+    late = tracer.recorder.late_bytes()
+    if late:
+        found[
+            f"Blocks for which record_stream() was called, up to {format_mib(late)} in a step, "
+            "count until the program drops them; PyTorch's allocator takes them back once the "
+            "other stream has caught up."
+        ] = late
+    return found

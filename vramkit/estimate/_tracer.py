@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves
 
 from vramkit.errors import UntraceableError
-from vramkit.estimate import _engine, _guesses, _streams
+from vramkit.estimate import _branches, _engine, _guesses, _sparse, _streams
 from vramkit.estimate._attribution import Attribution, line_of_caller
 from vramkit.estimate._devices import check_devices
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
@@ -34,6 +35,7 @@ from vramkit.estimate._shadow import Shadows, follows_from_finite
 from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
+_READS = (_aten._local_scalar_dense.default, _aten.is_nonzero.default)
 _ON_HOST = -1
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _CACHE_FILE = "cache_utils.py"
@@ -59,9 +61,12 @@ class Tracer(TorchDispatchMode):
         unknown: Operators whose allocations inside are not known.
         step: Number of the step; -1 before the first.
         finite: Lines that ask whether numbers are finite, and how often.
+        assumptions: What was assumed of the program, in sentences, and how often.
+        more_bytes: By what is assumed: bytes that come on top if it does not hold.
         may_guess: Whether results that depend on data may be guessed.
         composites: What composite operators do on the target, where PyTorch's code for fakes does
             something else.
+        when_built: Called before the first step.
     """
 
     supports_higher_order_operators = True
@@ -85,15 +90,18 @@ class Tracer(TorchDispatchMode):
         self.operators: set[str] = set()
         self.step = -1
         self.finite: Counter[str] = Counter()
+        self.assumptions: Counter[str] = Counter()
+        self.more_bytes: dict[object, tuple[str, int]] = {}
         self.may_guess = guess == "allow"
         self.composites: dict[str, Callable[..., Any]] = {}
+        self.when_built: Callable[[], None] = lambda: None
         self._refusal: UntraceableError | None = None
         self._target = target
         # By storage: the number of its block, and the bytes that the storage had then.
         self._live: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
         self._deaths: dict[int, Any] = {}
-        self._workspaces: set[tuple[str, bool]] = set()
+        self._workspaces: set[tuple[str, bool, int]] = set()
         # Modules of parameters, by identity; the modules that are traced keep them alive.
         self._owners: dict[int, str] = {}
         # Parameters that were made outside the scope, and their gradients.
@@ -104,6 +112,8 @@ class Tracer(TorchDispatchMode):
     def begin_step(self) -> None:
         """Say that a step begins."""
         self.check_refusal()
+        if self.step < 0:
+            self.when_built()
         self.step = self.recorder.begin_step()
 
     def refuse(self, err: UntraceableError) -> None:
@@ -123,6 +133,14 @@ class Tracer(TorchDispatchMode):
         """Count that the step asks whether a number is finite."""
         self.finite[line_of_caller()] += 1
 
+    def assume(self, sentence: str) -> None:
+        """Count what is assumed of the program."""
+        self.assumptions[sentence] += 1
+
+    def decide(self) -> bool | None:
+        """Return what a condition of PyTorch's own code is, where a rule says so."""
+        return _branches.decide()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator on fakes and record what it allocates."""
         kwargs = kwargs or {}
@@ -133,9 +151,11 @@ class Tracer(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         self._operator, self._place = func.name(), None
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, FakeTensor):
-                self._birth(leaf)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        for leaf in leaves:
+            self._birth(leaf)
+        if _sparse.concerns(self._operator, args, leaves):
+            return _sparse.run(self, func, args, kwargs)
         rewrite = REWRITES.get(self._operator)
         if rewrite is None and (
             self._operator in self.composites or _has_parts_only(self._operator)
@@ -198,6 +218,8 @@ class Tracer(TorchDispatchMode):
         if is_traceable_wrapper_subclass(tensor):
             for name in tensor.__tensor_flatten__()[0]:
                 self.mark(getattr(tensor, name), kind, owner)
+        if _sparse.is_sparse(tensor):
+            tensor = tensor._values()
         if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
             self._birth(tensor)
             number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
@@ -206,7 +228,7 @@ class Tracer(TorchDispatchMode):
                 block.kind, block.module = kind, owner or block.module
 
     def _known_value(self, func: Any, args: Any) -> Any:
-        if func is _aten._local_scalar_dense.default or func is _aten.is_nonzero.default:
+        if func in _READS:
             value = self.shadows.of(args[0])
             if follows_from_finite(value):
                 self.take_as_finite()
@@ -236,6 +258,12 @@ class Tracer(TorchDispatchMode):
 
     def _guess(self, func: Any, args: Any, err: Exception) -> Any:
         line = line_of_caller()
+        if func in _READS:
+            decided = self.decide() if args[0].dtype == torch.bool else None
+            if decided is not None:
+                return decided
+            if _branches.is_factor():
+                return math.nan
         guessed = _guesses.guess(func, args) if self.may_guess else NotImplemented
         if guessed is NotImplemented:
             raise UntraceableError(_guesses.refusal(func, line, err, self.may_guess)) from err
@@ -287,13 +315,16 @@ class Tracer(TorchDispatchMode):
         self.assumed_bytes[self._operator] = max(self.assumed_bytes[self._operator], size_bytes)
 
     def _keep(self, step: Keep) -> None:
-        key = (step.library, _engine.in_backward() and not step.once)
+        key = (step.library, _engine.in_backward() and not step.once, _streams.current_number())
         if key not in self._workspaces:
             self._workspaces.add(key)
             self._allocate(step.size_bytes, Kind.WORKSPACE, operator=step.library)
 
     def _birth(self, tensor: torch.Tensor, size_bytes: int | None = None) -> None:
         if tensor.device.type != "cuda":
+            return
+        if tensor.layout is torch.sparse_coo:
+            self._births((tensor._indices(), tensor._values()))
             return
         if tensor.device.index:
             raise UntraceableError(
@@ -305,6 +336,12 @@ class Tracer(TorchDispatchMode):
         elif storage.nbytes():
             number = self._allocate(size_bytes or storage.nbytes(), self._kind())
             self._watch(storage, number)
+
+    def lend(self, tensor: Any, stream: Any) -> None:
+        """Say that another stream uses a tensor, as ``Tensor.record_stream`` does."""
+        number = self._live.get(tensor.untyped_storage()._cdata, _ON_HOST)
+        if number != _ON_HOST and self.recorder.blocks[number].stream != stream.number:
+            self.recorder.lent.add(number)
 
     def loaded(self, tree: Any) -> None:
         """Record the tensors of a file, which no operator makes."""
@@ -393,6 +430,7 @@ class Tracer(TorchDispatchMode):
                 self.mark(parameter.grad, Kind.GRADIENT, self._owners.get(id(parameter), ""))
 
     def _mark_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self.more_bytes[id(optimizer)] = _branches.missing_history(optimizer)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 owner = self._owners.get(id(parameter), "")

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include "bind/c/vramkit.h"
 
@@ -31,6 +32,9 @@ struct Answers {
 };
 Answers answers;
 
+/// The stream that is current in this thread, 0 for the default one; autograd exchanges it, too.
+thread_local c10::StreamId current_stream = 0;
+
 /// One device with number 0. Its streams are numbers; nothing is ever queued on them.
 class FakeGuard final : public c10::impl::DeviceGuardImplInterface {
  public:
@@ -41,9 +45,11 @@ class FakeGuard final : public c10::impl::DeviceGuardImplInterface {
   void uncheckedSetDevice(c10::Device) const noexcept override {}
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
 
-  c10::Stream getStream(c10::Device) const noexcept override { return stream(); }
-  c10::Stream getDefaultStream(c10::Device) const override { return stream(); }
-  c10::Stream exchangeStream(c10::Stream) const noexcept override { return stream(); }
+  c10::Stream getStream(c10::Device) const noexcept override { return stream(current_stream); }
+  c10::Stream getDefaultStream(c10::Device) const override { return stream(0); }
+  c10::Stream exchangeStream(c10::Stream next) const noexcept override {
+    return stream(std::exchange(current_stream, next.id()));
+  }
 
   void record(void**, const c10::Stream&, const c10::DeviceIndex,
               const c10::EventFlag) const override {}
@@ -56,7 +62,9 @@ class FakeGuard final : public c10::impl::DeviceGuardImplInterface {
 
  private:
   static c10::Device device() { return {kCuda, 0}; }
-  static c10::Stream stream() { return c10::Stream(c10::Stream::DEFAULT, device()); }
+  static c10::Stream stream(c10::StreamId id) {
+    return c10::Stream(c10::Stream::UNSAFE, device(), id);
+  }
 };
 
 /// What CPU code asks of CUDA. It has no data of its own, see kHooksBytes.
@@ -146,6 +154,14 @@ VRAMKIT_API int32_t vramkit_fake_leave(void) {
   const std::lock_guard lock(own::scope_lock);
   if (own::open_scopes > 0 && --own::open_scopes == 0) own::give_back();
   return own::open_scopes;
+}
+
+// The number of the stream that is current in this thread; 0 for the default one.
+VRAMKIT_API int64_t vramkit_fake_stream(void) { return vramkit::adapter::current_stream; }
+
+// Makes another stream current in this thread, and returns the number of the one before.
+VRAMKIT_API int64_t vramkit_fake_exchange_stream(int64_t number) {
+  return std::exchange(vramkit::adapter::current_stream, number);
 }
 
 // What torch is told now: bit 0 whether a device guard for CUDA is registered, bit 1 whether there

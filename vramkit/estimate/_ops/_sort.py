@@ -11,6 +11,11 @@ _ONE_BLOCK = 4096
 # Up to so many pairs CUB takes the kernel that keeps its counts in one piece.
 _FEW_PAIRS = 16_384
 _INDEX_BYTES = 8
+# Parts of temporary storage begin at multiples of this, and the first one is moved there.
+_ALIGNMENT = 256
+# Pairs of 64 bits in a tile of each algorithm.
+_MERGED_TILE, _UNIQUE_TILE = 2048, 4096
+_WARP = 32
 
 
 def sort_bytes(pairs: int, key_bytes: int = 8) -> int:
@@ -30,6 +35,34 @@ def index_sort_bytes(pairs: int) -> int:
     (270847, 537087)
     """
     return 2 * _INDEX_BYTES * pairs + 4_607 + pairs // 4
+
+
+def merge_sort_bytes(pairs: int) -> int:
+    """Return the temporary storage for sorting pairs of 64 bits by a comparison of one's own.
+
+    As CUB's ``DispatchMergeSort`` computes it; not recorded.
+
+    >>> merge_sort_bytes(2), merge_sort_bytes(100_000)
+    (1023, 1600767)
+    """
+    partitions = 4 * (1 + -(-pairs // _MERGED_TILE))
+    return _aligned(partitions) + 2 * _aligned(_INDEX_BYTES * pairs) + _ALIGNMENT - 1
+
+
+def unique_bytes(pairs: int) -> int:
+    """Return the temporary storage for finding the pairs of 64 bits whose keys differ.
+
+    The scan inside is as recorded for ``nn.EmbeddingBag``; Thrust adds the number that it finds.
+
+    >>> unique_bytes(1280)
+    1791
+    """
+    scan = 2 * _ALIGNMENT - 1 + _aligned(16 * (-(-pairs // _UNIQUE_TILE) + _WARP))
+    return _ALIGNMENT + _aligned(scan) + _ALIGNMENT - 1
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _sort(call: Call) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 _FAMILIES = (
     *("aten::_fft_", "aten::linalg_", "aten::_linalg_", "aten::_cdist"),
     *("aten::cdist", "aten::kthvalue", "aten::median", "aten::mode"),
-    *("aten::topk", "aten::multinomial", "aten::_ctc", "aten::_cudnn_ctc", "aten::_unique"),
+    *("aten::topk", "aten::multinomial", "aten::_cudnn_ctc", "aten::_unique"),
     *("aten::unique", "aten::_transformer_encoder_layer", "aten::_native_multi_head_attention"),
     *("aten::histc", "aten::bincount", "aten::_sparse", "aten::cholesky", "aten::triangular"),
     *("aten::cudnn_batch_norm", "aten::grid_sampler", "aten::_convert_weight_to_int4pack"),

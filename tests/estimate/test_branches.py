@@ -1,0 +1,197 @@
+"""Branches of PyTorch's own schedulers and optimizers on values that depend on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.estimated_calls import CALLS
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vramkit.errors import UntraceableError
+from vramkit.estimate import estimate, find_target
+from vramkit.estimate._recorder import Kind, Phase, Trace
+from vramkit.estimate._trace import trace
+
+_H100 = find_target("h100")
+_NUMEL = 64 * 64 + 64
+_FLAT = _NUMEL * 4
+
+
+def _with_scheduler(
+    use: Callable[[ReduceLROnPlateau, Any], None], **options: Any
+) -> Callable[[], Callable[[], None]]:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(64, 64, device="cuda")
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+        scheduler = ReduceLROnPlateau(optimizer, patience=0, **options)
+        x = torch.randn(8, 64, device="cuda")
+
+        def step() -> None:
+            loss = layer(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            use(scheduler, loss)
+
+        return step
+
+    return make_step
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(
+    "metric",
+    [lambda loss: loss, lambda loss: loss.item(), lambda loss: 2 * float(loss)],
+    ids=["tensor", "item", "float"],
+)
+def test_a_metric_that_is_not_known_has_improved(metric: Callable[[Any], Any], mode: str) -> None:
+    rates: list[float] = []
+
+    def use(scheduler: ReduceLROnPlateau, loss: Any) -> None:
+        scheduler.step(metric(loss))
+        rates.append(scheduler.get_last_lr()[0])
+        assert f"{scheduler.best:.2f}" == "nan"
+
+    found = estimate(step=_with_scheduler(use, mode=mode))
+    plain = estimate(step=_with_scheduler(lambda *_: None))
+    assert rates == [0.5] * 3
+    assert found.reserved_bytes == plain.reserved_bytes
+    [(sentence, count)] = found.trace.assumptions.items()
+    assert "ReduceLROnPlateau.step() at " in sentence
+    assert "test_branches.py:" in sentence
+    assert count == 3
+    assert f"Assumed 3 times: {sentence}" in str(found)
+    assert found.as_dict()["assumptions"] == {sentence: 3}
+    assert found.guesses == {}
+
+
+def test_a_metric_that_is_known_decides() -> None:
+    rates: list[float] = []
+
+    def use(scheduler: ReduceLROnPlateau, _: Any) -> None:
+        scheduler.step(3.0)
+        scheduler.step(torch.ones(1, device="cuda") * 4)
+        rates.append(scheduler.get_last_lr()[0])
+
+    found = trace(_with_scheduler(use), target=_H100, steps=1)
+    assert rates == [pytest.approx(0.05)]
+    assert found.assumptions == {}
+
+
+def test_the_best_metric_may_not_be_branched_on() -> None:
+    def use(scheduler: ReduceLROnPlateau, loss: Any) -> None:
+        scheduler.step(loss)
+        if scheduler.best < 1:
+            torch.empty(1 << 20, device="cuda")
+
+    with pytest.raises(UntraceableError, match=r"test_branches\.py:\d+ compares a number"):
+        trace(_with_scheduler(use), target=_H100, steps=1)
+
+
+def _fitting(
+    counts: list[int], use: Callable[[Any], Any] = lambda loss: loss, **options: Any
+) -> Callable[[], Callable[[], None]]:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(64, 64, device="cuda")
+        optimizer = torch.optim.LBFGS(layer.parameters(), **options)
+        x = torch.randn(8, 64, device="cuda")
+
+        def closure() -> Any:
+            counts.append(len(optimizer.state[layer.weight].get("old_dirs") or ()))
+            optimizer.zero_grad()
+            loss = layer(x).square().mean()
+            loss.backward()
+            return use(loss)
+
+        return lambda: optimizer.step(closure)
+
+    return make_step
+
+
+def _kept(found: Trace) -> int:
+    """Vectors of all parameters in the state of the optimizer, at the end."""
+    live = found.live_at(len(found.changes) - 1)
+    blocks = (found.blocks[number] for number in live)
+    return sum(each.kind is Kind.OPTIMIZER_STATE and each.size_bytes == _FLAT for each in blocks)
+
+
+def test_lbfgs_iterates_as_often_as_it_may() -> None:
+    counts: list[int] = []
+    found = trace(_fitting(counts, max_iter=7, history_size=50), target=_H100, steps=2)
+    assert len(counts) == 2 * 7
+    # Two for each direction but the first, the last direction, and the last gradient.
+    assert _kept(found) == 2 * 13 + 2
+    [(sentence, times)] = found.assumptions.items()
+    assert "LBFGS.step() at " in sentence
+    assert times == 2
+    [(missing, size)] = found.more_bytes.items()
+    assert "LBFGS keeps 13 of its 50 directions" in missing
+    assert size == 37 * 2 * _FLAT
+
+
+def test_a_line_search_takes_three_points_and_all_evaluations() -> None:
+    counts: list[int] = []
+    options = {"line_search_fn": "strong_wolfe", "max_iter": 20, "max_eval": 13}
+    found = trace(_fitting(counts, **options), target=_H100, steps=1)
+    assert len(counts) == 13
+    assert _kept(found) == 2 * 3 + 2
+
+
+def test_the_history_ends_at_its_size() -> None:
+    short = trace(_fitting([], history_size=4), target=_H100, steps=1)
+    assert _kept(short) == 2 * 4 + 2
+    assert short.more_bytes == {}
+
+
+def test_what_later_steps_need_widens_the_interval() -> None:
+    found, full = (
+        estimate(step=_fitting([], max_iter=5, history_size=size), steps=1) for size in (8, 4)
+    )
+    assert found.device_bytes - full.device_bytes < 1 << 21
+    widened = found.device_high_bytes - found.device_bytes
+    assert widened - (full.device_high_bytes - full.device_bytes) == 4 * 2 * _FLAT
+    assert "LBFGS keeps 4 of its 8 directions after the traced steps" in str(found)
+
+
+def test_phases_within_the_closure() -> None:
+    found = trace(_fitting([], max_iter=2), target=_H100, steps=1)
+    of = {each.phase for each in found.blocks if each.step == 0 and each.module}
+    assert {Phase.FORWARD, Phase.BACKWARD} <= of
+    updates = [each for each in found.blocks if each.operator == "aten::cat"]
+    assert {each.phase for each in updates} == {Phase.OPTIMIZER}
+
+
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [({}, 21), ({"line_search_fn": "strong_wolfe"}, 26)],
+    ids=["plain", "search"],
+)
+def test_guesses_change_no_rule(options: dict[str, Any], times: int) -> None:
+    counts: list[list[int]] = [[], []]
+    first, second = (
+        trace(_fitting(counts[place], **options), target=_H100, steps=1, guess=guess)
+        for place, guess in enumerate(("refuse", "allow"))
+    )
+    assert len(counts[0]) == len(counts[1]) < times
+    assert first.changes == second.changes
+    assert second.guesses == {}
+
+
+def test_branches_of_the_closure_are_the_program_s() -> None:
+    def use(loss: Any) -> Any:
+        return loss if loss > 1 else 2 * loss
+
+    with pytest.raises(
+        UntraceableError, match=r"is_nonzero|_local_scalar_dense at .*test_branches"
+    ):
+        trace(_fitting([], use), target=_H100, steps=1)
+
+
+def test_the_call_that_a_gpu_is_to_record() -> None:
+    make_step, steps = CALLS["lbfgs"]
+    found = trace(make_step, target=_H100, steps=steps)
+    assert found.unknown == ()
+    assert list(found.assumptions.values()) == [3]
+    assert found.more_bytes == {}

@@ -1,0 +1,217 @@
+"""``float()`` and ``int()`` of tensors are readings in the program's own files."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vramkit.errors import UntraceableError
+from vramkit.estimate import estimate, find_target
+from vramkit.estimate._conversions import Conversions, _is_own
+from vramkit.estimate._readings import ReadFloat, ReadInteger
+from vramkit.estimate._trace import trace
+
+_H100 = find_target("h100")
+
+
+class _Meter:
+    """A running average, as training scripts have it."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, loss: Any, hits: Any) -> None:
+        self.total += float(loss)
+        self.count += int(hits)
+
+    @staticmethod
+    def of(number: Any) -> Any:
+        return float(number)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(int(self.total == self.total), 1)
+
+
+def _loss_of(x: Any) -> float:
+    return float(x.square().mean())
+
+
+def _step(use: Callable[[Any], Any]) -> Callable[[], Callable[[], None]]:
+    def make_step() -> Callable[[], None]:
+        x = torch.randn(64, 64, device="cuda")
+        return lambda: use(x)
+
+    return make_step
+
+
+def _traced(use: Callable[[Any], Any], **options: Any) -> Any:
+    return trace(_step(use), target=_H100, steps=1, **options)
+
+
+def test_a_loop_that_averages_needs_what_one_without_needs() -> None:
+    texts: list[str] = []
+
+    def make(log: bool) -> Callable[[], Callable[[], None]]:
+        def make_step() -> Callable[[], None]:
+            layer, meter = torch.nn.Linear(256, 256, device="cuda"), _Meter()
+            x, total = torch.randn(64, 256, device="cuda"), 0.0
+
+            def step() -> None:
+                nonlocal total
+                loss = layer(x).square().mean()
+                loss.backward()
+                if log:
+                    total += float(loss) / 3
+                    meter.update(loss, (x > 0).sum())
+                    texts.append(f"{total:.3f} {meter.total:.1f} {meter.count / 64:.1%}")
+
+            return step
+
+        return make_step
+
+    plain, logging = (estimate(step=make(log), steps=3) for log in (False, True))
+    assert texts == ["nan nan nan%"] * 3
+    assert logging.peak_allocated_bytes == plain.peak_allocated_bytes
+    assert logging.reserved_bytes == plain.reserved_bytes
+    assert not logging.guesses
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: [float(x.sum()), float((x > 0).sum()), float(x.sum().item())],
+        lambda x: [_Meter.of(x.sum()), _loss_of(x), functools.partial(_Meter.of, x.sum())()],
+        lambda x: [float(row.sum()) for row in x[:2]],
+    ],
+    ids=["calls", "functions", "loops"],
+)
+def test_floats_are_read(use: Callable[[Any], Any]) -> None:
+    seen: list[Any] = []
+    _traced(lambda x: seen.extend(use(x)))
+    assert all(type(each) is ReadFloat for each in seen)
+
+
+def test_integers_are_read() -> None:
+    seen: list[Any] = []
+    _traced(lambda x: seen.extend([int(x.sum()), int((x > 0).sum()), int(x.sum().item())]))
+    assert all(type(each) is ReadInteger for each in seen)
+
+
+def test_other_uses_of_the_names_stay() -> None:
+    seen: list[Any] = []
+
+    def use(x: Any) -> None:
+        number: float = x.sum().item()
+        ones = torch.ones(2, dtype=float, device="cuda"), np.ones(2, float)
+        seen.extend([isinstance(number, float), type(2 * 0.5) is float, float is builtins.float])
+        seen.extend([ones[0].dtype == torch.float64, ones[1].dtype == np.float64])
+        seen.extend([float("2.5") == 2.5, float(7) == 7, int("11", base=2) == 3, int(True) == 1])
+        seen.extend([float(torch.ones(1, device="cuda")) == 1, int(torch.tensor(7)) == 7])
+
+    _traced(use)
+    assert seen == [True] * 11
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: float(x.sum()) < 3,
+        lambda x: x[: int((x > 0).sum())],
+        lambda x: [0.0] * int((x > 0).sum()),
+        lambda x: float(x.sum()) and 1,
+        lambda x: list(map(float, x[0])),
+        lambda x: math.fsum([float(x.sum())]) > 1,
+        lambda x: math.fsum(float(row.sum()) for row in x) > 1,
+        lambda x: statistics.fmean([float(x.sum())] * 2) > 1,
+        lambda x: math.isclose(float(x.sum()), 1.0),
+    ],
+)
+def test_what_needs_the_value_is_refused(use: Callable[[Any], Any]) -> None:
+    with pytest.raises(UntraceableError, match=r"at .*test_conversions\.py:\d+"):
+        _traced(use)
+
+
+def test_a_tensor_of_many_elements_is_an_error_as_ever() -> None:
+    with pytest.raises(ValueError, match="only one element tensors can be converted"):
+        _traced(_Meter.of)
+
+
+def test_guesses_are_counted_where_they_are_allowed() -> None:
+    seen: list[Any] = []
+    found = _traced(lambda x: seen.append(float(x.sum()) + int((x > 0).sum())), guess="allow")
+    assert seen == [2.0]
+    assert sum(found.guesses.values()) == 2
+    assert all("test_conversions.py:" in each for each in found.guesses)
+
+
+def test_modules_that_are_imported_while_the_step_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "metrics_of_mine.py"
+    file.write_text("def number(x):\n    return float(x)\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen: list[Any] = []
+
+    def make_step() -> Callable[[], None]:
+        module = importlib.import_module("metrics_of_mine")
+        x = torch.randn(4, device="cuda")
+        return lambda: seen.append(module.number(x.sum()))
+
+    trace(make_step, target=_H100, steps=1)
+    assert type(seen[0]) is ReadFloat
+    assert importlib.import_module("metrics_of_mine").number("1") == 1
+
+
+def test_all_functions_get_their_code_back() -> None:
+    made: list[FunctionType] = []
+
+    def make_step() -> Callable[[], None]:
+        x = torch.randn(4, device="cuda")
+
+        def step() -> None:
+            float(x.sum())
+
+        made.append(step)
+        return step
+
+    functions = [_loss_of, _Meter.update, _Meter.of, make_step]
+    before = [each.__code__ for each in functions]
+    inside: list[CodeType] = []
+    trace(lambda: inside.append(_loss_of.__code__) or make_step(), target=_H100, steps=1)
+    assert inside[0] is not before[0]
+    assert [each.__code__ for each in functions] == before
+    assert all(each.__code__ is code for each, code in zip(functions, before, strict=True))
+    assert made[0].__code__ in make_step.__code__.co_consts
+    assert "_vramkit_float" not in made[0].__code__.co_names
+    assert not [name for name in vars(builtins) if "vramkit" in name]
+
+
+def test_a_function_with_many_names_is_left_as_it_is() -> None:
+    many = "\n".join(f"    name_{number}" for number in range(200))
+    namespace: dict[str, Any] = {}
+    source = f"def few(x):\n    return float(x)\ndef many(x):\n{many}\n    return float(x)\n"
+    exec(compile(source, "/elsewhere/mine.py", "exec"), namespace)
+    codes = {name: namespace[name].__code__ for name in ("few", "many")}
+    conversions = Conversions(lambda: None)
+    for name, code in codes.items():
+        assert (conversions._changed(code) is code) is (name == "many")
+
+
+def test_whose_files_are_changed() -> None:
+    assert _is_own(__file__)
+    for foreign in (torch.nn.Module.forward, functools.wraps, importlib.import_module, estimate):
+        code = getattr(foreign, "__code__", None) or foreign.__call__.__code__
+        assert not _is_own(code.co_filename)
+    assert not _is_own("<frozen importlib._bootstrap>")

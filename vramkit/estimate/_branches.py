@@ -1,0 +1,151 @@
+"""PyTorch's own branches on values that depend on data, where a rule decides them.
+
+``ReduceLROnPlateau`` compares a metric, which decides the learning rate and no memory. ``LBFGS``
+asks whether to stop: the rule is that it does not before ``max_iter`` or ``max_eval``. Either is an
+assumption that the report names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import linecache
+import math
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim import lbfgs
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vramkit.estimate import _readings
+from vramkit.estimate._attribution import is_library, line_of_caller
+from vramkit.estimate._fake_device import patched
+from vramkit.units import counted, format_mib
+
+_FILE = lbfgs.__file__
+# Conditions in the source of LBFGS that hold; all others do not, so that it goes on: a new
+# direction is kept, the first step is short, and a search finds its bracket at the second point
+# and ends with the third.
+_HOLD: dict[str, dict[str, Callable[[FrameType], bool]]] = {
+    "step": {"if ys > ": lambda _: True, "t = min(": lambda _: True},
+    "_cubic_interpolate": {"if d2_square >= 0": lambda _: True},
+    "_strong_wolfe": {
+        "or (ls_iter > 1 and": lambda frame: frame.f_locals["ls_iter"] > 0,
+        "if abs(gtd_new) <= ": lambda frame: frame.f_locals["ls_iter"] > 1,
+        "if abs(bracket[1] - bracket[0]) * d_norm": lambda _: False,
+    },
+}
+
+
+Known = Callable[[Any], torch.Tensor | None]
+
+
+class Notes(_readings.Notes, Protocol):
+    """Where a trace keeps what was assumed."""
+
+    def assume(self, sentence: str) -> None:
+        """Count an assumption."""
+
+
+def decide() -> bool | None:
+    """Return what a condition of PyTorch's own code is, if that code asks and a rule says."""
+    frame = _frame_of_lbfgs()
+    if frame is None:
+        return None
+    line = linecache.getline(_FILE, frame.f_lineno)
+    for words, holds in _HOLD.get(frame.f_code.co_name, {}).items():
+        if words in line:
+            return holds(frame)
+    return False
+
+
+def is_factor() -> bool:
+    """Tell whether PyTorch's own code reads a number only to scale a tensor with it."""
+    frame = _frame_of_lbfgs()
+    return frame is not None and "alpha=" in linecache.getline(_FILE, frame.f_lineno)
+
+
+def _frame_of_lbfgs() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and is_library(frame.f_code.co_filename):
+        if frame.f_code.co_filename == _FILE:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+@contextlib.contextmanager
+def branches_decided(known: Known, notes: Notes) -> Iterator[None]:
+    """Let the schedulers and optimizers above run without data.
+
+    Args:
+        known: Returns the values of a tensor, or None where they depend on data.
+        notes: Where assumptions are counted.
+    """
+
+    def number(value: Any) -> Any:
+        if isinstance(value, FakeTensor) and value.numel() == 1 and known(value) is None:
+            return _readings.make(float, line_of_caller(), notes)
+        return value if isinstance(value, _readings.Reading) else float(value)
+
+    with contextlib.ExitStack() as scope:
+        scope.enter_context(patched(ReduceLROnPlateau, step=_plateau_function(number, notes)))
+        scope.enter_context(patched(lbfgs, float=number))
+        scope.enter_context(patched(lbfgs.LBFGS, step=_lbfgs_function(notes)))
+        yield
+
+
+def _plateau_function(number: Callable[[Any], Any], notes: Notes) -> Callable[..., None]:
+    real = ReduceLROnPlateau.step
+
+    def step(self: Any, metrics: Any, *args: Any, **options: Any) -> None:
+        metric = number(metrics)
+        if not any(isinstance(each, _readings.Reading) for each in (metric, self.best)):
+            real(self, metric, *args, **options)
+            return
+        self.best = self.mode_worse
+        better = -math.inf if self.mode == "min" else math.inf
+        real(self, better, *args, **options)
+        self.best = metric
+        notes.assume(
+            f"ReduceLROnPlateau.step() at {line_of_caller()} finds that its metric has improved, "
+            "so the learning rate stays; the step's memory does not depend on that."
+        )
+
+    return step
+
+
+def _lbfgs_function(notes: Notes) -> Callable[..., Any]:
+    real: Callable[..., Any] = lbfgs.LBFGS.step
+
+    @functools.wraps(real)  # optimizers mark their functions
+    def step(self: Any, closure: Any) -> Any:
+        result = real(self, closure)
+        notes.assume(
+            f"LBFGS.step() at {line_of_caller()} finds no reason to stop, so it iterates as often "
+            "as max_iter and max_eval allow."
+        )
+        return result
+
+    return step
+
+
+def missing_history(optimizer: Any) -> tuple[str, int]:
+    """Say how much larger the history of an LBFGS becomes in later steps, and how many bytes."""
+    if not isinstance(optimizer, lbfgs.LBFGS):
+        return "", 0
+    [group] = optimizer.param_groups
+    first = group["params"][0]
+    kept, most = len(optimizer.state[first].get("old_dirs") or ()), group["history_size"]
+    size = 2 * optimizer._numel() * first.element_size()
+    if kept in (0, most):
+        return "", 0
+    sentence = (
+        f"LBFGS keeps {kept} of its {counted(most, 'direction')} after the traced steps; each of "
+        f"the others takes {format_mib(size)} (pass a larger steps= to count them)."
+    )
+    return sentence, (most - kept) * size
