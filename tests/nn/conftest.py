@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from vramkit.nn._embedding import _table
+from vramkit.nn._embedding import _gradients, _table
 
 
 class EmulatedOperators:
@@ -23,3 +23,11 @@ def tables(request: pytest.FixtureRequest) -> Iterator[str]:
         if request.param == "emulated":
             patch.setattr(_table, "_OPS", EmulatedOperators())
         yield request.param
+
+
+@pytest.fixture(params=["C++", "Python"])
+def lookup_node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The language of the nodes of autograd of tables that are built in the test."""
+    if request.param == "Python":
+        monkeypatch.setattr(_gradients, "has_native_nodes", lambda: False)
+    return str(request.param)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vramkit.errors import InvalidArgumentError, TableUsageError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
 
-pytestmark = pytest.mark.usefixtures("tables")
+pytestmark = pytest.mark.usefixtures("tables", "lookup_node")
 
 IDS, STARTS = torch.tensor([1, 2, 3, 4]), torch.tensor([0, 2])
 

@@ -41,7 +41,7 @@ struct Table {
 class TensorMemory : public Memory {
  public:
   explicit TensorMemory(uint64_t bytes)
-      : tensor_(torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte)) {
+      : tensor_(new_on_host(static_cast<int64_t>(bytes), ScalarType::Byte)) {
     prefer_huge_pages(data(), bytes);
   }
   char* data() override { return static_cast<char*>(tensor_.mutable_data_ptr()); }
@@ -79,7 +79,7 @@ Bags checked_bags_of(const Wanted& wanted) {
 
 Tensor new_argmax(const Tensor& ids, const Table& table, const Bags& bags) {
   const int64_t count = bags.mode == Mode::kMax ? bags.bags * table.store.layout().dim : 0;
-  return torch::stable::new_empty(ids, {count});
+  return new_like(ids, count, ScalarType::Long);
 }
 
 void count_hits(Table& table, const std::vector<uint32_t>& slots) {
@@ -121,7 +121,7 @@ Tensor look_up(const Wanted& wanted) {
   wanted.check_dim(table->store.layout());
   const std::vector<uint32_t> slots = find(*table, bags);
   count_hits(*table, slots);
-  Tensor output = torch::stable::new_empty(wanted.ids, wanted.shape(bags), wanted.dtype);
+  Tensor output = new_like(wanted.ids, wanted.shape(bags), wanted.dtype);
   Tensor argmax = new_argmax(wanted.ids, *table, bags);
   pool_bags(table->store, bags, slots.data(), wanted.limit, row_type_of(wanted.dtype),
             output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
@@ -153,8 +153,8 @@ class Training {
   /// Throws for ids that cannot get a row, and changes none.
   void prepare() {
     wanted_.check_dim(store().layout());
-    inverse_ = torch::stable::new_empty(wanted_.ids, {bags_.positions}, ScalarType::Int);
-    distinct_ = torch::stable::new_empty(wanted_.ids, {kHead + 2 * bags_.positions});
+    inverse_ = new_like(wanted_.ids, bags_.positions, ScalarType::Int);
+    distinct_ = new_like(wanted_.ids, kHead + 2 * bags_.positions, ScalarType::Long);
     batch_ = translated([&] {
       return store().prepare(bags_.ids, bags_.positions, in_parallel, of(), keys(), slots());
     });
@@ -175,7 +175,7 @@ class Training {
   /// Output, inverse, distinct ids, argmax.
   std::array<Tensor, 4> pool() const {
     const std::vector<uint32_t> found = slots_of_positions();
-    Tensor output = torch::stable::new_empty(wanted_.ids, wanted_.shape(bags_), wanted_.dtype);
+    Tensor output = new_like(wanted_.ids, wanted_.shape(bags_), wanted_.dtype);
     Tensor argmax = new_argmax(wanted_.ids, *table_, bags_);
     pool_bags(store(), bags_, found.data(), {0, wanted_.limit.degree}, row_type_of(wanted_.dtype),
               output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);

@@ -19,6 +19,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "ops/embedding/bags.h"
+#include "ops/embedding/new_tensors.h"
 #include "ops/embedding/rules.h"
 #include "ops/embedding/table_config.h"
 

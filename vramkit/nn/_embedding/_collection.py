@@ -181,8 +181,9 @@ class SparseEmbeddingCollection(nn.Module):
         self._check(inputs)
         groups: dict[Any, list[tuple[str, Asked]]] = {}
         found: dict[str, Any] = dict.fromkeys(self.features)
+        tables = self.tables
         for feature, name in self.features.items():
-            module: Any = self.tables[name]
+            module: Any = tables[name]
             arguments = _arguments(feature, inputs[feature], module)
             if not _joins(module):
                 found[feature] = module(*arguments)

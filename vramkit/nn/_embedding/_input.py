@@ -62,7 +62,7 @@ def bounds_of(ids: Tensor, offsets: Tensor | None, *, with_last: bool) -> tuple[
         raise InvalidArgumentError(
             f"the offsets are on {offsets.device}, the ids are on {ids.device}; move one of them"
         )
-    if with_last and len(offsets) == 0:
+    if with_last and offsets.shape[0] == 0:
         raise InvalidArgumentError("include_last_offset needs at least one offset")
     return bounds, 0 if with_last else OPEN
 

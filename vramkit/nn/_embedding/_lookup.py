@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from vramkit.errors import TableUsageError
-from vramkit.nn._embedding._gradients import gradients_of
+from vramkit.nn._embedding._gradients import keep, native_kind
 from vramkit.nn._embedding._input import NOTHING
-from vramkit.nn._embedding._request import Request, insert, read
+from vramkit.nn._embedding._request import Request, insert, read, train_natively
 from vramkit.nn._embedding._weights import rows_for_weights, weights_gradient
 
 # Autograd calls backward for its sake; it gets no gradient itself.
@@ -37,16 +37,22 @@ def look_up(
     """
     if not torch.is_grad_enabled():
         return read(requests)
-    if not train and not any(of is not None and of.requires_grad for of in weights):
+    with_weights = False
+    for of in weights:
+        with_weights |= of is not None and of.requires_grad
+    if not train and not with_weights:
         return read(requests)
     if torch.compiler.is_compiling():
-        outputs: Sequence[Tensor] = _break_graph(requests, weights, train)
+        outputs: Sequence[Tensor] = _break_graph(requests, weights, train, with_weights)
         return outputs
-    return _differentiable(requests, weights, train)
+    return _differentiable(requests, weights, train, with_weights)
 
 
 def _differentiable(
-    requests: Sequence[Request], weights: Sequence[Tensor | None], train: bool
+    requests: Sequence[Request],
+    weights: Sequence[Tensor | None],
+    train: bool,
+    with_weights: bool,
 ) -> Sequence[Tensor]:
     if train and DistributedDataParallel._active_ddp_module is not None:
         raise TableUsageError(
@@ -54,6 +60,11 @@ def _differentiable(
             "average its gradients and the ranks would drift apart; build it with optimizer=None, "
             "or keep the module outside the one that DistributedDataParallel wraps"
         )
+    # Transforms of torch.func say what they do not support of the node in Python only.
+    if not with_weights and not torch._C._are_functorch_transforms_active():
+        kind = native_kind(requests[0].table)
+        if kind is not None:
+            return train_natively(kind, requests)
     anchor = _ANCHOR if train else None
     outputs: Sequence[Tensor] = _LookUp.apply(anchor, requests, *weights)  # type: ignore[no-untyped-call]
     return outputs
@@ -121,7 +132,7 @@ def _update(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             gradient = weights_gradient(dense, request, found, rows, ctx.updates[i])
             weights[i] = gradient.view(factors.shape).to(ctx.weights_dtypes[i])
         if found and trains:
-            gradients_of(request.table).add(dense, request, tuple(found))
+            keep(dense, request, found)
     return None, None, *weights
 
 

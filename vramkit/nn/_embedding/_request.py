@@ -18,7 +18,7 @@ MODES = {"none": 0, "sum": 1, "mean": 2, "max": 3}
 # What the native operators raise.
 NATIVE_ERRORS = (IndexError, MemoryError, RuntimeError, ValueError)
 # How operators on the stable ABI say that an allocator had no memory for a tensor.
-_ALLOCATIONS = ('"aten::empty"', '"aten::new_empty"')
+_ALLOCATIONS = ('"aten::empty"', '"aten::new_empty"', "aoti_torch_empty_strided(")
 
 
 class Request(NamedTuple):
@@ -86,6 +86,24 @@ def insert(requests: Sequence[Request]) -> Sequence[Tensor]:
     except NATIVE_ERRORS as err:
         raise own_error(err) from None
     return found
+
+
+def train_natively(kind: int, requests: Sequence[Request]) -> Sequence[Tensor]:
+    """Look up as :func:`insert` does; autograd knows the outputs, by a node in C++.
+
+    Args:
+        kind: By which C++ knows the operators of the tables.
+        requests: What to look up; no weights need gradients.
+    """
+    controls = [of.table.control for of in requests]
+    by_frequency = [of.by_frequency for of in requests]
+    try:
+        outputs: Sequence[Tensor] = torch.ops.vramkit.train_tables.default(
+            kind, *_joint(requests), controls, by_frequency
+        )
+    except NATIVE_ERRORS as err:
+        raise own_error(err) from None
+    return outputs
 
 
 def check_device(ids: Tensor, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 import vramkit.nn._embedding._fakes  # noqa: F401 - loads the native operators
 from vramkit.errors import InvalidArgumentError
 from vramkit.nn._embedding._config import ROW_TYPES, TableConfig
+from vramkit.nn._embedding._control import Control
 from vramkit.nn._embedding._gradients import Gradients
 from vramkit.nn._embedding._input import NOTHING
 from vramkit.nn._embedding._request import (
@@ -75,23 +76,27 @@ def _close(operators: Any, here: Tensor, number: int) -> None:
         operators.table_close.default(here, number)
 
 
-class Table:
+class _Native:
+    """Owns the number of a native table, which is closed with it."""
+
+    def __init__(self, operators: Any, here: Tensor, number: int) -> None:
+        weakref.finalize(self, _close, operators, here, number)
+
+
+class Table(Control):
     """Owns a native table. Copies and pickles hold its rows, not its number."""
 
     def __init__(self, config: TableConfig, lr: float) -> None:
+        # Of the optimizer, besides the learning rate: its decay, betas and epsilon.
+        super().__init__(lr, (config.lr_decay, *config.betas, config.eps))
         self.config = config
-        self.lr = lr
-        self.held = False
-        # Whether the module has another table now.
-        self.is_replaced = False
-        self.updates = 0
         self._side: torch.cuda.Stream | None = None
         self.kept = Gradients()
         self.operators = _OPS
         # Tables of one place can be in one native call.
         self.place = f"{config.device} {id(_OPS)}"
-        # Of the optimizer, besides the learning rate.
-        self.rule = (config.lr_decay, *config.betas, config.eps)
+        # By which nodes in C++ know the operators; none before the first training lookup.
+        self.kind: int | None = None
         self.output_type = ROW_TYPES.index(config.output_dtype)
         self._here = torch.empty(0, dtype=torch.int64, device=config.device)
         integers, numbers = config.native()
@@ -99,7 +104,7 @@ class Table:
             self.number: int = self.operators.table_create.default(
                 self._here, _on_host(integers, torch.int64), _on_host(numbers, torch.float64)
             )
-        weakref.finalize(self, _close, self.operators, self._here, self.number)
+        self.own(self, _Native(self.operators, self._here, self.number))
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the row of each id, without changing the table."""

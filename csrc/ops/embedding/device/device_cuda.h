@@ -19,6 +19,7 @@
 #include "ops/embedding/device/pinned_cuda.h"
 #include "ops/embedding/device/primitives_cuda.h"
 #include "ops/embedding/memory.h"
+#include "ops/embedding/new_tensors.h"
 
 namespace vramkit::embedding::device {
 
@@ -26,10 +27,7 @@ namespace vramkit::embedding::device {
 class CudaMemory : public Memory {
  public:
   CudaMemory(uint64_t bytes, int device, cudaStream_t stream)
-      : tensor_(torch::stable::empty(
-            {static_cast<int64_t>(bytes)}, torch::headeronly::ScalarType::Byte, std::nullopt,
-            torch::stable::Device(torch::headeronly::DeviceType::CUDA,
-                                  static_cast<torch::stable::DeviceIndex>(device)))),
+      : tensor_(new_on_cuda(static_cast<int64_t>(bytes), ScalarType::Byte, device)),
         stream_(stream) {}
   char* data() override { return static_cast<char*>(tensor_.mutable_data_ptr()); }
   cudaStream_t stream() const { return stream_; }
@@ -203,13 +201,15 @@ class Cuda {
             int64_t count, int bits = 8 * sizeof(Key)) {
     sort_pairs(place(), keys, sorted_keys, values, sorted_values, count, std::max(bits, 1));
   }
-  /// The same, in storage of sort_bytes().
+  /// The same, in storage of at least sort_bytes().
   uint64_t sort_bytes(int64_t count, int bits) const {
     return count == 0 ? 0 : device::sort_bytes(count, bits);
   }
   void sort(const uint32_t* keys, uint32_t* sorted_keys, const uint32_t* values,
-            uint32_t* sorted_values, int64_t count, int bits, char* storage) {
-    sort_pairs_in(stream_, storage, keys, sorted_keys, values, sorted_values, count, bits);
+            uint32_t* sorted_values, int64_t count, int bits, char* storage,
+            uint64_t storage_bytes) {
+    sort_pairs_in(stream_, storage, storage_bytes, keys, sorted_keys, values, sorted_values, count,
+                  bits);
   }
   void select(const uint8_t* flags, int64_t count, uint32_t* chosen, uint32_t* number) {
     select_flagged(place(), flags, count, chosen, number);

@@ -148,11 +148,10 @@ class Gradients {
       one.long_rows_at = scratch_.add<LongRow>(kernels / static_cast<uint64_t>(kShort) + 1);
       one.list_at = scratch_.add<GradientPart>(one.of.parts.size());
     }
-    uint64_t storage = 0;
     for (const Sort& of : sorts_) {
-      storage = std::max(storage, device_.sort_bytes(of.count, of.bits()));
+      storage_bytes_ = std::max(storage_bytes_, device_.sort_bytes(of.count, of.bits()));
     }
-    storage_ = scratch_.add<char>(storage);
+    storage_ = scratch_.add<char>(storage_bytes_);
     scratch_.allocate(device_);
   }
 
@@ -221,7 +220,7 @@ class Gradients {
       const int64_t at = all_[of.begin].first;
       device_.sort(piece(keys_) + at, piece(sorted_keys_) + at, piece(positions_) + at,
                    piece(sorted_positions_) + at, of.count, of.bits(),
-                   scratch_.template piece<char>(storage_));
+                   scratch_.template piece<char>(storage_), storage_bytes_);
     }
   }
 
@@ -293,6 +292,7 @@ class Gradients {
   Scratch scratch_;
   size_t keys_ = 0, sorted_keys_ = 0, positions_ = 0, sorted_positions_ = 0, bag_of_ = 0;
   size_t factors_ = 0, long_counts_ = 0, storage_ = 0;
+  uint64_t storage_bytes_ = 0;
 };
 
 }  // namespace vramkit::embedding::device

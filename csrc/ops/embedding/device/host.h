@@ -89,7 +89,8 @@ class Host {
   uint64_t sort_bytes(int64_t /*count*/, int /*bits*/) const { return 0; }
   template <class Key>
   void sort(const Key* keys, Key* sorted_keys, const uint32_t* values, uint32_t* sorted_values,
-            int64_t count, int /*bits*/ = 0, char* /*storage*/ = nullptr) {
+            int64_t count, int /*bits*/ = 0, char* /*storage*/ = nullptr,
+            uint64_t /*storage_bytes*/ = 0) {
     std::vector<int64_t> order(static_cast<size_t>(count));
     std::iota(order.begin(), order.end(), int64_t{0});
     std::stable_sort(order.begin(), order.end(),

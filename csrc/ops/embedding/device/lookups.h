@@ -39,7 +39,6 @@ class Lookups {
       mailboxes.push_back(&one.table->mailbox);
     }
     device_.emplace(device_of(all_[0].wanted.ids), mailboxes);
-    nothing_ = torch::stable::new_empty(all_[0].wanted.ids, {0}, ScalarType::Long);
   }
 
   /// The outputs. Changes no table, and does not wait for the device.
@@ -75,8 +74,12 @@ class Lookups {
         insert(ones);
       }
     }
+    // Of modes that need no argmax; a tensor in the host's memory costs less than one on the
+    // device.
+    const Tensor nothing = new_on_host(0, ScalarType::Long);
     std::vector<Tensor> results;
     for (One& one : all_) {
+      if (one.bags.mode != Mode::kMax) one.argmax = nothing;
       results.push_back(std::move(one.output));
       results.push_back(std::move(one.slots));
       results.push_back(std::move(one.head));
@@ -155,15 +158,13 @@ class Lookups {
     for (One* const one : ones) {
       const int64_t dim = one->of.rows.layout.dim;
       layouts.push_back(one->of.rows.layout);
-      one->output = torch::stable::new_empty(one->wanted.ids, one->wanted.shape(one->bags),
-                                             one->wanted.dtype);
-      one->argmax = nothing_;
+      one->output = new_like(one->wanted.ids, one->wanted.shape(one->bags), one->wanted.dtype);
       if (one->bags.mode == Mode::kMax) {
         const int64_t count = one->bags.bags * dim;
-        one->argmax = torch::stable::new_empty(one->wanted.ids, {count}, ScalarType::Long);
+        one->argmax = new_like(one->wanted.ids, count, ScalarType::Long);
+        one->of.argmax = write<int64_t>(one->argmax);
       }
       one->of.output = one->output.mutable_data_ptr();
-      one->of.argmax = write<int64_t>(one->argmax);
       lookups.push_back(one->of);
       hosted.emplace_back(*device_, lookups.back());
     }
@@ -203,7 +204,7 @@ class Lookups {
     limit_rows(ones);
     pool_if(ones, true);
     for (One* const one : ones) {
-      one->head = torch::stable::empty({kHead}, ScalarType::Long);
+      one->head = new_on_host(kHead, ScalarType::Long);
       // Nothing here needs the distinct ids again, so they are not listed.
       const Head made{0, one->store().epoch(), one->table->version};
       std::memcpy(one->head.mutable_data_ptr(), &made, sizeof made);
@@ -234,7 +235,7 @@ class Lookups {
       One& one = *ones[i];
       one.look();
       const int64_t positions = one.bags.positions;
-      one.slots = torch::stable::new_empty(one.wanted.ids, {positions}, ScalarType::Int);
+      one.slots = new_like(one.wanted.ids, positions, ScalarType::Int);
       one.of.slots = write<uint32_t>(one.slots);
       one.counts = counts + i;
       if (one.is_limited()) one.distinct = scratch.piece<uint32_t>(distinct_at[i]);
@@ -313,7 +314,6 @@ class Lookups {
   std::vector<One> all_;
   std::vector<std::unique_lock<std::mutex>> locks_;
   std::optional<Device> device_;
-  Tensor nothing_;
 };
 
 }  // namespace vramkit::embedding::device

@@ -57,9 +57,10 @@ uint64_t sort_bytes(int64_t count, int bits) {
   return bytes;
 }
 
-void sort_pairs_in(cudaStream_t stream, char* storage, const uint32_t* keys, uint32_t* sorted_keys,
-                   const uint32_t* values, uint32_t* sorted_values, int64_t count, int bits) {
-  size_t bytes = sort_bytes(count, bits);
+void sort_pairs_in(cudaStream_t stream, char* storage, uint64_t storage_bytes, const uint32_t* keys,
+                   uint32_t* sorted_keys, const uint32_t* values, uint32_t* sorted_values,
+                   int64_t count, int bits) {
+  size_t bytes = storage_bytes;
   check_cuda(cub::DeviceRadixSort::SortPairs(storage, bytes, keys, sorted_keys, values,
                                              sorted_values, count, 0, bits, stream),
              "cub::DeviceRadixSort");

@@ -26,8 +26,9 @@ void sort_pairs(const Place& place, const uint64_t* keys, uint64_t* sorted_keys,
 
 /// The same, in storage that the caller has: so many bytes.
 uint64_t sort_bytes(int64_t count, int bits);
-void sort_pairs_in(cudaStream_t stream, char* storage, const uint32_t* keys, uint32_t* sorted_keys,
-                   const uint32_t* values, uint32_t* sorted_values, int64_t count, int bits);
+void sort_pairs_in(cudaStream_t stream, char* storage, uint64_t storage_bytes, const uint32_t* keys,
+                   uint32_t* sorted_keys, const uint32_t* values, uint32_t* sorted_values,
+                   int64_t count, int bits);
 
 /// The positions of the flags that are not 0, in their order, and their number.
 void select_flagged(const Place& place, const uint8_t* flags, int64_t count, uint32_t* chosen,
