@@ -1,11 +1,11 @@
+#include "ops/embedding/device/index.h"
+
 #include <gtest/gtest.h>
 
 #include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
-
-#include "ops/embedding/device/index.h"
 
 namespace vramkit::embedding::device {
 namespace {
