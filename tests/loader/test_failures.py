@@ -228,6 +228,8 @@ def test_interruption() -> None:
     run_script(
         _HEAD
         + """
+# Shells have commands in the background ignore it, and what these start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 over = threading.Event()
 
 def interrupt():
