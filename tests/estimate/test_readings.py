@@ -83,7 +83,7 @@ def test_a_training_that_logs_its_loss_needs_what_one_without_needs() -> None:
         lambda x, n: [x, n, 2 * x + n / 3 - n**2, -x % 2, abs(n) // 2, round(x, 2), sum([x, n])],
         lambda x, n: [f"{x:.3f} {x} {n} {n:d} {n:>5} {n!r} {x!s}", "%.2f %s" % (x, n)],  # noqa: UP031
         lambda x, n: [math.exp(x), math.log(n), math.floor(x) + 1, math.sqrt(x), np.sqrt(x)],
-        lambda x, n: [copy.deepcopy({"loss": x, "count": n}), {x: n}, json.dumps({"loss": x})],
+        lambda x, n: [copy.deepcopy({"loss": x, "count": n}), [x, n], json.dumps({"loss": x})],
         lambda x, n: [isinstance(x, float), isinstance(n, int), x is None, np.float32(2) * x],
     ],
     ids=["arithmetic", "text", "math", "containers", "types"],

@@ -122,6 +122,8 @@ def test_streams_are_compared_entered_and_set() -> None:
         assert len({torch.cuda.current_stream(), second, first}) == 2
         assert isinstance(torch.cuda.current_stream(), torch.cuda.Stream)
         assert second.record_event().query()
+        assert second.device == torch.device("cuda:0")
+        assert "device=cuda:0 cuda_stream=0x21" in repr(second)
     with fake_device(_H100):
         assert torch.cuda.current_stream() == torch.cuda.default_stream()
 

@@ -31,14 +31,8 @@ from vramkit.pool import MemoryPool
 
 
 @contextlib.contextmanager
-def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterator[None]:
-    """Make every tensor fake, pretend the target, and record; all is as before afterwards.
-
-    Args:
-        tracer: What records.
-        target: The GPU.
-        start: Where the program begins that will run.
-    """
+def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
+    """Make every tensor fake, pretend the target, and record; all is as before afterwards."""
     # Its keys do not say which device was pretended.
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
@@ -47,9 +41,11 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
         scope.callback(tracer.restore_outside)
         scope.enter_context(calls_of_programs())
         scope.enter_context(_fakes_pass_for_tensors())
-        scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
+        exchanged = scope.enter_context(
+            methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess)
+        )
         if not tracer.may_guess:
-            tracer.when_built = scope.enter_context(conversions_read(start)).change
+            tracer.when_built = scope.enter_context(conversions_read(exchanged)).change
         scope.enter_context(branches_decided(tracer.shadows.of, tracer))
         tracer.composites = scope.enter_context(
             operators_of_cuda(target, _counter(tracer), tracer.shadows.of, tracer.assume)
