@@ -16,7 +16,7 @@ import functools
 import gc
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -185,6 +185,6 @@ def _load_constant(raw: bytearray, instruction: dis.Instruction, constant: int) 
     raw[start:end] = bytes(byte for pair in new for byte in pair)
 
 
-def _higher_bytes(argument: int) -> Iterable[int]:
+def _higher_bytes(argument: int) -> bytes:
     """The bytes of an argument that stand before its instruction."""
     return argument.to_bytes(4, "big")[:3].lstrip(b"\0")

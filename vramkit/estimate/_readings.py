@@ -121,9 +121,12 @@ class Reading:
         except ValueError:  # a specification for integers
             return Text("nan", self)
 
-    def __copy__(self) -> Reading:
+    def conjugate(self) -> Reading:
         """Return the same number."""
         return self
+
+    __copy__ = conjugate
+    real = property(conjugate)
 
     def __deepcopy__(self, _: Any) -> Reading:
         """Return the same number."""

@@ -141,6 +141,9 @@ class Shadows:
         values = {id(tensor): self.of(tensor) for tensor in inputs}
         if any(value is None for value in values.values()):
             return False
+        if any(_is_nan(leaf) for leaf in tree_leaves((args, kwargs))):
+            _drop_constants(out)
+            return False
 
         def on_host(leaf: Any) -> Any:
             if isinstance(leaf, torch.Tensor):
@@ -153,8 +156,7 @@ class Shadows:
                 if "lift_fresh" in func.name():
                     result = result.clone()
                 results = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
-                # A number that was read from unknown data is a NaN.
-                if any(each.is_floating_point() and each.isnan().any() for each in results):
+                if any(each.isnan().any() for each in results if not _is_whole(each)):
                     _drop_constants(out)
                     return False
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
@@ -208,6 +210,15 @@ class Shadows:
             shadow = getattr(tensor, _NAME, None)
             if shadow is not None:
                 self._stale[shadow.untyped_storage()._cdata] = shadow
+
+
+def _is_nan(leaf: Any) -> bool:
+    """Tell whether an argument may be a number that was read from unknown data."""
+    return isinstance(leaf, float) and float.__ne__(leaf, leaf)
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _drop_constants(out: Any) -> None:
