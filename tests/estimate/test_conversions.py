@@ -292,6 +292,24 @@ def test_functions_are_found_wherever_they_are_kept(use: Callable[[Any], Any]) -
     assert all(type(each) is ReadFloat for each in seen)
 
 
+class _Proxy:
+    """Fails where it is asked for anything, as proxies do outside of their context."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __len__(self) -> int:
+        raise RuntimeError
+
+
+_PROXIES = [_Proxy(), type("_Lazy", (_Proxy, dict), {})()]
+
+
+def test_no_code_of_objects_runs_where_functions_are_looked_for() -> None:
+    assert type(_PROXIES[1]).__module__ == __name__
+    assert _traced(_loss_of).guesses == {}
+
+
 def test_functions_of_math_that_were_imported_by_name() -> None:
     seen: list[Any] = []
     _traced(lambda x: seen.extend([exp(float(x.sum())), copysign(1.0, float(x.sum()))]))

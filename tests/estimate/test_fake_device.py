@@ -24,7 +24,7 @@ def _native() -> ctypes.CDLL:
 
 
 def test_autocast_and_backward_run_on_fakes() -> None:
-    with tracing(Tracer(_H100, "refuse"), _H100):
+    with tracing(Tracer(_H100, "refuse"), _H100, lambda: None):
         layer = torch.nn.Linear(8, 8, device="cuda")
         with torch.autocast("cuda", torch.bfloat16):
             out = layer(torch.ones(4, 8, device="cuda"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.estimated_calls import CALLS
 
+from vramkit.errors import UntraceableError
 from vramkit.estimate import estimate, find_target
 from vramkit.estimate._fake_device import fake_device
 from vramkit.estimate._recorder import Phase, Trace
@@ -134,6 +135,11 @@ def test_streams_are_given_out_in_turn() -> None:
         assert len(set(streams)) == 32
         assert streams[32] == streams[0]
         assert torch.cuda.Stream(priority=-1) not in streams
+
+
+def test_streams_of_any_device_are_refused() -> None:
+    with pytest.raises(UntraceableError, match=r"test_streams\.py:\d+.* use torch\.cuda\.Stream"):
+        _traced(lambda: lambda: torch.Stream(device="cuda"))
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("streams ")])

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -36,18 +36,27 @@ _FOREIGN = tuple(
         str(Path(__file__).parents[1]),
     }
 )
-_BYTE = 8
+# What may hold a function in a class or around it.
+_WRAPPERS = (
+    *(property, staticmethod, classmethod, MethodType, functools.partial, functools.partialmethod),
+    *(functools.cached_property, functools.singledispatchmethod, functools._lru_cache_wrapper),
+)
+_CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, frozenset)
+# Of containers with more members, nothing is looked at: they are data.
+_MOST_MEMBERS = 10_000
 
 
 class Conversions:
     """The functions whose calls were changed, and the names that were exchanged."""
 
-    def __init__(self, exchanged: Mapping[Any, Any]) -> None:
+    def __init__(self, start: Callable[..., Any], exchanged: Mapping[Any, Any]) -> None:
         """Change none yet.
 
         Args:
+            start: Where the program begins; what it refers to is its own, too.
             exchanged: Functions of libraries, and those that take their places.
         """
+        self._start = start
         self._exchanged = exchanged
         # By identity of the code before, and of the changed code: both; kept so that no id returns.
         self._after: dict[int, tuple[CodeType, CodeType]] = {}
@@ -57,11 +66,7 @@ class Conversions:
 
     def change(self) -> None:
         """Change the calls in all functions of the program that exist now."""
-        functions = [
-            each
-            for each in gc.get_objects()
-            if type(each) is FunctionType and _is_own(each.__code__.co_filename)
-        ]
+        functions = list(_own_functions(self._start))
         for function in functions:
             changed = self._changed(function.__code__)
             if changed is not function.__code__:
@@ -111,13 +116,16 @@ class Conversions:
 
 
 @contextlib.contextmanager
-def conversions_read(exchanged: Mapping[Any, Any]) -> Iterator[Conversions]:
+def conversions_read(
+    start: Callable[..., Any], exchanged: Mapping[Any, Any]
+) -> Iterator[Conversions]:
     """Let ``float()`` and ``int()`` of tensors whose data is not known give readings.
 
     Args:
+        start: Where the program begins.
         exchanged: Functions of libraries, and those that take their places.
     """
-    conversions = Conversions(exchanged)
+    conversions = Conversions(start, exchanged)
     try:
         conversions.change()
         yield conversions
@@ -142,6 +150,42 @@ _CONVERSIONS: dict[str, Callable[..., Any]] = {
     "int": functools.partial(_convert, builtins.int),
 }
 _BUILTIN = type(len)
+
+
+def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
+    """Functions in modules of the program, and those that these and ``start`` refer to."""
+    seen: dict[int, Any] = {}
+    todo = [start, *sys.modules.values()]
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen[id(each)] = each
+        if type(each) is FunctionType and _is_own(each.__code__.co_filename):
+            yield each
+        todo += _inside(each)
+
+
+def _inside(each: Any) -> list[Any]:
+    """What an object refers to, unless it is a library's; none of its own code runs."""
+    kind = type(each)
+    if kind is FunctionType:
+        table = [each.__globals__] if _is_own(each.__code__.co_filename) else []
+        more = (each.__defaults__, each.__kwdefaults__, each.__dict__)
+        return [*table, *more, *gc.get_referents(*(each.__closure__ or ()))]
+    if issubclass(kind, ModuleType | type):
+        return list(vars(each).values()) if _is_own(_file_of(each)) else []
+    for container in _CONTAINERS:
+        if issubclass(kind, container) and container.__len__(each) > _MOST_MEMBERS:
+            return []
+    if issubclass(kind, (*_WRAPPERS, *_CONTAINERS)) or _is_own(_file_of(kind)):
+        return [kind, *gc.get_referents(each)]
+    return []
+
+
+def _file_of(each: ModuleType | type) -> str:
+    module = sys.modules.get(each.__module__) if isinstance(each, type) else each
+    return getattr(module, "__file__", None) or "<string>"
 
 
 def _is(first: Any, second: Any) -> bool:

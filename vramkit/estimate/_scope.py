@@ -31,8 +31,14 @@ from vramkit.pool import MemoryPool
 
 
 @contextlib.contextmanager
-def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
-    """Make every tensor fake, pretend the target, and record; all is as before afterwards."""
+def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterator[None]:
+    """Make every tensor fake, pretend the target, and record; all is as before afterwards.
+
+    Args:
+        tracer: What records.
+        target: The GPU.
+        start: Where the program begins that will run.
+    """
     # Its keys do not say which device was pretended.
     FakeTensorMode.cache_clear()
     with contextlib.ExitStack() as scope:
@@ -45,7 +51,7 @@ def tracing(tracer: Tracer, target: Target) -> Iterator[None]:
             methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess)
         )
         if not tracer.may_guess:
-            tracer.when_built = scope.enter_context(conversions_read(exchanged)).change
+            tracer.when_built = scope.enter_context(conversions_read(start, exchanged)).change
         scope.enter_context(branches_decided(tracer.shadows.of, tracer))
         tracer.composites = scope.enter_context(
             operators_of_cuda(target, _counter(tracer), tracer.shadows.of, tracer.assume)

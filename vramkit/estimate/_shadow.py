@@ -134,14 +134,12 @@ class Shadows:
             self._forget(written)
 
     def _compute(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        leaves = tree_leaves((args, kwargs))
         if func.name() in _OVERWRITES or self._permutes(func, args):
             self._unknown.discard(id(args[0]))
             self._give_room(args[0])
-        values = {id(tensor): self.of(tensor) for tensor in inputs}
-        if any(value is None for value in values.values()):
-            return False
-        if any(_is_nan(leaf) for leaf in tree_leaves((args, kwargs))):
+        values = {id(leaf): self.of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        if any(value is None for value in values.values()) or any(map(_is_nan, leaves)):
             _drop_constants(out)
             return False
 

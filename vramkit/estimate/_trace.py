@@ -59,7 +59,7 @@ def trace(
     with contextlib.ExitStack() as scope:
         if world_size is not None:
             scope.enter_context(ranks(groups, lambda bucket: tracer.mark(bucket, Kind.GRADIENT)))
-        scope.enter_context(tracing(tracer, target))
+        scope.enter_context(tracing(tracer, target, make_step))
         try:
             found = _run(tracer, make_step, steps, progress)
             return replace(found, world_size=groups.world_size, groups=groups.count)
