@@ -40,6 +40,22 @@ def _with_scheduler(
     return make_step
 
 
+def test_a_scheduler_from_outside_is_as_it_was() -> None:
+    layer = torch.nn.Linear(64, 64)
+    scheduler = ReduceLROnPlateau(torch.optim.SGD(layer.parameters()), patience=0)
+    scheduler.step(3.0)
+    before = scheduler.state_dict()
+
+    def make_step() -> Callable[[], None]:
+        x = torch.randn(8, 64, device="cuda")
+        return lambda: scheduler.step(x.sum())
+
+    trace(make_step, target=_H100, steps=2)
+    assert scheduler.state_dict() == before
+    scheduler.step(2.0)
+    assert scheduler.best == 2.0
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize(
     "metric",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import builtins
 import functools
+import gc
 import importlib
 import math
 import statistics
+import threading
 from collections.abc import Callable
+from math import copysign, exp, isclose, isnan
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -18,7 +21,7 @@ import torch
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate import estimate, find_target
-from vramkit.estimate._conversions import Conversions, _is_own
+from vramkit.estimate._conversions import _is_own
 from vramkit.estimate._readings import ReadFloat, ReadInteger
 from vramkit.estimate._trace import trace
 
@@ -136,6 +139,14 @@ def test_other_uses_of_the_names_stay() -> None:
         lambda x: math.fsum(float(row.sum()) for row in x) > 1,
         lambda x: statistics.fmean([float(x.sum())] * 2) > 1,
         lambda x: math.isclose(float(x.sum()), 1.0),
+        lambda x: isclose(float(x.sum()), 1.0),
+        lambda x: float(f"{x.sum().item():.3f}") < 3,
+        lambda x: float(str(float(x.sum()))) < 3,
+        lambda x: int((x > 0).sum()) in {1: 2},
+        lambda x: {1.0: 2}.get(float(x.sum())),
+        lambda x: _cached(int((x > 0).sum())),
+        lambda x: range(1 << int((x > 0).sum()) & 3),
+        lambda x: x.split(int((x > 0).sum())),
     ],
 )
 def test_what_needs_the_value_is_refused(use: Callable[[Any], Any]) -> None:
@@ -194,19 +205,159 @@ def test_all_functions_get_their_code_back() -> None:
     assert [each.__code__ for each in functions] == before
     assert all(each.__code__ is code for each, code in zip(functions, before, strict=True))
     assert made[0].__code__ in make_step.__code__.co_consts
-    assert "_vramkit_float" not in made[0].__code__.co_names
-    assert not [name for name in vars(builtins) if "vramkit" in name]
 
 
-def test_a_function_with_many_names_is_left_as_it_is() -> None:
-    many = "\n".join(f"    name_{number}" for number in range(200))
+@pytest.mark.parametrize("many", [1, 130, 300])
+def test_functions_with_many_names_and_constants(many: int) -> None:
+    names = "\n".join(
+        f"    if x is None: return name_{number}, {number}.5" for number in range(many)
+    )
+    source = (
+        f"def use(x):\n{names}\n    return [float(each) for each in x], float(x[0]), int(x[1])\n"
+    )
     namespace: dict[str, Any] = {}
-    source = f"def few(x):\n    return float(x)\ndef many(x):\n{many}\n    return float(x)\n"
     exec(compile(source, "/elsewhere/mine.py", "exec"), namespace)
-    codes = {name: namespace[name].__code__ for name in ("few", "many")}
-    conversions = Conversions(lambda: None)
-    for name, code in codes.items():
-        assert (conversions._changed(code) is code) is (name == "many")
+    code = namespace["use"].__code__
+    seen: list[Any] = []
+    _traced(lambda x: seen.extend(namespace["use"](x.sum(0)[:2])))
+    assert [type(each) for each in (*seen[0], *seen[1:])] == [ReadFloat] * 3 + [ReadInteger]
+    assert namespace["use"].__code__ is code
+    assert namespace["use"]("23") == ([2.0, 3.0], 2.0, 3)
+
+
+class _Hiding:
+    """Functions that no name leads to at once."""
+
+    kept: Any
+
+    @property
+    def value(self) -> Any:
+        return self.kept
+
+    @value.setter
+    def value(self, x: Any) -> None:
+        self.kept = float(x.sum())
+
+    @functools.cached_property
+    def once(self) -> float:
+        return float(self.kept)
+
+    @functools.singledispatchmethod
+    def by_type(self, x: Any) -> float:
+        return float(x.sum())
+
+
+@torch.no_grad()
+def _without_gradients(x: Any) -> float:
+    return float(x.sum())
+
+
+@functools.lru_cache
+def _cached(x: Any) -> float:
+    return float(x.sum())
+
+
+@torch.compile(backend="eager")
+def _compiled(x: Any) -> float:
+    return float(x.sum())
+
+
+def _of_default(x: Any, *, use: Any = lambda x: float(x.sum())) -> Any:
+    return use(x)
+
+
+_TABLE = {"sum": [lambda x: float(x.sum())]}
+
+
+def _hiding(x: Any) -> list[Any]:
+    hiding = _Hiding()
+    hiding.value = x
+    found = [hiding.value, hiding.by_type(x)]
+    hiding.kept = x.sum()
+    return [*found, hiding.once]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        _hiding,
+        lambda x: [_without_gradients(x), _cached(x), _compiled(x)],
+        lambda x: [_of_default(x), _TABLE["sum"][0](x)],
+    ],
+    ids=["descriptors", "decorators", "values"],
+)
+def test_functions_are_found_wherever_they_are_kept(use: Callable[[Any], Any]) -> None:
+    seen: list[Any] = []
+    _traced(lambda x: seen.extend(use(x)))
+    assert all(type(each) is ReadFloat for each in seen)
+
+
+class _Proxy:
+    """Fails where it is asked for anything, as proxies do outside of their context."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    def __len__(self) -> int:
+        raise RuntimeError
+
+
+_PROXIES = [_Proxy(), type("_Lazy", (_Proxy, dict), {})()]
+
+
+def test_no_code_of_objects_runs_where_functions_are_looked_for() -> None:
+    assert type(_PROXIES[1]).__module__ == __name__
+    assert _traced(_loss_of).guesses == {}
+
+
+def test_functions_of_math_that_were_imported_by_name() -> None:
+    seen: list[Any] = []
+    _traced(lambda x: seen.extend([exp(float(x.sum())), copysign(1.0, float(x.sum()))]))
+    assert all(type(each) is ReadFloat for each in seen)
+    found = _traced(lambda x: seen.append(isnan(float(x.sum()))))
+    assert seen[-1] is False
+    assert sum(found.finite.values()) == 1
+    assert [exp, copysign, isnan] == [math.exp, math.copysign, math.isnan]
+    assert isnan(math.nan)
+
+
+def test_code_that_goes_on_after_the_trace() -> None:
+    numbers = (float("1.5") for _ in range(2))
+    made: list[Any] = []
+    go, waiting = threading.Event(), threading.Event()
+
+    def later() -> None:
+        waiting.set()
+        go.wait(60)
+        made.append(float("2.5"))
+
+    def make_step() -> Callable[[], None]:
+        thread = threading.Thread(target=later)
+        thread.start()
+        made.append(thread)
+        waiting.wait(60)
+        made.append(float("3.5") for _ in range(2))
+        next(made[1])
+        return lambda: next(numbers)
+
+    trace(make_step, target=_H100, steps=1)
+    go.set()
+    made[0].join()
+    assert [next(numbers), next(made[1]), made[2]] == [1.5, 3.5, 2.5]
+
+
+def test_functions_that_the_garbage_collector_no_longer_sees_get_their_code_back() -> None:
+    code = _loss_of.__code__
+
+    def use(x: Any) -> None:
+        gc.freeze()
+        _loss_of(x)
+
+    try:
+        _traced(use)
+    finally:
+        gc.unfreeze()
+    assert _loss_of.__code__ is code
 
 
 def test_whose_files_are_changed() -> None:

@@ -202,6 +202,23 @@ def test_bags(mode: str, divides: bool) -> None:
     assert found.assumptions == {}
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_bags_with_a_padding(known: bool) -> None:
+    def make_step() -> Callable[[], None]:
+        bags = torch.nn.EmbeddingBag(_ROWS, _WIDTH, padding_idx=3, sparse=True, device="cuda")
+        ids = torch.randint(0, _ROWS, (8, 5), device="cuda")
+        if known:
+            ids = torch.arange(_COUNT).remainder(10).view(8, 5).cuda()
+
+        def step() -> None:
+            bags(ids).square().sum().backward()
+            assert bags.weight.grad._nnz() == _COUNT - known * _COUNT // 10
+
+        return step
+
+    assert len(trace(make_step, target=_H100, steps=1).assumptions) == (not known)
+
+
 @pytest.mark.parametrize(
     ("use", "operator"),
     [

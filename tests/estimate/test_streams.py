@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.estimated_calls import CALLS
 
+from vramkit.errors import UntraceableError
 from vramkit.estimate import estimate, find_target
 from vramkit.estimate._fake_device import fake_device
 from vramkit.estimate._recorder import Phase, Trace
@@ -122,6 +123,8 @@ def test_streams_are_compared_entered_and_set() -> None:
         assert len({torch.cuda.current_stream(), second, first}) == 2
         assert isinstance(torch.cuda.current_stream(), torch.cuda.Stream)
         assert second.record_event().query()
+        assert second.device == torch.device("cuda:0")
+        assert "device=cuda:0 cuda_stream=0x21" in repr(second)
     with fake_device(_H100):
         assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
@@ -132,6 +135,11 @@ def test_streams_are_given_out_in_turn() -> None:
         assert len(set(streams)) == 32
         assert streams[32] == streams[0]
         assert torch.cuda.Stream(priority=-1) not in streams
+
+
+def test_streams_of_any_device_are_refused() -> None:
+    with pytest.raises(UntraceableError, match=r"test_streams\.py:\d+.* use torch\.cuda\.Stream"):
+        _traced(lambda: lambda: torch.Stream(device="cuda"))
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("streams ")])

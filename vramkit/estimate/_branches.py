@@ -93,20 +93,28 @@ def branches_decided(known: Known, notes: Notes) -> Iterator[None]:
         return value if isinstance(value, _readings.Reading) else float(value)
 
     with contextlib.ExitStack() as scope:
-        scope.enter_context(patched(ReduceLROnPlateau, step=_plateau_function(number, notes)))
+        step = _plateau_function(number, notes, scope.callback)
+        scope.enter_context(patched(ReduceLROnPlateau, step=step))
         scope.enter_context(patched(lbfgs, float=number))
         scope.enter_context(patched(lbfgs.LBFGS, step=_lbfgs_function(notes)))
         yield
 
 
-def _plateau_function(number: Callable[[Any], Any], notes: Notes) -> Callable[..., None]:
+def _plateau_function(
+    number: Callable[[Any], Any], notes: Notes, at_end: Callable[..., Any]
+) -> Callable[..., None]:
     real = ReduceLROnPlateau.step
+    # Schedulers may be made outside the trace, where a metric that is not known would be refused.
+    changed: set[ReduceLROnPlateau] = set()
 
     def step(self: Any, metrics: Any, *args: Any, **options: Any) -> None:
         metric = number(metrics)
         if not any(isinstance(each, _readings.Reading) for each in (metric, self.best)):
             real(self, metric, *args, **options)
             return
+        if self not in changed:
+            changed.add(self)
+            at_end(vars(self).update, dict(vars(self)))
         self.best = self.mode_worse
         better = -math.inf if self.mode == "min" else math.inf
         real(self, better, *args, **options)

@@ -4,6 +4,7 @@ Python makes a plain number of whatever ``__float__`` returns, and nobody sees w
 decides later. So the calls themselves are changed while a trace runs: in functions that are neither
 Python's nor an installed package's, ``float(...)`` and ``int(...)`` call the functions below. Other
 uses of the two names, such as ``isinstance(x, float)`` and ``dtype=float``, stay as they are.
+Functions of ``math`` that such files have imported by name are exchanged for those of the trace.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import functools
 import gc
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -24,10 +25,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vramkit.estimate import _readings
-from vramkit.estimate._fake_device import patched
 
-_OWN = {"float": "_vramkit_float", "int": "_vramkit_int"}
-_LARGEST_ARGUMENT = 255
 # Of Python itself, and of functions that libraries write, such as those of dataclasses.
 _NO_FILES = ("<frozen", "<string>")
 _FOREIGN = tuple(
@@ -38,79 +36,120 @@ _FOREIGN = tuple(
         str(Path(__file__).parents[1]),
     }
 )
+# What may hold a function in a class or around it.
+_WRAPPERS = (
+    *(property, staticmethod, classmethod, MethodType, functools.partial, functools.partialmethod),
+    *(functools.cached_property, functools.singledispatchmethod, functools._lru_cache_wrapper),
+)
+_CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, frozenset)
+# Of containers with more members, nothing is looked at: they are data.
+_MOST_MEMBERS = 10_000
 
 
 class Conversions:
-    """The functions whose calls were changed."""
+    """The functions whose calls were changed, and the names that were exchanged."""
 
-    def __init__(self, start: Callable[..., Any]) -> None:
+    def __init__(self, start: Callable[..., Any], exchanged: Mapping[Any, Any]) -> None:
         """Change none yet.
 
         Args:
             start: Where the program begins; what it refers to is its own, too.
+            exchanged: Functions of libraries, and those that take their places.
         """
         self._start = start
-        # By identity of the changed code: it, and the code before; kept so that no id returns.
+        self._exchanged = exchanged
+        # By identity of the code before, and of the changed code: both; kept so that no id returns.
+        self._after: dict[int, tuple[CodeType, CodeType]] = {}
         self._before: dict[int, tuple[CodeType, CodeType]] = {}
+        self._functions: list[FunctionType] = []
+        self._names: list[tuple[dict[str, Any], str, Any]] = []
 
     def change(self) -> None:
         """Change the calls in all functions of the program that exist now."""
-        for function in _own_functions(self._start):
-            if id(function.__code__) not in self._before:
-                function.__code__ = self._changed(function.__code__)
+        functions = list(_own_functions(self._start))
+        for function in functions:
+            changed = self._changed(function.__code__)
+            if changed is not function.__code__:
+                self._functions.append(function)
+                function.__code__ = changed
+        for table in {id(each.__globals__): each.__globals__ for each in functions}.values():
+            self._exchange(table)
 
     def restore(self) -> None:
         """Give the functions their code back, those too that were made by changed code."""
         changed = [each for each, _ in self._before.values()]
-        for function in gc.get_referrers(*changed) if changed else ():
+        made = gc.get_referrers(*changed) if changed else []
+        for function in (*self._functions, *made):
             if type(function) is FunctionType and id(function.__code__) in self._before:
                 function.__code__ = self._before[id(function.__code__)][1]
+        for table, name, value in self._names:
+            if table.get(name) is self._exchanged[value]:
+                table[name] = value
+
+    def _exchange(self, table: dict[str, Any]) -> None:
+        for name, value in list(table.items()):
+            if type(value) is _BUILTIN and value in self._exchanged:
+                self._names.append((table, name, value))
+                table[name] = self._exchanged[value]
 
     def _changed(self, code: CodeType) -> CodeType:
-        constants = tuple(
-            self._changed(each) if isinstance(each, CodeType) else each for each in code.co_consts
-        )
-        names = code.co_names + tuple(_OWN.values())
+        if id(code) in self._before:
+            return code
+        if id(code) not in self._after:
+            changed = self._change(code)
+            self._after[id(code)] = code, changed
+            if changed is not code:
+                self._before[id(changed)] = changed, code
+        return self._after[id(code)][1]
+
+    def _change(self, code: CodeType) -> CodeType:
+        before = code.co_consts
+        constants = [self._changed(each) if isinstance(each, CodeType) else each for each in before]
         raw = bytearray(code.co_code)
         for instruction in dis.get_instructions(code) if _concerns(code) else ():
             if _loads_for_a_call(instruction):
-                argument = names.index(_OWN[instruction.argval]) << 1 | 1
-                if argument <= _LARGEST_ARGUMENT:
-                    raw[instruction.offset + 1] = argument
-        inside = any(new is not old for new, old in zip(constants, code.co_consts, strict=True))
-        if bytes(raw) == code.co_code and not inside:
+                constants.append(_CONVERSIONS[instruction.argval])
+                _load_constant(raw, instruction, len(constants) - 1)
+        if len(constants) == len(before) and all(map(_is, constants, before)):
             return code
-        changed = code.replace(co_code=bytes(raw), co_names=names, co_consts=constants)
-        self._before[id(changed)] = changed, code
-        return changed
+        return code.replace(co_code=bytes(raw), co_consts=tuple(constants))
 
 
 @contextlib.contextmanager
-def conversions_read(start: Callable[..., Any]) -> Iterator[Conversions]:
+def conversions_read(
+    start: Callable[..., Any], exchanged: Mapping[Any, Any]
+) -> Iterator[Conversions]:
     """Let ``float()`` and ``int()`` of tensors whose data is not known give readings.
 
     Args:
         start: Where the program begins.
+        exchanged: Functions of libraries, and those that take their places.
     """
-    functions = {
-        own: functools.partial(_convert, getattr(builtins, name)) for name, own in _OWN.items()
-    }
-    conversions = Conversions(start)
-    with patched(builtins, **functions):
+    conversions = Conversions(start, exchanged)
+    try:
         conversions.change()
-        try:
-            yield conversions
-        finally:
-            conversions.restore()
+        yield conversions
+    finally:
+        conversions.restore()
 
 
-def _convert(kind: type[int | float], *args: Any, **options: Any) -> Any:
+def _convert(kind: type[int | float], /, *args: Any, **options: Any) -> Any:
     number = args[0] if len(args) == 1 else None
     if isinstance(number, FakeTensor) and number.numel() == 1 and not number.is_complex():
         number = number.item()
+    if isinstance(number, _readings.Text):
+        number = number.reading
     if isinstance(number, _readings.Reading):
         return _readings.like(number, kind)
     return kind(*args, **options)
+
+
+# Code that still runs after a trace, in a thread or a generator, may call these at any time.
+_CONVERSIONS: dict[str, Callable[..., Any]] = {
+    "float": functools.partial(_convert, builtins.float),
+    "int": functools.partial(_convert, builtins.int),
+}
+_BUILTIN = type(len)
 
 
 def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
@@ -122,35 +161,25 @@ def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
         if id(each) in seen:
             continue
         seen[id(each)] = each
-        if isinstance(each, FunctionType):
-            if _is_own(each.__code__.co_filename):
-                yield each
-                todo += _cells(each)
-                if id(each.__globals__) not in seen:
-                    seen[id(each.__globals__)] = each.__globals__
-                    todo += each.__globals__.values()
-        elif isinstance(each, ModuleType | type):
-            todo += vars(each).values() if _is_own(_file_of(each)) else ()
-        else:
-            todo += [type(each), *_inside(each)]
-
-
-def _cells(function: FunctionType) -> list[Any]:
-    found = [getattr(function, "__wrapped__", None)]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # nothing is in it yet
-            found.append(cell.cell_contents)
-    return found
+        if type(each) is FunctionType and _is_own(each.__code__.co_filename):
+            yield each
+        todo += _inside(each)
 
 
 def _inside(each: Any) -> list[Any]:
-    """What wraps functions in classes and arguments."""
-    if isinstance(each, functools.partial):
-        return [each.func, *each.args]
-    if isinstance(each, property):
-        return [each.fget]
-    if isinstance(each, staticmethod | classmethod | MethodType):
-        return [each.__func__]
+    """What an object refers to, unless it is a library's; none of its own code runs."""
+    kind = type(each)
+    if kind is FunctionType:
+        table = [each.__globals__] if _is_own(each.__code__.co_filename) else []
+        more = (each.__defaults__, each.__kwdefaults__, each.__dict__)
+        return [*table, *more, *gc.get_referents(*(each.__closure__ or ()))]
+    if issubclass(kind, ModuleType | type):
+        return list(vars(each).values()) if _is_own(_file_of(each)) else []
+    for container in _CONTAINERS:
+        if issubclass(kind, container) and container.__len__(each) > _MOST_MEMBERS:
+            return []
+    if issubclass(kind, (*_WRAPPERS, *_CONTAINERS)) or _is_own(_file_of(kind)):
+        return [kind, *gc.get_referents(each)]
     return []
 
 
@@ -159,8 +188,12 @@ def _file_of(each: ModuleType | type) -> str:
     return getattr(module, "__file__", None) or "<string>"
 
 
+def _is(first: Any, second: Any) -> bool:
+    return first is second
+
+
 def _concerns(code: CodeType) -> bool:
-    return not _OWN.keys().isdisjoint(code.co_names)
+    return not _CONVERSIONS.keys().isdisjoint(code.co_names)
 
 
 @functools.cache
@@ -173,11 +206,29 @@ def _loads_for_a_call(instruction: dis.Instruction) -> bool:
 
     The lowest bit of the argument says so from Python 3.11 on, and pushes a NULL besides.
     """
-    argument = instruction.arg or 0
     return (
         instruction.opname == "LOAD_GLOBAL"
-        and bool(argument & 1)
+        and bool((instruction.arg or 0) & 1)
         and "NULL" in instruction.argrepr
-        and argument <= _LARGEST_ARGUMENT
-        and instruction.argval in _OWN
+        and instruction.argval in _CONVERSIONS
     )
+
+
+def _load_constant(raw: bytearray, instruction: dis.Instruction, constant: int) -> None:
+    """Load a constant and a NULL in the place of a global, its caches and the bytes before it."""
+    start = instruction.offset - 2 * len(_higher_bytes(instruction.arg or 0))
+    end = instruction.offset + 2
+    while end < len(raw) and raw[end] == dis.opmap["CACHE"]:
+        end += 2
+    loads = [(dis.opmap["EXTENDED_ARG"], byte) for byte in _higher_bytes(constant)]
+    loads.append((dis.opmap["LOAD_CONST"], constant & 0xFF))
+    null = (dis.opmap["PUSH_NULL"], 0)
+    # Python 3.13 pushes the NULL last.
+    new = [*loads, null] if sys.version_info >= (3, 13) else [null, *loads]
+    new += [(dis.opmap["NOP"], 0)] * ((end - start) // 2 - len(new))
+    raw[start:end] = bytes(byte for pair in new for byte in pair)
+
+
+def _higher_bytes(argument: int) -> bytes:
+    """The bytes of an argument that stand before its instruction."""
+    return argument.to_bytes(4, "big")[:3].lstrip(b"\0")

@@ -10,6 +10,8 @@ import torch
 # References to a gradient that only the engine holds, as seen from a dispatch mode.
 _MOST_TENSOR_REFERENCES = 4
 _MOST_STORAGE_REFERENCES = 2
+# Through which operators are called that stand for those of C++ code.
+_CALLS_FILE = torch._ops.__file__
 _DISPATCH = ("__torch_dispatch__", "_fn", "inner", "wrapper")
 
 
@@ -57,4 +59,5 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 def _is_machinery(frame: FrameType) -> bool:
     code = frame.f_code
-    return "/vramkit/estimate/" in code.co_filename or code.co_name in _DISPATCH
+    ours = "/vramkit/estimate/" in code.co_filename or code.co_filename == _CALLS_FILE
+    return ours or code.co_name in _DISPATCH

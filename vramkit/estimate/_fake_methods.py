@@ -31,14 +31,18 @@ _OF_MATH = tuple(name for name in dir(math) if callable(getattr(math, name)) and
 @contextlib.contextmanager
 def methods_of_fakes(
     shadows: Shadows, notes: _readings.Notes, *, may_guess: bool
-) -> Iterator[None]:
+) -> Iterator[dict[Any, Any]]:
     """Let fake tensors be read, listed, formatted and copied.
 
     Args:
         shadows: The values that are known.
         notes: Where uses of numbers that are not known are noted.
         may_guess: Whether a number is guessed when it is read, so that all of its uses work.
+
+    Yields:
+        Functions of ``math``, and what takes their places.
     """
+    exchanged: dict[Any, Any] = {}
     with contextlib.ExitStack() as scope:
         scope.enter_context(patched(FakeTensor, __format__=_format, __deepcopy__=_deepcopy))
         scope.enter_context(patched(FakeTensor, tolist=_tolist_function(shadows)))
@@ -46,9 +50,10 @@ def methods_of_fakes(
         if not may_guess:
             scope.enter_context(patched(FakeTensor, item=_item_function(notes)))
             functions = {name: _of_math(name) for name in _OF_MATH if name not in _ASK}
+            exchanged = {getattr(math, name): function for name, function in functions.items()}
             scope.enter_context(patched(math, **functions))
             scope.enter_context(patched(statistics, fsum=functions["fsum"]))
-        yield
+        yield exchanged
 
 
 def _item_function(notes: _readings.Notes) -> Callable[[Any], Any]:

@@ -36,6 +36,10 @@ _WITHOUT_KERNELS = {
         "makes a nested tensor, or another one whose size depends on the data",
         "use padded tensors in the estimated step",
     ),
+    "Backend doesn't support create a new Stream": (
+        "makes a torch.Stream, which is not simulated",
+        "use torch.cuda.Stream in the estimated step",
+    ),
     "Cannot access storage of": (
         "makes a sparse or nested tensor that is not followed",
         "use dense tensors in the estimated step",

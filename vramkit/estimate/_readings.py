@@ -10,14 +10,15 @@ question for that is counted.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, Self
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vramkit.errors import UntraceableError
-from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._attribution import is_library, line_of_caller
 
 # What a question for a number that is not finite is answered with.
 FINITE = {"isfinite": True, "isnan": False, "isinf": False}
@@ -100,24 +101,32 @@ class Reading:
     __float__ = _refuses("makes a float of")
     __index__ = _refuses("takes as a size or an index")
     __divmod__ = __rdivmod__ = is_integer = as_integer_ratio = hex = _refuses("takes apart")
-    __hash__ = object.__hash__
+
+    def __hash__(self) -> int:
+        """Refuse to be looked up, except by torch, which keeps what it computes by its inputs."""
+        if not is_library(sys._getframe(1).f_code.co_filename):
+            self.refuse("looks up")
+        return object.__hash__(self)
 
     def __repr__(self) -> str:
         """Say that there is no value, as C code does that prints one."""
-        return "nan"
+        return Text("nan", self)
 
     __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
         """Format a NaN."""
         try:
-            return format(math.nan, spec)
+            return Text(format(math.nan, spec), self)
         except ValueError:  # a specification for integers
-            return "nan"
+            return Text("nan", self)
 
-    def __copy__(self) -> Reading:
+    def conjugate(self) -> Reading:
         """Return the same number."""
         return self
+
+    __copy__ = conjugate
+    real = property(conjugate)
 
     def __deepcopy__(self, _: Any) -> Reading:
         """Return the same number."""
@@ -147,6 +156,27 @@ class Reading:
         return FINITE[function]
 
 
+class Text(str):
+    """A number that depends on data as a text.
+
+    Attributes:
+        reading: The number.
+    """
+
+    __slots__ = ("reading",)
+    reading: Reading
+
+    def __new__(cls, text: str, reading: Reading) -> Self:
+        """Make a text of a number."""
+        made = super().__new__(cls, text)
+        made.reading = reading
+        return made
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Keep the text alone."""
+        return str, (str.__str__(self),)
+
+
 class ReadFloat(Reading, float):  # type: ignore[misc]
     """A floating-point number that depends on data; C code that takes its value gets a NaN."""
 
@@ -158,6 +188,9 @@ class ReadFloat(Reading, float):  # type: ignore[misc]
 class ReadInteger(Reading):
     """An integer that depends on data; no ``int``, of which C code would take the value."""
 
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = _computes(int)
+    __lshift__ = __rlshift__ = __rshift__ = __rrshift__ = __invert__ = _computes(int)
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -165,7 +198,13 @@ class ReadInteger(Reading):
         """Let tensors compute with it; where it would be a size, torch reads it and is refused."""
         del types
         given, named = (tree_map(_as_tensor, each) for each in (args, kwargs or {}))
-        return func(*given, **named)
+        try:
+            return func(*given, **named)
+        except TypeError:  # a size is no tensor
+            for each in tree_leaves((args, kwargs or {})):
+                if isinstance(each, ReadInteger):
+                    each.refuse("takes as a size or an index")
+            raise
 
 
 def like(reading: Reading, kind: type[int | float]) -> Reading:

@@ -47,9 +47,11 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
         scope.callback(tracer.restore_outside)
         scope.enter_context(calls_of_programs())
         scope.enter_context(_fakes_pass_for_tensors())
-        scope.enter_context(methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess))
+        exchanged = scope.enter_context(
+            methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess)
+        )
         if not tracer.may_guess:
-            tracer.when_built = scope.enter_context(conversions_read(start)).change
+            tracer.when_built = scope.enter_context(conversions_read(start, exchanged)).change
         scope.enter_context(branches_decided(tracer.shadows.of, tracer))
         tracer.composites = scope.enter_context(
             operators_of_cuda(target, _counter(tracer), tracer.shadows.of, tracer.assume)

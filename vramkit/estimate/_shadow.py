@@ -134,12 +134,13 @@ class Shadows:
             self._forget(written)
 
     def _compute(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        leaves = tree_leaves((args, kwargs))
         if func.name() in _OVERWRITES or self._permutes(func, args):
             self._unknown.discard(id(args[0]))
             self._give_room(args[0])
-        values = {id(tensor): self.of(tensor) for tensor in inputs}
-        if any(value is None for value in values.values()):
+        values = {id(leaf): self.of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        if any(value is None for value in values.values()) or any(map(_is_nan, leaves)):
+            _drop_constants(out)
             return False
 
         def on_host(leaf: Any) -> Any:
@@ -153,8 +154,7 @@ class Shadows:
                 if "lift_fresh" in func.name():
                     result = result.clone()
                 results = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
-                # A number that was read from unknown data is a NaN.
-                if any(each.is_floating_point() and each.isnan().any() for each in results):
+                if any(each.isnan().any() for each in results if not _is_whole(each)):
                     _drop_constants(out)
                     return False
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
@@ -208,6 +208,15 @@ class Shadows:
             shadow = getattr(tensor, _NAME, None)
             if shadow is not None:
                 self._stale[shadow.untyped_storage()._cdata] = shadow
+
+
+def _is_nan(leaf: Any) -> bool:
+    """Tell whether an argument may be a number that was read from unknown data."""
+    return isinstance(leaf, float) and float.__ne__(leaf, leaf)
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _drop_constants(out: Any) -> None:

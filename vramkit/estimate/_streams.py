@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
+
 from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
 
@@ -119,6 +121,15 @@ class Stream(Idle):
         return self.number
 
     stream_id = cuda_stream
+
+    @property
+    def device(self) -> torch.device:
+        """The one device."""
+        return torch.device("cuda", 0)
+
+    def __repr__(self) -> str:
+        """Name device and handle, as PyTorch does."""
+        return f"<torch.cuda.Stream device={self.device} cuda_stream={self.number:#x}>"
 
     def __eq__(self, other: object) -> bool:
         """Streams of one number are the same."""
