@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -350,8 +351,8 @@ std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since, bool with_p
       write<float>(headers)[2 * i + 1] = header.sum;
       std::memcpy(write<char>(rows) + i * layout.value_bytes(), row + RowLayout::values_at(),
                   layout.value_bytes());
-      std::memcpy(write<float>(state) + i * layout.state_count(), row + layout.state_at(),
-                  4 * layout.state_count());
+      std::copy_n(reinterpret_cast<const float*>(row + layout.state_at()), layout.state_count(),
+                  write<float>(state) + i * layout.state_count());
       std::memcpy(write<char>(stamps) + i * static_cast<int64_t>(sizeof(Stamps)),
                   &store.stamps(slot), sizeof(Stamps));
     }
