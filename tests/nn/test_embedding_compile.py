@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.pools import run_script
 from torch import Tensor
 
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
@@ -148,3 +149,20 @@ def test_tables_can_go_while_something_traces() -> None:
     with torch._subclasses.FakeTensorMode():
         del table
     assert closed[-1] == "table_close"
+
+
+@pytest.mark.parametrize("scope", ["FakeTensorMode()", "torch.inference_mode()"])
+def test_the_first_use_may_be_anywhere(scope: str) -> None:
+    source = """
+        import sys, torch, vramkit
+        from torch._subclasses import FakeTensorMode
+
+        with eval(sys.argv[1]):
+            bag_type = vramkit.nn.SparseEmbeddingBag
+        bag = bag_type(None, 4, optimizer="sgd", mode="sum")
+        weights = torch.ones(3, requires_grad=True)
+        for given in (weights, None):
+            bag(torch.tensor([1, 2, 3]), torch.tensor([0]), given).sum().backward()
+        print(weights.grad is not None, bag.stats().rows_in_use)
+    """
+    assert run_script(source, scope).split() == ["True", "3"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,6 +30,22 @@ def test_a_full_pool_is_an_out_of_memory_error(training: bool, joint: bool) -> N
     for table, rows in zip(tables.values(), kept, strict=True):
         assert torch.equal(table.eval()(first), rows)
         table._table.check()
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_lookup_without_memory_counts_nothing(max_norm: float | None) -> None:
+    table: Any = SparseEmbedding(None, 4, optimizer="sgd", max_norm=max_norm)
+    ids = torch.arange(100)
+    for _ in range(2):
+        table(ids)
+    with vramkit.MemoryPool("2MiB", device="cpu"), pytest.raises(torch.OutOfMemoryError):
+        table(torch.arange(700_000))
+    before = table._table.facts()
+    table(ids)
+    after = table._table.facts()
+    assert (after.lookups - before.lookups, after.hits - before.hits) == (100, 100)
+    table._table.check()
 
 
 @pytest.mark.usefixtures("tables")

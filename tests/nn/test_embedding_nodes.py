@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,12 @@ from torch._dynamo import compiled_autograd
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from vramkit.errors import InvalidArgumentError, RowIndexError, TableFullError
+from vramkit.errors import (
+    InvalidArgumentError,
+    RowIndexError,
+    TableFullError,
+    TableUsageError,
+)
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
 from vramkit.nn._embedding import _gradients
 
@@ -180,6 +185,18 @@ def test_hooks_of_saved_tensors(lookup_node: str) -> None:
     assert _steps(table) == 1, lookup_node
 
 
+@pytest.mark.parametrize("change", [lambda of: of.to(torch.int16), lambda of: of.flatten()[:1]])
+def test_hooks_that_return_other_tensors(
+    lookup_node: str, change: Callable[[Tensor], Tensor]
+) -> None:
+    table = _embedding()
+    with saved_tensors_hooks(lambda of: of, change):
+        output = table(IDS)
+    with pytest.raises(RuntimeError, match="other tensors than the lookup has saved"):
+        output.sum().backward()
+    assert _steps(table) == 0, lookup_node
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoints_update_once(lookup_node: str, reentrant: bool) -> None:
     table, plain = _embedding(), _embedding()
@@ -263,6 +280,14 @@ def test_transforms_say_what_they_do_not_support(lookup_node: str) -> None:
     gradient = torch.func.grad(lambda by: (table(IDS) * by).sum())
     with pytest.raises(RuntimeError, match="functorch transforms"):
         gradient(torch.ones(4))
+    assert table.stats().rows_in_use == 0, lookup_node
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_traces_are_refused(lookup_node: str) -> None:
+    table = _embedding()
+    with pytest.raises(TableUsageError, match=r"torch.jit.trace cannot record .* call eval\(\)"):
+        torch.jit.trace(table, IDS)
     assert table.stats().rows_in_use == 0, lookup_node
 
 

@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <deque>
 #include <map>
@@ -140,7 +141,10 @@ class PassGradients {
       const at::AutoDispatchBelowADInplaceOrView below;
       operators_.update.call(parts_, plan_, numbers);
     });
-    for (const Tensor& control : controls_) told(control)[kUpdates] += 1.0;
+    for (const Tensor& control : controls_) {
+      // Passes of other threads may update the table, too.
+      std::atomic_ref<double>(told(control)[kUpdates]).fetch_add(1.0, std::memory_order_relaxed);
+    }
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -247,16 +248,17 @@ std::vector<Tensor> insert_many(std::vector<Tensor> parts, std::vector<int64_t> 
 
 std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts,
                                       const std::vector<int64_t>& plan,
-                                      const std::vector<size_t>& gradients) {
+                                      const std::vector<size_t>& gradients, uint32_t dim) {
   std::vector<GradientBatch> batches;
   for (const size_t i : gradients) {
     const Tensor* const part = &parts[i * kParts];
     const int64_t* const planned = &plan[i * kPlanned];
+    const Bags bags = bags_of(part[kIds], part[kBounds], part[kWeights], planned[kMode]);
+    check_gradient(part, bags, dim, kHead + 2 * bags.positions);
     Head head;
     std::memcpy(&head, part[kDistinct].const_data_ptr(), sizeof head);
     const int64_t* const keys = read<int64_t>(part[kDistinct]) + kHead;
-    batches.push_back({bags_of(part[kIds], part[kBounds], part[kWeights], planned[kMode]),
-                       row_type_of(part[kGrad].scalar_type()), part[kGrad].const_data_ptr(),
+    batches.push_back({bags, row_type_of(part[kGrad].scalar_type()), part[kGrad].const_data_ptr(),
                        read<uint32_t>(part[kInverse]), keys, keys + part[kIds].numel(), head.unique,
                        head.epoch, read<int64_t>(part[kArgmax]), planned[kByFrequency] != 0});
   }
@@ -270,7 +272,8 @@ void update(std::vector<Tensor> parts, std::vector<int64_t> plan, std::vector<do
   for (const OfTable& of : all) {
     const std::shared_ptr<Table> table = table_of(of.table);
     const std::unique_lock lock(table->mutex);
-    const Gradients gradients(table->store, batches_of(parts, plan, of.gradients));
+    const uint32_t dim = table->store.layout().dim;
+    const Gradients gradients(table->store, batches_of(parts, plan, of.gradients, dim));
     ++table->steps;
     ++table->version;
     table->lost += gradients.lost();
@@ -287,8 +290,9 @@ Tensor gradient_norm(std::vector<Tensor> parts, std::vector<int64_t> plan) {
   const std::shared_ptr<Table> table = table_of(of.at(0).table);
   const std::shared_lock lock(table->mutex);
   Tensor result = torch::stable::new_empty(parts[kIds], {}, ScalarType::Double);
+  const uint32_t dim = table->store.layout().dim;
   *write<double>(result) =
-      Gradients(table->store, batches_of(parts, plan, of[0].gradients)).norm(in_parallel);
+      Gradients(table->store, batches_of(parts, plan, of[0].gradients, dim)).norm(in_parallel);
   return result;
 }
 
@@ -347,8 +351,8 @@ std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since, bool with_p
       write<float>(headers)[2 * i + 1] = header.sum;
       std::memcpy(write<char>(rows) + i * layout.value_bytes(), row + RowLayout::values_at(),
                   layout.value_bytes());
-      std::memcpy(write<float>(state) + i * layout.state_count(), row + layout.state_at(),
-                  4 * layout.state_count());
+      std::copy_n(reinterpret_cast<const float*>(row + layout.state_at()), layout.state_count(),
+                  write<float>(state) + i * layout.state_count());
       std::memcpy(write<char>(stamps) + i * static_cast<int64_t>(sizeof(Stamps)),
                   &store.stamps(slot), sizeof(Stamps));
     }

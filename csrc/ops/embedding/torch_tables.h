@@ -279,6 +279,26 @@ enum Part { kGrad, kIds, kBounds, kWeights, kInverse, kDistinct, kArgmax, kParts
 // Integers of a gradient in their plans.
 enum Planned { kTable, kMode, kByFrequency, kPlanned };
 
+/// Throws for tensors of a gradient that are not those of its forward pass, as hooks of saved
+/// tensors may return them. `head` is the size of what forward has told of the distinct ids.
+inline void check_gradient(const Tensor* part, const Bags& bags, uint32_t dim, int64_t head) {
+  const auto is = [&](Part number, ScalarType type, int64_t count) {
+    const Tensor& of = part[number];
+    return of.numel() == count && (count == 0 || (of.scalar_type() == type && of.is_contiguous()));
+  };
+  const int64_t values = bags.bags * dim;
+  const bool fits = is(kIds, ScalarType::Long, bags.positions) &&
+                    is(kBounds, ScalarType::Long, part[kBounds].numel()) &&
+                    is(kWeights, ScalarType::Float, bags.weights == nullptr ? 0 : bags.positions) &&
+                    is(kInverse, ScalarType::Int, bags.positions) &&
+                    is(kDistinct, ScalarType::Long, head) &&
+                    is(kArgmax, ScalarType::Long, bags.mode == Mode::kMax ? values : 0) &&
+                    part[kGrad].numel() == values;
+  STD_TORCH_CHECK(fits,
+                  "vramkit: backward has got other tensors than the lookup has saved; hooks of "
+                  "saved tensors must return what they were given");
+}
+
 /// The gradients of one table, by their numbers in a call.
 struct OfTable {
   int64_t table;

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 
-NOTHING = torch.empty(0, device="cpu")
+# The module may be imported while something traces, or in inference mode.
+with torch.inference_mode(False), _disable_current_modes():
+    NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 # Added to a mode's number: the offsets have no last element; there is a bag in each row of the ids.
 OPEN, ROWS = 4, 8
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vramkit.errors import TableUsageError
 from vramkit.nn._embedding._gradients import keep, native_kind
@@ -17,7 +18,7 @@ from vramkit.nn._embedding._request import Request, insert, read, train_natively
 from vramkit.nn._embedding._weights import rows_for_weights, weights_gradient
 
 # Autograd calls backward for its sake; it gets no gradient itself.
-with torch.inference_mode(False):
+with torch.inference_mode(False), _disable_current_modes():
     _ANCHOR = torch.empty(0, device="cpu", requires_grad=True)
     # Autograd keeps the node only for as long as someone holds it.
     _ANCHOR_NODE = torch.autograd.graph.get_gradient_edge(_ANCHOR).node
@@ -59,6 +60,11 @@ def _differentiable(
             "a table with a fused optimizer updates itself, so DistributedDataParallel cannot "
             "average its gradients and the ranks would drift apart; build it with optimizer=None, "
             "or keep the module outside the one that DistributedDataParallel wraps"
+        )
+    if torch._C._is_tracing():
+        raise TableUsageError(
+            "torch.jit.trace cannot record a lookup in a training table with a fused optimizer, "
+            "which changes the table; call eval() before tracing"
         )
     # Transforms of torch.func say what they do not support of the node in Python only.
     if not with_weights and not torch._C._are_functorch_transforms_active():

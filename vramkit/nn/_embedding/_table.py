@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import get_spawning_popen
 from typing import Any, NamedTuple
 
 import torch
@@ -183,10 +185,17 @@ class Table(Control):
     def __getstate__(self) -> dict[str, Any]:
         from vramkit.nn._embedding._checkpoint import state_of
 
-        return {"config": self.config, "lr": self.lr, "state": state_of(self)}
+        state: Any = state_of(self)
+        if get_spawning_popen() is not None:
+            # torch would pass on descriptors of tensors that are gone when the process starts.
+            file = io.BytesIO()
+            torch.save(state, file)
+            state = file.getvalue()
+        return {"config": self.config, "lr": self.lr, "state": state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         from vramkit.nn._embedding._checkpoint import fill
 
         self.__init__(state["config"], state["lr"])  # type: ignore[misc]
-        fill(self, state["state"])
+        values = state["state"]
+        fill(self, torch.load(io.BytesIO(values)) if isinstance(values, bytes) else values)

@@ -221,11 +221,16 @@ class Lookups {
       const auto count = static_cast<uint64_t>(one->is_limited() ? one->bags.positions : 0);
       distinct_at.push_back(scratch.add<uint32_t>(count));
     }
+    if (!is_alone || ones[0]->is_limited()) scratch.allocate(*device_);
+    for (One* const one : ones) {
+      one->slots = new_like(one->wanted.ids, one->bags.positions, ScalarType::Int);
+    }
     Counts* next = nullptr;
     Counts* counts = nullptr;
-    if (is_alone) std::tie(counts, next) = ones[0]->table->take_counts();
-    if (!is_alone || ones[0]->is_limited()) scratch.allocate(*device_);
-    if (!is_alone) {
+    if (is_alone) {
+      // There is memory for all that the batch needs to clear the next one's counters.
+      std::tie(counts, next) = ones[0]->table->take_counts();
+    } else {
       counts = scratch.piece<Counts>(counts_at);
       device_->fill(counts, 0, ones.size() * sizeof(Counts));
     }
@@ -235,7 +240,6 @@ class Lookups {
       One& one = *ones[i];
       one.look();
       const int64_t positions = one.bags.positions;
-      one.slots = new_like(one.wanted.ids, positions, ScalarType::Int);
       one.of.slots = write<uint32_t>(one.slots);
       one.counts = counts + i;
       if (one.is_limited()) one.distinct = scratch.piece<uint32_t>(distinct_at[i]);

@@ -319,10 +319,11 @@ class Operators {
       Tensor* const part = &parts[i * kParts];
       const int64_t* const planned = &plan[i * kPlanned];
       part[kGrad] = aligned(part[kGrad]);
-      Head head;
-      std::memcpy(&head, part[kDistinct].const_data_ptr(), sizeof head);
       GradientPart made{};
       made.bags = bags_of(part[kIds], part[kBounds], part[kWeights], planned[kMode]);
+      check_gradient(part, made.bags, table.store.layout().dim, kHead);
+      Head head;
+      std::memcpy(&head, part[kDistinct].const_data_ptr(), sizeof head);
       // Rows have been evicted since: what is left of the batch may have moved.
       if (head.epoch == table.store.epoch()) made.slots = read<uint32_t>(part[kInverse]);
       made.grad = part[kGrad].const_data_ptr();
