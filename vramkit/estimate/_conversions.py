@@ -14,8 +14,10 @@ import contextlib
 import dis
 import functools
 import gc
+import itertools
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -44,6 +46,7 @@ _WRAPPERS = (
 _CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, frozenset)
 # Of containers with more members, nothing is looked at: they are data.
 _MOST_MEMBERS = 10_000
+_MOST_OBJECTS = 50_000
 
 
 class Conversions:
@@ -77,9 +80,8 @@ class Conversions:
 
     def restore(self) -> None:
         """Give the functions their code back, those too that were made by changed code."""
-        changed = [each for each, _ in self._before.values()]
-        made = gc.get_referrers(*changed) if changed else []
-        for function in (*self._functions, *made):
+        made = gc.get_objects() if self._before else ()
+        for function in itertools.chain(self._functions, made):
             if type(function) is FunctionType and id(function.__code__) in self._before:
                 function.__code__ = self._before[id(function.__code__)][1]
         for table, name, value in self._names:
@@ -155,9 +157,10 @@ _BUILTIN = type(len)
 def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
     """Functions in modules of the program, and those that these and ``start`` refer to."""
     seen: dict[int, Any] = {}
-    todo = [start, *sys.modules.values()]
-    while todo:
-        each = todo.pop()
+    # The nearest first, as there may be more objects than can be asked in a short time.
+    todo = deque([start, *sys.modules.values()])
+    while todo and len(seen) < _MOST_OBJECTS:
+        each = todo.popleft()
         if id(each) in seen:
             continue
         seen[id(each)] = each
