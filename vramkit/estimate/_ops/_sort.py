@@ -43,7 +43,7 @@ def merge_sort_bytes(pairs: int) -> int:
     As CUB's ``DispatchMergeSort`` computes it; not recorded.
 
     >>> merge_sort_bytes(2), merge_sort_bytes(100_000)
-    (1023, 1600767)
+    (1023, 1600511)
     """
     partitions = 4 * (1 + -(-pairs // _MERGED_TILE))
     return _aligned(partitions) + 2 * _aligned(_INDEX_BYTES * pairs) + _ALIGNMENT - 1
