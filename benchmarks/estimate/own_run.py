@@ -21,6 +21,8 @@ from benchmarks._shared.provenance import ROOT
 COLUMNS = ("requested", "allocated", "reserved")
 _STEPS = 3
 _TIMEOUT_S = 600
+_MODULE = "benchmarks.estimate.own_run"
+_PREDICT = ("-m", _MODULE, "predict")
 
 
 def predict(name: str, target: str) -> dict[str, Any]:
@@ -55,17 +57,27 @@ def measure(name: str) -> dict[str, Any]:
     step = OWN[name]()
     for _ in range(_STEPS):
         step()
+    return {"model": name, **peaks(), "left_bytes": before}
+
+
+def peaks() -> dict[str, int]:
+    """Return the most bytes that PyTorch's allocator has counted, after all that is queued."""
+    import torch
+
     torch.cuda.synchronize()
     stats = torch.cuda.memory_stats()
-    found = {column: stats[f"{column}_bytes.all.peak"] for column in COLUMNS}
-    return {"model": name, **found, "left_bytes": before}
+    return {column: stats[f"{column}_bytes.all.peak"] for column in COLUMNS}
 
 
 def run(*words: str) -> list[dict[str, Any]]:
-    """Run this module in a process of its own; returns its lines."""
-    command = [sys.executable, "-m", "benchmarks.estimate.own_run", *words]
+    """Run Python in a process of its own; returns the objects that it prints."""
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        [sys.executable, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-2000:]}")
@@ -99,14 +111,14 @@ def compare(folder: Path, names: list[str] | None = None) -> list[dict[str, Any]
     from vramkit.estimate import calibrate
 
     chosen, target = names or [], nearest_target()
-    predicted = {each["model"]: each for each in run("predict", "--target", target, *chosen)}
+    predicted = {each["model"]: each for each in run(*_PREDICT, "--target", target, *chosen)}
     signatures = {name: None for each in predicted.values() for name in each["unmeasured"]}
     file = folder / "gpu.json"
     calibrate(file, convolutions=signatures, nccl=False, repeats=1)
     again = [name for name, each in predicted.items() if each["unmeasured"]]
-    lines = run("predict", "--target", str(file), *again) if again else []
+    lines = run(*_PREDICT, "--target", str(file), *again) if again else []
     calibrated = {**predicted, **{each["model"]: each for each in lines}}
-    measured = {each["model"]: each for each in run("measure", *chosen)}
+    measured = {each["model"]: each for each in run("-m", _MODULE, "measure", *chosen)}
     return [
         {
             "model": name,

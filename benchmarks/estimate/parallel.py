@@ -75,28 +75,24 @@ def data_parallel_views() -> Step:
     return _training(model, device, autocast=False)
 
 
-def _sharded(mesh_of: Callable[[], Any], **options: Any) -> Step:
+def _sharded(**options: Any) -> Step:
     device = _device()
-    model, mesh = Decoder().to(device), mesh_of()
+    model, mesh = Decoder().to(device), init_device_mesh("cuda", (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh, **options)
     fully_shard(model, mesh=mesh, **options)
     return _training(model, device, autocast=False)
 
 
-def _all_ranks() -> Any:
-    return init_device_mesh("cuda", (dist.get_world_size(),))
-
-
 def fully_sharded() -> Step:
     """FSDP2, each block a group of its own, parameters gathered in bf16."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    return _sharded(_all_ranks, mp_policy=policy)
+    return _sharded(mp_policy=policy)
 
 
 def fully_sharded_kept() -> Step:
     """FSDP2 that keeps gathered parameters after forward (ZeRO 2), float32."""
-    return _sharded(_all_ranks, reshard_after_forward=False)
+    return _sharded(reshard_after_forward=False)
 
 
 PARALLEL: dict[str, Callable[[], Step]] = {

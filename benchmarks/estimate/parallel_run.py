@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks._shared.provenance import ROOT
+from benchmarks.estimate import own_run
 
-COLUMNS = ("requested", "allocated", "reserved", "device")
+COLUMNS = (*own_run.COLUMNS, "device")
 _STEPS = 3
-_TIMEOUT_S = 300
 _MODULE = "benchmarks.estimate.parallel_run"
 
 
@@ -48,24 +45,10 @@ def measure(name: str) -> dict[str, Any]:
     step = PARALLEL[name]()
     for _ in range(_STEPS):
         step()
-    torch.cuda.synchronize()
-    stats = torch.cuda.memory_stats()
+    found = {"step": name, "rank": dist.get_rank(), **own_run.peaks()}
     free, total = torch.cuda.mem_get_info()
-    found: dict[str, Any] = {"step": name, "rank": dist.get_rank()}
-    for column in ("requested", "allocated", "reserved"):
-        found[column] = stats[f"{column}_bytes.all.peak"]
-    found["device"] = total - free
     dist.destroy_process_group()
-    return found
-
-
-def _run(command: list[str]) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {**found, "device": total - free}
 
 
 def compare(folder: Path, ranks: int, names: list[str] | None = None) -> list[dict[str, Any]]:
@@ -86,11 +69,11 @@ def compare(folder: Path, ranks: int, names: list[str] | None = None) -> list[di
     calibrate(file, repeats=1)
     chosen = names or list(PARALLEL)
     words = ["-m", _MODULE, "predict", "--ranks", str(ranks), "--target", str(file)]
-    predicted = _run([sys.executable, *words, *chosen])
+    predicted = own_run.run(*words, *chosen)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     found = []
     for each in predicted:
-        lines = _run([sys.executable, *launch, "-m", _MODULE, "measure", each["step"]])
+        lines = own_run.run(*launch, "-m", _MODULE, "measure", each["step"])
         first = next(line for line in lines if line["rank"] == 0)
         found.append({"step": each["step"], "predicted": each, "measured": first})
     return found

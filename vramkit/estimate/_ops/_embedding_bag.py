@@ -6,23 +6,18 @@ temporary storage of CUB is as recorded on an H200 for 1,280, 21,000 and 81,920 
 
 from __future__ import annotations
 
+from vramkit.estimate._ops._cub import UNIQUE_TILE, aligned, scan_bytes
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
 
 MEAN, MAX = 1, 2
 _ROWS_PER_THREAD = 10
 _COUNT_BYTES = 8
-_ALIGNMENT = 256
 # Up to so many pairs one block of threads sorts alone; more go in tiles and eight passes.
 _ONE_BLOCK = 2304
 _TILE, _TILE_BYTES = 4608, 1024
 _PASSES_BYTES = 16_895
-# Elements of a tile of each scan.
-_UNIQUE_TILE, _SUM_TILE, _BY_KEY_TILE = 4096, 960, 1536
-_WARP = 32
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
+# Elements of a tile of each further scan.
+_SUM_TILE, _BY_KEY_TILE = 960, 1536
 
 
 def bag_sort_bytes(pairs: int, index_bytes: int = 8) -> int:
@@ -33,13 +28,8 @@ def bag_sort_bytes(pairs: int, index_bytes: int = 8) -> int:
     """
     if pairs <= _ONE_BLOCK:
         return 1
-    buffers = 2 * _aligned(pairs * index_bytes)
+    buffers = 2 * aligned(pairs * index_bytes)
     return buffers + _PASSES_BYTES + -(-pairs // _TILE) * _TILE_BYTES
-
-
-def _scan_bytes(count: int, tile: int) -> int:
-    """Temporary storage of a scan: 16 bytes for each tile and each thread of a warp."""
-    return 2 * _ALIGNMENT - 1 + _aligned(16 * (-(-count // tile) + _WARP))
 
 
 def _forward(_: Call) -> Plan:
@@ -58,12 +48,12 @@ def _backward(call: Call) -> Plan:
     plan: list[Step] = [*copied, Take(of_indices), Take(of_indices)]
     plan += scratch(of_indices, bag_sort_bytes(count, index_bytes))
     if by_frequency:
-        by_key = scratch(_scan_bytes(count, _BY_KEY_TILE))
+        by_key = scratch(scan_bytes(count, _BY_KEY_TILE))
         plan += [Take(of_indices), *by_key, *by_key]
     plan += [Give(0), Take(of_indices), Take(_COUNT_BYTES)]
-    plan += scratch(of_indices, _scan_bytes(count, _UNIQUE_TILE))
+    plan += scratch(of_indices, scan_bytes(count, UNIQUE_TILE))
     plan += [Take(index_bytes * segments), Take(index_bytes * segments)]
-    plan += scratch(_scan_bytes(segments, _SUM_TILE))
+    plan += scratch(scan_bytes(segments, _SUM_TILE))
     partial = count // _ROWS_PER_THREAD + segments
     sums = partial * int(gradient.shape[-1]) * max(4, gradient.element_size())
     plan += [Take(_COUNT_BYTES), Take(index_bytes * partial), Take(sums)]

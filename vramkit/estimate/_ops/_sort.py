@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vramkit.estimate._ops._cub import ALIGNMENT, UNIQUE_TILE, aligned, scan_bytes
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Take, scratch, size_of
 
 SCAN_BYTES = 1279
@@ -11,11 +12,8 @@ _ONE_BLOCK = 4096
 # Up to so many pairs CUB takes the kernel that keeps its counts in one piece.
 _FEW_PAIRS = 16_384
 _INDEX_BYTES = 8
-# Parts of temporary storage begin at multiples of this, and the first one is moved there.
-_ALIGNMENT = 256
-# Pairs of 64 bits in a tile of each algorithm.
-_MERGED_TILE, _UNIQUE_TILE = 2048, 4096
-_WARP = 32
+# Pairs of 64 bits in a tile that is sorted alone.
+_MERGED_TILE = 2048
 
 
 def sort_bytes(pairs: int, key_bytes: int = 8) -> int:
@@ -46,7 +44,7 @@ def merge_sort_bytes(pairs: int) -> int:
     (1023, 1600511)
     """
     partitions = 4 * (1 + -(-pairs // _MERGED_TILE))
-    return _aligned(partitions) + 2 * _aligned(_INDEX_BYTES * pairs) + _ALIGNMENT - 1
+    return aligned(partitions) + 2 * aligned(_INDEX_BYTES * pairs) + ALIGNMENT - 1
 
 
 def unique_bytes(pairs: int) -> int:
@@ -57,12 +55,7 @@ def unique_bytes(pairs: int) -> int:
     >>> unique_bytes(1280)
     1791
     """
-    scan = 2 * _ALIGNMENT - 1 + _aligned(16 * (-(-pairs // _UNIQUE_TILE) + _WARP))
-    return _ALIGNMENT + _aligned(scan) + _ALIGNMENT - 1
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
+    return ALIGNMENT + aligned(scan_bytes(pairs, UNIQUE_TILE)) + ALIGNMENT - 1
 
 
 def _sort(call: Call) -> Plan:

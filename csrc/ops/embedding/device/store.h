@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "ops/embedding/budget.h"
 #include "ops/embedding/device/insert.h"
@@ -252,8 +253,7 @@ class DeviceStore {
     mask_ = (1U << shift_) - 1;
     const uint64_t rows = uint64_t{1} << shift_;
     // The rows of the next page begin at a multiple of kVectorBytes too.
-    const uint64_t all_metas = (rows * meta_bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
-    pages_.set_sizes(rows * row_bytes, all_metas);
+    pages_.set_sizes(rows * row_bytes, align_up(rows * meta_bytes, kVectorBytes));
   }
 
   /// Gives slots to fresh ids, whose rows are not written yet.
