@@ -3,9 +3,10 @@
 On a GPU where there is one, beside FBGEMM's tables too; else on the CPU.
 """
 
+import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ from benchmarks.embedding.memory import bench_memory
 BENCH = "bench_embedding"
 SEED = 1
 RATE = 1e-3
+# Batches that take turns on the CPU: rows of one batch would stay in its caches.
+BATCHES = 24
 _PEERS = {"sgd": torch.optim.SGD, "adam": torch.optim.SparseAdam}
 
 
@@ -71,22 +74,22 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def own_step(table: Any, ids: Tensor, grad: Tensor) -> None:
+def own_step(table: Any, batches: Iterator[Tensor], grad: Tensor) -> None:
     """Train on a batch; backward updates the rows."""
-    table(ids).backward(grad)
+    table(next(batches)).backward(grad)
 
 
-def peer_step(table: Any, optimizer: Any, ids: Tensor, grad: Tensor) -> None:
+def peer_step(table: Any, optimizer: Any, batches: Iterator[Tensor], grad: Tensor) -> None:
     """Train on a batch with one of PyTorch's optimizers."""
     optimizer.zero_grad()
-    table(ids).backward(grad)
+    table(next(batches)).backward(grad)
     optimizer.step()
 
 
-def evaluate(table: Any, ids: Tensor) -> Tensor:
+def evaluate(table: Any, batches: Iterator[Tensor]) -> Tensor:
     """Look up only."""
     with torch.no_grad():
-        found: Tensor = table(ids)
+        found: Tensor = table(next(batches))
     return found
 
 
@@ -98,17 +101,23 @@ def bench_case(recorder: Recorder, case: Case, optimizer: Any, rounds: int) -> N
     peer = nn.EmbeddingBag(case.rows, case.dim, mode="sum", sparse=True)
     own = SparseEmbeddingBag.from_embedding(peer, optimizer=optimizer, lr=RATE)
     updates = _PEERS[optimizer](peer.parameters(), lr=RATE)
-    ids, grad = case.ids(), torch.randn(case.bags, case.dim)
-    torch.testing.assert_close(evaluate(own, ids), evaluate(peer, ids))
-    settings = {"optimizer": optimizer, "threads": torch.get_num_threads(), "seed": SEED}
+    batches, grad = [case.ids() for _ in range(BATCHES)], torch.randn(case.bags, case.dim)
+    turns_of = partial(itertools.cycle, batches)
+    torch.testing.assert_close(evaluate(own, turns_of()), evaluate(peer, turns_of()))
+    settings = {
+        "optimizer": optimizer,
+        "threads": torch.get_num_threads(),
+        "seed": SEED,
+        "batches": BATCHES,
+    }
     measured: dict[str, dict[str, Callable[[], object]]] = {
         "forward": {
-            "own": partial(evaluate, own, ids),
-            "peer": partial(evaluate, peer, ids),
+            "own": partial(evaluate, own, turns_of()),
+            "peer": partial(evaluate, peer, turns_of()),
         },
         f"step_{optimizer}": {
-            "own": partial(own_step, own, ids, grad),
-            "peer": partial(peer_step, peer, updates, ids, grad),
+            "own": partial(own_step, own, turns_of(), grad),
+            "peer": partial(peer_step, peer, updates, turns_of(), grad),
         },
     }
     for metric, sides in measured.items():
