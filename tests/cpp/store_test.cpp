@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "ops/embedding/batches.h"
+#include "ops/embedding/row_codec.h"
 #include "support.h"
 
 namespace vramkit::embedding {
@@ -138,11 +139,11 @@ TEST(Store, GrowsAndKeepsEveryRow) {
       ASSERT_EQ(batch.keys[batch.inverse[i]], ids[i]) << replay_with(seed);
     }
     for (size_t i = 0; i < batch.keys.size(); ++i) {
-      RowHeader& header = header_of(store.row(static_cast<uint32_t>(batch.slots[i])));
-      ASSERT_EQ(header.key, batch.keys[i]) << replay_with(seed);
-      const auto [found, is_new] = written.try_emplace(header.key, static_cast<float>(round));
-      if (is_new) header.sum = static_cast<float>(round);
-      ASSERT_EQ(header.sum, found->second) << replay_with(seed);
+      Meta& meta = store.meta(static_cast<uint32_t>(batch.slots[i]));
+      ASSERT_EQ(meta.key, batch.keys[i]) << replay_with(seed);
+      const auto [found, is_new] = written.try_emplace(meta.key, static_cast<float>(round));
+      if (is_new) meta.sum = static_cast<float>(round);
+      ASSERT_EQ(meta.sum, found->second) << replay_with(seed);
     }
   }
   EXPECT_EQ(store.size(), written.size());
@@ -224,10 +225,11 @@ TEST(Store, InitialRowsDependOnKeyAndSeedOnly) {
   config.padding = 9;
   Store store(config, from_heap);
   alignas(16) char row[512];
+  Meta meta;
   double sum = 0;
   double squares = 0;
   for (int64_t key = 100; key < 1100; ++key) {
-    store.write_initial(key, row);
+    store.write_initial(key, row, meta);
     for (int i = 0; i < 64; ++i) {
       const double value = values_of<Float32>(row)[i];
       sum += value;
@@ -236,7 +238,7 @@ TEST(Store, InitialRowsDependOnKeyAndSeedOnly) {
   }
   EXPECT_NEAR(sum / 64'000, 0, 0.02);
   EXPECT_NEAR(squares / 64'000, 1, 0.03);
-  store.write_initial(9, row);
+  store.write_initial(9, row, meta);
   EXPECT_EQ(values_of<Float32>(row)[0], 0);
 }
 

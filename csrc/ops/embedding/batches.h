@@ -12,9 +12,10 @@
 namespace vramkit::embedding {
 
 /// Computes the bags from the rows in `slots` (kMissing: the initial row of the id) and stores them
-/// as `type`. `argmax` gets the positions that kMax took, or -1; null for other modes.
-void pool_bags(const Store& store, const Bags& bags, const uint32_t* slots, NormLimit limit,
-               RowType type, void* output, int64_t* argmax, const Parallel& parallel);
+/// as `type`. `argmax` gets the positions that kMax took, or -1; null for other modes. Where
+/// `slots` is null, finds the ids of the bags as Store::find does, and returns how many have a row.
+int64_t pool_bags(const Store& store, const Bags& bags, const uint32_t* slots, NormLimit limit,
+                  RowType type, void* output, int64_t* argmax, const Parallel& parallel);
 
 /// Scales stored rows to the limit.
 void limit_norms(Store& store, const int64_t* slots, int64_t count, NormLimit limit,

@@ -4,11 +4,14 @@
 #include <utility>
 
 #include "ops/embedding/batches.h"
+#include "ops/embedding/row_codec.h"
 
 namespace vramkit::embedding {
 namespace {
 
 constexpr int64_t kFloatsPerTask = 1 << 14;
+// Of the rows that are fetched before they are updated.
+constexpr int64_t kFetchedBytes = 4096;
 
 template <class Type>
 void add_scaled(const void* grads, uint64_t bag, uint32_t dim, float factor, float* to) {
@@ -154,29 +157,30 @@ void Gradients::apply(Store& store, const Step& step, float factor, int64_t numb
   const RowLayout layout = store.layout();
   const uint32_t clock = store.tick();
   const uint64_t draws = draws_of(store.config().seed, number);
+  const int64_t ahead = std::max<int64_t>(1, kFetchedBytes / layout.stride_bytes());
   with_row_type(layout.type, [&]<class Type>(Type) {
     for_rows(parallel, [&](int64_t first, int64_t last) {
       std::vector<float> grad(dim_);
       std::vector<float> values(dim_);
+      for (int64_t i = first; i < std::min(first + ahead, last); ++i) {
+        store.prefetch(slots_[static_cast<size_t>(i)]);
+      }
       for (int64_t i = first; i < last; ++i) {
         const uint32_t slot = slots_[static_cast<size_t>(i)];
         if (slot == kMissing) continue;
-        if (i + 1 < last && slots_[static_cast<size_t>(i) + 1] != kMissing) {
-          const char* const following = store.row(slots_[static_cast<size_t>(i) + 1]);
-          for (uint32_t at = 0; at < layout.stride_bytes(); at += 64) {
-            __builtin_prefetch(following + at, 1);
-          }
-        }
+        if (i + ahead < last) store.prefetch(slots_[static_cast<size_t>(i + ahead)]);
         sum(i, grad.data());
         if (factor != 1.0F) {
           for (float& value : grad) value *= factor;
         }
         char* const row = store.row(slot);
-        decode<Type>(row, dim_, values.data());
-        apply_rule(layout, step, grad.data(), row, values.data());
-        const auto key = static_cast<uint64_t>(header_of(row).key);
-        encode_stochastic<Type>(row, dim_, values.data(), mix(draws, key));
-        store.stamps(slot).changed = clock;
+        Meta& meta = store.meta(slot);
+        decode<Type>(row, meta.scale, dim_, values.data());
+        auto* const state = reinterpret_cast<float*>(row + layout.state_at());
+        apply_rule(layout, step, grad.data(), state, meta.sum, values.data());
+        const uint64_t draw = mix(draws, static_cast<uint64_t>(meta.key));
+        encode_stochastic<Type>(row, meta.scale, dim_, values.data(), draw);
+        meta.stamps.changed = clock;
       }
     });
   });

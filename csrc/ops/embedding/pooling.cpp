@@ -1,16 +1,18 @@
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <optional>
+#include <type_traits>
 
 #include "ops/embedding/batches.h"
+#include "ops/embedding/row_codec.h"
+#include "ops/embedding/row_sums.h"
 
 namespace vramkit::embedding {
 namespace {
 
 constexpr int64_t kFloatsPerTask = 1 << 14;
-// Rows whose first lines are being fetched.
-constexpr int64_t kAhead = 16;
-constexpr uint32_t kFetchedBytes = 512;
 
 /// What a row is multiplied by so that its norm is at most the limit's, as in torch.
 float limit_factor(const float* values, uint32_t dim, NormLimit limit) {
@@ -33,21 +35,26 @@ class Reader {
   Reader(const Store& store, NormLimit limit)
       : store_(store),
         limit_(limit),
-        row_(store.layout().stride_bytes() + 16),
+        initial_((store.layout().stride_bytes() + 3) / 4),
         values_(store.layout().dim) {}
 
+  // What these return is valid until the next call.
   const char* row(int64_t id, uint32_t slot) {
     if (slot != kMissing) return store_.row(slot);
-    char* const aligned = row_.data() + (16 - reinterpret_cast<uintptr_t>(row_.data()) % 16) % 16;
-    store_.write_initial(id, aligned);
-    return aligned;
+    auto* const row = reinterpret_cast<char*>(initial_.data());
+    store_.write_initial(id, row, meta_);
+    return row;
   }
-
-  /// Valid until the next call.
+  template <class Type>
+  float scale(uint32_t slot) const {
+    if (!Type::kScaled) return 1;
+    return slot == kMissing ? meta_.scale : store_.meta(slot).scale;
+  }
   template <class Type>
   const float* values(int64_t id, uint32_t slot) {
     const uint32_t dim = store_.layout().dim;
-    decode<Type>(row(id, slot), dim, values_.data());
+    const char* const from = row(id, slot);
+    decode<Type>(from, scale<Type>(slot), dim, values_.data());
     if (limit_.most > 0) {
       const float factor = limit_factor(values_.data(), dim, limit_);
       if (factor != 1.0F) {
@@ -60,16 +67,10 @@ class Reader {
  private:
   const Store& store_;
   NormLimit limit_;
-  std::vector<char> row_;
+  std::vector<float> initial_;
+  Meta meta_{};
   std::vector<float> values_;
 };
-
-void prefetch_row(const Store& store, uint32_t slot) {
-  if (slot == kMissing) return;
-  const char* const row = store.row(slot);
-  const uint32_t bytes = std::min(store.layout().value_bytes() + 16, kFetchedBytes);
-  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
-}
 
 template <class Output>
 void store_values(const float* from, uint32_t dim, void* output, int64_t bag) {
@@ -77,160 +78,102 @@ void store_values(const float* from, uint32_t dim, void* output, int64_t bag) {
   for (uint32_t i = 0; i < dim; ++i) to[i] = Output::nearest(from[i]);
 }
 
-/// Stored rows of a bag that are added up together, and their factors.
-struct Run {
-  static constexpr int kMost = 32;
-  const char* rows[kMost];
-  float factors[kMost];
-  int count = 0;
-};
-
-/// Adds kWidth elements of all rows, from `column`; the sums stay in registers meanwhile.
-template <class Type, int kWidth>
-[[gnu::always_inline]] inline void add_columns(const Run& run, uint32_t column, float* sum) {
-  float sums[kWidth];
-#pragma GCC unroll 32
-  for (int i = 0; i < kWidth; ++i) sums[i] = sum[column + static_cast<uint32_t>(i)];
-  for (int row = 0; row < run.count; ++row) {
-    const auto* const values = values_of<Type>(run.rows[row]) + column;
-    const float factor = run.factors[row];
-#pragma GCC unroll 32
-    for (int i = 0; i < kWidth; ++i) sums[i] += factor * Type::load(values[i]);
-  }
-#pragma GCC unroll 32
-  for (int i = 0; i < kWidth; ++i) sum[column + static_cast<uint32_t>(i)] = sums[i];
-}
-
-/// Adds all rows, each element in their order.
-template <class Type, uint32_t kWidth>
-[[gnu::always_inline]] inline void add_all(const Run& run, uint32_t dim, float* sum) {
-  uint32_t column = 0;
-  for (; column + kWidth <= dim; column += kWidth) add_columns<Type, kWidth>(run, column, sum);
-  for (; column + 16 <= dim; column += 16) add_columns<Type, 16>(run, column, sum);
-  for (; column + 4 <= dim; column += 4) add_columns<Type, 4>(run, column, sum);
-  for (; column < dim; ++column) add_columns<Type, 1>(run, column, sum);
-}
-
-#if defined(__x86_64__)
-// Without fused multiplication and addition, which would round once: results have the same bits on
-// each machine.
-template <class Type>
-[[gnu::target("avx2")]] void add_with_avx2(const Run& run, uint32_t dim, float* sum) {
-  add_all<Type, 32>(run, dim, sum);
-}
-bool has_avx2() {
-  static const bool has = __builtin_cpu_supports("avx2") != 0;
-  return has;
-}
-#endif
-
-template <class Type>
-void add_run(Run& run, uint32_t dim, float* sum) {
-#if defined(__x86_64__)
-  if (has_avx2()) {
-    add_with_avx2<Type>(run, dim, sum);
-    run.count = 0;
-    return;
-  }
-#endif
-  add_all<Type, 16>(run, dim, sum);
-  run.count = 0;
-}
-
 template <class Type, class Output>
 class Pooling {
  public:
   Pooling(const Store& store, const Bags& bags, const uint32_t* slots, NormLimit limit,
-          void* output, int64_t* argmax)
+          void* output, int64_t* argmax, std::atomic<int64_t>& hits)
       : store_(store),
         bags_(bags),
         slots_(slots),
         limit_(limit),
         output_(output),
         argmax_(argmax),
+        hits_(hits),
         dim_(store.layout().dim) {}
 
   void operator()(int64_t first, int64_t last) const {
+    if (first == last) return;
+    const int64_t end = bags_.mode == Mode::kNone ? last : bags_.end_of(last - 1);
+    const int64_t begin = bags_.mode == Mode::kNone ? first : bags_.begin_of(first);
+    Fetched fetched(store_, bags_.ids, slots_, begin, end);
     Reader reader(store_, limit_);
     std::vector<float> sum(dim_);
     for (int64_t bag = first; bag < last; ++bag) {
       if (bags_.mode == Mode::kNone) {
-        copy(bag, reader);
+        copy(bag, fetched, reader);
       } else if (bags_.mode == Mode::kMax) {
-        largest(bag, reader, sum.data());
+        largest(bag, fetched, reader, sum.data());
+      } else if constexpr (std::is_same_v<Output, Float32>) {
+        add_up(bag, fetched, reader, static_cast<float*>(output_) + bag * dim_);
       } else {
-        add_up(bag, reader, sum.data());
+        add_up(bag, fetched, reader, sum.data());
+        store_values<Output>(sum.data(), dim_, output_, bag);
       }
     }
+    hits_.fetch_add(fetched.hits(), std::memory_order_relaxed);
   }
 
  private:
-  void prefetch(int64_t position) const {
-    if (position + kAhead < bags_.positions) prefetch_row(store_, slots_[position + kAhead]);
-  }
   bool is_padding(int64_t position) const { return store_.config().padding == bags_.ids[position]; }
 
-  void copy(int64_t position, Reader& reader) const {
-    prefetch(position);
+  void copy(int64_t position, Fetched& fetched, Reader& reader) const {
+    fetched.advance(position);
     const int64_t id = bags_.ids[position];
     if constexpr (std::is_same_v<Type, Output>) {
       if (limit_.most <= 0) {
-        const char* const row = reader.row(id, slots_[position]);
+        const char* const row = reader.row(id, fetched.slot(position));
         auto* const to = static_cast<typename Output::Stored*>(output_) + position * dim_;
         std::memcpy(to, values_of<Type>(row), store_.layout().value_bytes());
         return;
       }
     }
-    store_values<Output>(reader.values<Type>(id, slots_[position]), dim_, output_, position);
+    store_values<Output>(reader.values<Type>(id, fetched.slot(position)), dim_, output_, position);
   }
 
-  void add_up(int64_t bag, Reader& reader, float* sum) const {
+  void add_up(int64_t bag, Fetched& fetched, Reader& reader, float* sum) const {
     std::fill(sum, sum + dim_, 0.0F);
     int64_t count = 0;
-    Run run;
     const int64_t end = bags_.end_of(bag);
-    for (int64_t at = bags_.begin_of(bag); at < end; ++at) {
-      prefetch(at);
+    const std::optional<int64_t>& padding = store_.config().padding;
+    Run run{bags_.ids, bags_.weights, padding.value_or(0), padding.has_value(), 0, 0};
+    for (int64_t at = bags_.begin_of(bag); at < end; at = run.end) {
+      run.begin = at;
+      run.end = limit_.most > 0 ? at : std::min(end, at + Fetched::kLatest);
+      add_run<Type>(fetched, run, dim_, sum);
+      count += run.end - at;
+      if (run.end > at) continue;
+      fetched.advance(at);
+      run.end = at + 1;
       if (is_padding(at)) continue;
       ++count;
-      const float weight = bags_.weights == nullptr ? 1.0F : bags_.weights[at];
-      const bool is_plain = slots_[at] != kMissing && limit_.most <= 0;
-      if (run.count == Run::kMost || !is_plain) add_run<Type>(run, dim_, sum);
-      if (is_plain) {
-        run.rows[run.count] = store_.row(slots_[at]);
-        run.factors[run.count] = weight * scale_of<Type>(run.rows[run.count]);
-        ++run.count;
-      } else {
-        add_row(at, weight, reader, sum);
-      }
+      add_row(at, fetched.slot(at), reader, sum);
     }
-    add_run<Type>(run, dim_, sum);
     if (bags_.mode == Mode::kMean && count > 1) {
       for (uint32_t i = 0; i < dim_; ++i) sum[i] /= static_cast<float>(count);
     }
-    store_values<Output>(sum, dim_, output_, bag);
   }
 
-  void add_row(int64_t at, float weight, Reader& reader, float* sum) const {
+  void add_row(int64_t at, uint32_t slot, Reader& reader, float* sum) const {
+    const float weight = bags_.weights == nullptr ? 1.0F : bags_.weights[at];
     if (limit_.most > 0) {
-      const float* const values = reader.values<Type>(bags_.ids[at], slots_[at]);
+      const float* const values = reader.values<Type>(bags_.ids[at], slot);
       for (uint32_t i = 0; i < dim_; ++i) sum[i] += weight * values[i];
       return;
     }
-    const char* const row = reader.row(bags_.ids[at], slots_[at]);
-    const auto* const values = values_of<Type>(row);
-    const float factor = weight * scale_of<Type>(row);
+    const auto* const values = values_of<Type>(reader.row(bags_.ids[at], slot));
+    const float factor = weight * reader.template scale<Type>(slot);
     for (uint32_t i = 0; i < dim_; ++i) sum[i] += factor * Type::load(values[i]);
   }
 
-  void largest(int64_t bag, Reader& reader, float* most) const {
+  void largest(int64_t bag, Fetched& fetched, Reader& reader, float* most) const {
     std::fill(most, most + dim_, 0.0F);
     int64_t* const argmax = argmax_ + bag * dim_;
     std::fill(argmax, argmax + dim_, int64_t{-1});
     for (int64_t at = bags_.begin_of(bag); at < bags_.end_of(bag); ++at) {
-      prefetch(at);
+      fetched.advance(at);
       if (is_padding(at)) continue;
-      const float* const values = reader.values<Type>(bags_.ids[at], slots_[at]);
+      const float* const values = reader.values<Type>(bags_.ids[at], fetched.slot(at));
       for (uint32_t i = 0; i < dim_; ++i) {
         if (argmax[i] < 0 || values[i] > most[i]) {
           most[i] = values[i];
@@ -247,6 +190,7 @@ class Pooling {
   NormLimit limit_;
   void* output_;
   int64_t* argmax_;
+  std::atomic<int64_t>& hits_;
   uint32_t dim_;
 };
 
@@ -257,14 +201,16 @@ int64_t grain_of(const Store& store, const Bags& bags) {
 
 }  // namespace
 
-void pool_bags(const Store& store, const Bags& bags, const uint32_t* slots, NormLimit limit,
-               RowType type, void* output, int64_t* argmax, const Parallel& parallel) {
+int64_t pool_bags(const Store& store, const Bags& bags, const uint32_t* slots, NormLimit limit,
+                  RowType type, void* output, int64_t* argmax, const Parallel& parallel) {
+  std::atomic<int64_t> hits = 0;
   with_row_type(store.layout().type, [&]<class Type>(Type) {
     with_row_type(type, [&]<class Output>(Output) {
-      const Pooling<Type, Output> pooling(store, bags, slots, limit, output, argmax);
+      const Pooling<Type, Output> pooling(store, bags, slots, limit, output, argmax, hits);
       parallel(0, bags.bags, grain_of(store, bags), pooling);
     });
   });
+  return hits;
 }
 
 void limit_norms(Store& store, const int64_t* slots, int64_t count, NormLimit limit,
@@ -276,13 +222,14 @@ void limit_norms(Store& store, const int64_t* slots, int64_t count, NormLimit li
       std::vector<float> values(dim);
       for (int64_t i = begin; i < end; ++i) {
         char* const row = store.row(static_cast<uint32_t>(slots[i]));
-        decode<Type>(row, dim, values.data());
+        Meta& meta = store.meta(static_cast<uint32_t>(slots[i]));
+        decode<Type>(row, meta.scale, dim, values.data());
         const float factor = limit_factor(values.data(), dim, limit);
         if (factor == 1.0F) continue;
         for (float& value : values) value *= factor;
-        header_of(row).scale *= factor;
-        encode_nearest<Type>(row, dim, values.data());
-        store.stamps(static_cast<uint32_t>(slots[i])).changed = clock;
+        meta.scale *= factor;
+        encode_nearest<Type>(row, meta.scale, dim, values.data());
+        meta.stamps.changed = clock;
       }
     });
   });

@@ -1,5 +1,5 @@
-// What a row looks like in memory: a header, the values in the row type, the optimizer's state.
-// Shared by CPU and CUDA.
+// What a row looks like in memory: the values in the row type, then the optimizer's state. Shared
+// by CPU and CUDA.
 #pragma once
 
 #include <cmath>
@@ -14,13 +14,6 @@ namespace vramkit::embedding {
 enum class RowType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 enum class Rule : int32_t { kSgd = 0, kAdagrad = 1, kRowwiseAdagrad = 2, kAdam = 3 };
 
-/// Begins each row. `scale` multiplies int8 values; `sum` is row-wise Adagrad's state.
-struct RowHeader {
-  int64_t key;
-  float scale;
-  float sum;
-};
-
 struct RowLayout {
   RowType type;
   Rule rule;
@@ -31,32 +24,19 @@ struct RowLayout {
   }
   VRAMKIT_ON_BOTH constexpr bool is_scaled() const { return type == RowType::kInt8; }
   VRAMKIT_ON_BOTH constexpr uint32_t value_bytes() const { return dim * element_bytes(); }
-  /// Floats of state for each row, besides the header's.
+  /// Floats of state for each row, besides the sum of row-wise Adagrad.
   VRAMKIT_ON_BOTH constexpr uint32_t state_count() const {
     return rule == Rule::kAdagrad ? dim : rule == Rule::kAdam ? 2 * dim : 0;
   }
-  VRAMKIT_ON_BOTH constexpr uint32_t state_at() const {
-    return values_at() + aligned(value_bytes());
-  }
+  VRAMKIT_ON_BOTH constexpr uint32_t state_at() const { return aligned(value_bytes()); }
   VRAMKIT_ON_BOTH constexpr uint32_t stride_bytes() const {
     return state_at() + aligned(4 * state_count());
   }
-  VRAMKIT_ON_BOTH static constexpr uint32_t values_at() { return sizeof(RowHeader); }
 
  private:
   // Values and state begin at multiples of 16 bytes, for vector accesses.
   VRAMKIT_ON_BOTH static constexpr uint32_t aligned(uint32_t bytes) { return (bytes + 15) & ~15U; }
 };
-
-VRAMKIT_ON_BOTH inline RowHeader& header_of(char* row) {
-  return *reinterpret_cast<RowHeader*>(row);
-}
-VRAMKIT_ON_BOTH inline const RowHeader& header_of(const char* row) {
-  return *reinterpret_cast<const RowHeader*>(row);
-}
-VRAMKIT_ON_BOTH inline float* state_of(const RowLayout& layout, char* row) {
-  return reinterpret_cast<float*>(row + layout.state_at());
-}
 
 /// std::bit_cast, which nvcc allows on the host only.
 VRAMKIT_ON_BOTH inline uint32_t bits_of(float value) {
@@ -190,28 +170,6 @@ decltype(auto) with_row_type(RowType type, F&& f) {
   }
 }
 
-template <class Type>
-VRAMKIT_ON_BOTH auto* values_of(char* row) {
-  return reinterpret_cast<typename Type::Stored*>(row + RowLayout::values_at());
-}
-template <class Type>
-VRAMKIT_ON_BOTH auto* values_of(const char* row) {
-  return reinterpret_cast<const typename Type::Stored*>(row + RowLayout::values_at());
-}
-
-/// What each value of a row is multiplied by.
-template <class Type>
-VRAMKIT_ON_BOTH float scale_of(const char* row) {
-  return Type::kScaled ? header_of(row).scale : 1.0F;
-}
-
-template <class Type>
-VRAMKIT_ON_BOTH void decode(const char* row, uint32_t dim, float* to) {
-  const auto* const values = values_of<Type>(row);
-  const float scale = scale_of<Type>(row);
-  for (uint32_t i = 0; i < dim; ++i) to[i] = Type::load(values[i]) * scale;
-}
-
 /// The scale for int8 values whose largest magnitude is `largest`: the old one for as long as it
 /// fits, so that elements that do not change need no new rounding.
 VRAMKIT_ON_BOTH inline float fitting_scale(float old, float largest) {
@@ -232,39 +190,6 @@ VRAMKIT_ON_BOTH inline float largest_magnitude(const float* values, uint32_t dim
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest;
-}
-
-/// Stores values rounded to the nearest; int8 values with the row's present scale.
-template <class Type>
-VRAMKIT_ON_BOTH void encode_nearest(char* row, uint32_t dim, const float* from) {
-  auto* const values = values_of<Type>(row);
-  const float scale = scale_of<Type>(row);
-  const float inverse = scale > 0 ? 1.0F / scale : 0.0F;
-  for (uint32_t i = 0; i < dim; ++i) values[i] = Type::nearest(from[i] * inverse);
-}
-
-/// Stores values rounded up or down at random; `draw` selects the random numbers.
-template <class Type>
-VRAMKIT_ON_BOTH void encode_stochastic(char* row, uint32_t dim, const float* from, uint64_t draw) {
-  auto* const values = values_of<Type>(row);
-  if (Type::kScaled) {
-    RowHeader& header = header_of(row);
-    header.scale = fitting_scale(header.scale, largest_magnitude(from, dim));
-  }
-  const float scale = scale_of<Type>(row);
-  const float inverse = scale > 0 ? 1.0F / scale : 0.0F;
-  if constexpr (sizeof(typename Type::Stored) == sizeof(float)) {
-    memcpy(values, from, dim * sizeof(float));
-  } else {
-    for (uint32_t first = 0; first < dim; first += kPerDraw) {
-      const uint64_t drawn = mix(draw + first);
-      const uint32_t count = dim - first < kPerDraw ? dim - first : kPerDraw;
-      for (uint32_t i = 0; i < count; ++i) {
-        const float value = from[first + i] * inverse;
-        values[first + i] = Type::stochastic(value, part_of_draw(drawn, i));
-      }
-    }
-  }
 }
 
 }  // namespace vramkit::embedding

@@ -69,11 +69,10 @@ inline void rowwise_adagrad(const Step& step, uint32_t dim, const float* grad, f
   for (uint32_t i = 0; i < dim; ++i) values[i] -= rate * grad[i];
 }
 
-/// Updates the state in `row` and the decoded `values`, which the caller stores.
-inline void apply_rule(const RowLayout& layout, const Step& step, const float* grad, char* row,
-                       float* values) {
+/// Updates state, the sum of row-wise Adagrad, and the decoded `values`, which the caller stores.
+inline void apply_rule(const RowLayout& layout, const Step& step, const float* grad, float* state,
+                       float& sum, float* values) {
   const uint32_t dim = layout.dim;
-  float* const state = state_of(layout, row);
   switch (layout.rule) {
     case Rule::kSgd:
       for (uint32_t i = 0; i < dim; ++i) sgd(step, grad[i], values[i]);
@@ -82,7 +81,7 @@ inline void apply_rule(const RowLayout& layout, const Step& step, const float* g
       for (uint32_t i = 0; i < dim; ++i) adagrad(step, grad[i], values[i], state[i]);
       return;
     case Rule::kRowwiseAdagrad:
-      return rowwise_adagrad(step, dim, grad, values, header_of(row).sum);
+      return rowwise_adagrad(step, dim, grad, values, sum);
     case Rule::kAdam:
       for (uint32_t i = 0; i < dim; ++i) adam(step, grad[i], values[i], state[i], state[dim + i]);
   }

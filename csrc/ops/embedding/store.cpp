@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "ops/embedding/budget.h"
+#include "ops/embedding/row_codec.h"
 
 namespace vramkit::embedding {
 namespace {
@@ -95,7 +96,7 @@ void Store::find(const int64_t* ids, int64_t count, uint32_t* slots) const {
     }
     for (int64_t i = 0; i < in_flight; ++i) {
       const uint32_t slot = index_.guess(hashes[i]);
-      if (slot != kMissing) __builtin_prefetch(row(slot));
+      if (slot != kMissing) __builtin_prefetch(&meta(slot));
     }
     for (int64_t i = 0; i < in_flight; ++i) {
       slots[begin + i] = index_.find(ids[begin + i], hashes[i], key_of_slot);
@@ -103,21 +104,22 @@ void Store::find(const int64_t* ids, int64_t count, uint32_t* slots) const {
   }
 }
 
-void Store::write_initial(int64_t key, char* row) const {
+void Store::write_initial(int64_t key, char* row, Meta& meta) const {
   const uint32_t dim = config_.layout.dim;
   std::vector<float> values(dim);
   if (config_.padding != key && config_.deviation != 0) {
     const uint64_t base = mix(config_.seed, static_cast<uint64_t>(key));
     for (uint32_t i = 0; i < dim; ++i) values[i] = normal(mix(base + i)) * config_.deviation;
   }
-  header_of(row) = {key, 0, config_.initial_state};
-  if (config_.layout.type == RowType::kInt8) {
-    header_of(row).scale = fitting_scale(0, largest_magnitude(values.data(), dim));
-  }
-  with_row_type(config_.layout.type,
-                [&]<class Type>(Type) { encode_nearest<Type>(row, dim, values.data()); });
+  meta.key = key;
+  const float largest = largest_magnitude(values.data(), dim);
+  meta.scale = config_.layout.is_scaled() ? fitting_scale(0, largest) : 0;
+  meta.sum = config_.initial_state;
+  with_row_type(config_.layout.type, [&]<class Type>(Type) {
+    encode_nearest<Type>(row, meta.scale, dim, values.data());
+  });
   const float state = config_.layout.rule == Rule::kAdagrad ? config_.initial_state : 0.0F;
-  float* const states = state_of(config_.layout, row);
+  auto* const states = reinterpret_cast<float*>(row + config_.layout.state_at());
   std::fill(states, states + config_.layout.state_count(), state);
 }
 
@@ -149,6 +151,9 @@ void Store::commit(const Inserting& batch, const Parallel& parallel, const int64
   if (wanted > max_rows_) free_.reserve(wanted - max_rows_);
   tick();
   for (int64_t i = 0; i < batch.unique; ++i) {
+    if (i + kInFlight < batch.unique && slots[i + kInFlight] >= 0) {
+      __builtin_prefetch(&meta(static_cast<uint32_t>(slots[i + kInFlight])), 1);
+    }
     if (slots[i] >= 0) touch(static_cast<uint32_t>(slots[i]));
   }
   if (wanted > max_rows_) evict(wanted - max_rows_);
@@ -157,7 +162,8 @@ void Store::commit(const Inserting& batch, const Parallel& parallel, const int64
   parallel(0, static_cast<int64_t>(fresh.size()), 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = fresh[static_cast<size_t>(i)];
-      write_initial(keys[at], row(static_cast<uint32_t>(slots[at])));
+      const auto slot = static_cast<uint32_t>(slots[at]);
+      write_initial(keys[at], row(slot), meta(slot));
     }
   });
 }
@@ -174,14 +180,14 @@ int64_t Store::distinct(const int64_t* ids, int64_t count, uint32_t* inverse, in
   };
   for (int64_t i = 0; i < count; ++i) {
     if (i + kAhead < count && inverse[i + kAhead] != kMissing) {
-      __builtin_prefetch(&metadata(inverse[i + kAhead]));
+      __builtin_prefetch(&meta(inverse[i + kAhead]), 1);
     }
     const uint32_t slot = inverse[i];
     if (!with_padding && config_.padding == ids[i]) {
       inverse[i] = kMissing;
     } else if (slot != kMissing) {
       // A mark of an earlier batch does not lead back to the slot.
-      uint32_t& mark = metadata(slot).mark;
+      uint32_t& mark = meta(slot).mark;
       if (mark >= unique || slots[mark] != slot) mark = add(ids[i], slot);
       inverse[i] = mark;
     } else {
@@ -212,11 +218,11 @@ void Store::add_pages(uint64_t count) {
   pages_.reserve(pages_.size() + count);
   std::unique_ptr<Memory> slab = allocate_(count * page_bytes());
   const uint64_t rows = count << shift_;
-  auto* const metadata = reinterpret_cast<Metadata*>(slab->data() + rows * stride_);
-  std::memset(metadata, 0, rows * sizeof(Metadata));
+  auto* const metas = reinterpret_cast<Meta*>(slab->data() + rows * stride_);
+  std::memset(metas, 0, rows * sizeof(Meta));
   for (uint64_t page = 0; page < count; ++page) {
     const uint64_t first = page << shift_;
-    pages_.push_back({slab->data() + first * stride_, metadata + first});
+    pages_.push_back({slab->data() + first * stride_, metas + first});
   }
   slabs_.push_back(std::move(slab));
 }
@@ -272,7 +278,7 @@ uint32_t Store::take(int64_t key) {
     slot = free_.back();
     free_.pop_back();
   }
-  header_of(row(slot)).key = key;
+  meta(slot).key = key;
   stamps(slot) = {clock_, clock_, 1};
   index_.insert(key, slot);
   if (config_.evicts()) push_candidate(slot);

@@ -12,6 +12,17 @@
 
 namespace vramkit::embedding {
 
+/// What is kept of a row besides its values and the optimizer's state: apart, so that these are
+/// aligned.
+struct alignas(32) Meta {
+  int64_t key;
+  float scale;  // of int8 values
+  float sum;    // row-wise Adagrad's state
+  Stamps stamps;
+  uint32_t mark;  // position among the distinct ids of the latest batch
+};
+static_assert(sizeof(Meta) == 32);
+
 /// Rows lie in pages of slabs, so that growing copies none; slots 0 to size() - 1 are in use. Not
 /// thread-safe; const functions may run at the same time as each other.
 class Store {
@@ -28,18 +39,28 @@ class Store {
   void set_clock(uint32_t clock) { clock_ = clock; }
   StoreFacts facts() const;
 
-  char* row(uint32_t slot) { return page_of(slot) + (slot & mask_) * stride_; }
-  const char* row(uint32_t slot) const { return page_of(slot) + (slot & mask_) * stride_; }
-  int64_t key_of(uint32_t slot) const { return header_of(row(slot)).key; }
-  Stamps& stamps(uint32_t slot) { return metadata(slot).stamps; }
-  const Stamps& stamps(uint32_t slot) const { return metadata(slot).stamps; }
+  char* row(uint32_t slot) { return page(slot).rows + (slot & mask_) * stride_; }
+  const char* row(uint32_t slot) const { return page(slot).rows + (slot & mask_) * stride_; }
+  Meta& meta(uint32_t slot) { return page(slot).metas[slot & mask_]; }
+  const Meta& meta(uint32_t slot) const { return page(slot).metas[slot & mask_]; }
+  int64_t key_of(uint32_t slot) const { return meta(slot).key; }
+  Stamps& stamps(uint32_t slot) { return meta(slot).stamps; }
+  const Stamps& stamps(uint32_t slot) const { return meta(slot).stamps; }
+
+  /// Fetches a row that is going to be changed; kMissing is allowed. Inlined always: GCC drops
+  /// calls of functions that do nothing but fetch.
+  [[gnu::always_inline]] void prefetch(uint32_t slot) const {
+    if (slot == kMissing) return;
+    __builtin_prefetch(&meta(slot), 1);
+    for (uint32_t at = 0; at < stride_; at += 64) __builtin_prefetch(row(slot) + at, 1);
+  }
 
   /// Writes the slot of each id, or kMissing. Throws std::out_of_range for ids that a fixed table
   /// has not.
   void find(const int64_t* ids, int64_t count, uint32_t* slots) const;
 
-  /// Writes the row that an id has as long as nothing has changed it.
-  void write_initial(int64_t key, char* row) const;
+  /// Writes the row that an id has as long as nothing has changed it, and key, scale and sum.
+  void write_initial(int64_t key, char* row, Meta& meta) const;
 
   /// A batch that is about to be inserted.
   struct Inserting {
@@ -71,13 +92,9 @@ class Store {
   void check_valid() const;
 
  private:
-  struct Metadata {
-    Stamps stamps;
-    uint32_t mark;  // position among the distinct ids of the latest batch
-  };
   struct Page {
     char* rows;
-    Metadata* metadata;
+    Meta* metas;
   };
   struct Candidate {
     uint32_t first;
@@ -86,11 +103,10 @@ class Store {
     auto operator<=>(const Candidate&) const = default;
   };
 
-  char* page_of(uint32_t slot) const { return pages_[slot >> shift_].rows; }
-  Metadata& metadata(uint32_t slot) const { return pages_[slot >> shift_].metadata[slot & mask_]; }
+  const Page& page(uint32_t slot) const { return pages_[slot >> shift_]; }
 
   void check_id(int64_t id) const;
-  uint64_t page_bytes() const { return (uint64_t{mask_} + 1) * (stride_ + sizeof(Metadata)); }
+  uint64_t page_bytes() const { return (uint64_t{mask_} + 1) * (stride_ + sizeof(Meta)); }
   uint64_t bytes_at(uint64_t pages) const;
   void size_pages();
   int64_t distinct(const int64_t* ids, int64_t count, uint32_t* inverse, int64_t* keys,

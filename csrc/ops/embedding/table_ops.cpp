@@ -18,6 +18,7 @@
 
 #include "base/huge_pages.h"
 #include "ops/embedding/batches.h"
+#include "ops/embedding/row_codec.h"
 #include "ops/embedding/store.h"
 #include "ops/embedding/torch_tables.h"
 
@@ -83,13 +84,6 @@ Tensor new_argmax(const Tensor& ids, const Table& table, const Bags& bags) {
   return new_like(ids, count, ScalarType::Long);
 }
 
-void count_hits(Table& table, const std::vector<uint32_t>& slots) {
-  int64_t hits = 0;
-  for (const uint32_t slot : slots) hits += slot != kMissing;
-  table.lookups.fetch_add(static_cast<int64_t>(slots.size()), std::memory_order_relaxed);
-  table.hits.fetch_add(hits, std::memory_order_relaxed);
-}
-
 std::vector<uint32_t> find(const Table& table, const Bags& bags) {
   std::vector<uint32_t> slots(static_cast<size_t>(bags.positions));
   in_parallel(0, bags.positions, 2048, [&](int64_t begin, int64_t end) {
@@ -120,12 +114,13 @@ Tensor look_up(const Wanted& wanted) {
   const Bags bags = checked_bags_of(wanted);
   const std::shared_lock lock(table->mutex);
   wanted.check_dim(table->store.layout());
-  const std::vector<uint32_t> slots = find(*table, bags);
-  count_hits(*table, slots);
   Tensor output = new_like(wanted.ids, wanted.shape(bags), wanted.dtype);
   Tensor argmax = new_argmax(wanted.ids, *table, bags);
-  pool_bags(table->store, bags, slots.data(), wanted.limit, row_type_of(wanted.dtype),
-            output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
+  const int64_t hits =
+      pool_bags(table->store, bags, nullptr, wanted.limit, row_type_of(wanted.dtype),
+                output.mutable_data_ptr(), write<int64_t>(argmax), in_parallel);
+  table->lookups.fetch_add(bags.positions, std::memory_order_relaxed);
+  table->hits.fetch_add(hits, std::memory_order_relaxed);
   return output;
 }
 
@@ -345,16 +340,15 @@ std::vector<Tensor> dump(Tensor like, int64_t number, int64_t since, bool with_p
     for (int64_t i = begin; i < end; ++i) {
       const uint32_t slot = chosen[static_cast<size_t>(i)];
       const char* const row = store.row(slot);
-      const RowHeader& header = header_of(row);
-      write<int64_t>(keys)[i] = header.key;
-      write<float>(headers)[2 * i] = header.scale;
-      write<float>(headers)[2 * i + 1] = header.sum;
-      std::memcpy(write<char>(rows) + i * layout.value_bytes(), row + RowLayout::values_at(),
-                  layout.value_bytes());
+      const Meta& meta = store.meta(slot);
+      write<int64_t>(keys)[i] = meta.key;
+      write<float>(headers)[2 * i] = meta.scale;
+      write<float>(headers)[2 * i + 1] = meta.sum;
+      std::memcpy(write<char>(rows) + i * layout.value_bytes(), row, layout.value_bytes());
       std::copy_n(reinterpret_cast<const float*>(row + layout.state_at()), layout.state_count(),
                   write<float>(state) + i * layout.state_count());
-      std::memcpy(write<char>(stamps) + i * static_cast<int64_t>(sizeof(Stamps)),
-                  &store.stamps(slot), sizeof(Stamps));
+      std::memcpy(write<char>(stamps) + i * static_cast<int64_t>(sizeof(Stamps)), &meta.stamps,
+                  sizeof(Stamps));
     }
   });
   Tensor counters = torch::stable::new_empty(like, {2}, ScalarType::Long);
@@ -387,21 +381,22 @@ void load(Tensor keys, Tensor rows, Tensor headers, Tensor state, Tensor stamps,
       if (slot == kMissing) continue;
       char* const row = store.row(slot);
       const float* const values = read<float>(rows) + i * layout.dim;
-      RowHeader& header = header_of(row);
+      Meta& meta = store.meta(slot);
       if (headers.numel() != 0) {
-        header.scale = read<float>(headers)[2 * i];
-        header.sum = read<float>(headers)[2 * i + 1];
-      } else {
-        header.scale = fitting_scale(0, largest_magnitude(values, layout.dim));
+        meta.scale = read<float>(headers)[2 * i];
+        meta.sum = read<float>(headers)[2 * i + 1];
+      } else if (Type::kScaled) {
+        meta.scale = fitting_scale(0, largest_magnitude(values, layout.dim));
       }
-      encode_nearest<Type>(row, layout.dim, values);
+      encode_nearest<Type>(row, meta.scale, layout.dim, values);
       if (state.numel() != 0) {
         std::memcpy(row + layout.state_at(), read<float>(state) + i * layout.state_count(),
                     4 * layout.state_count());
       }
-      Stamps& of = store.stamps(slot);
-      of.changed = store.clock();
-      if (stamps.numel() != 0) std::memcpy(&of, read<int32_t>(stamps) + 3 * i, sizeof of);
+      meta.stamps.changed = store.clock();
+      if (stamps.numel() != 0) {
+        std::memcpy(&meta.stamps, read<int32_t>(stamps) + 3 * i, sizeof(Stamps));
+      }
     }
   });
   store.stamps_changed();

@@ -34,18 +34,11 @@ struct RowsView {
   uint32_t host_from;  // slots from this one on have their rows in host memory; kMissing: none
   bool has_turns;
 
-  VRAMKIT_ON_BOTH static uint32_t state_at(const RowLayout& layout) {
-    return layout.state_at() - RowLayout::values_at();
-  }
-  VRAMKIT_ON_BOTH static uint32_t stride(const RowLayout& layout) {
-    return layout.stride_bytes() - RowLayout::values_at();
-  }
-
   VRAMKIT_ON_BOTH char* row(uint32_t slot) const {
-    return pages[slot >> shift].rows + uint64_t{slot & mask} * stride(layout);
+    return pages[slot >> shift].rows + uint64_t{slot & mask} * layout.stride_bytes();
   }
   VRAMKIT_ON_BOTH float* state(uint32_t slot) const {
-    return reinterpret_cast<float*>(row(slot) + state_at(layout));
+    return reinterpret_cast<float*>(row(slot) + layout.state_at());
   }
   VRAMKIT_ON_BOTH Meta& meta(uint32_t slot) const {
     return pages[slot >> shift].metas[slot & mask];

@@ -241,7 +241,7 @@ class DeviceStore {
   }
 
   void size_pages() {
-    const uint32_t row_bytes = RowsView::stride(config_.layout);
+    const uint32_t row_bytes = config_.layout.stride_bytes();
     const uint32_t meta_bytes = RowsView::meta_bytes(config_.layout, config_.has_tiers());
     const uint64_t bytes_of_row = row_bytes + meta_bytes;
     uint64_t wanted = kPageBytes;

@@ -100,7 +100,7 @@ struct SwapRows {
 
   VRAMKIT_ON_BOTH int64_t items() const { return of.size(); }
   VRAMKIT_ON_BOTH static uint32_t lines(const RowLayout& layout) {
-    return RowsView::stride(layout) / static_cast<uint32_t>(sizeof(Line));
+    return layout.stride_bytes() / static_cast<uint32_t>(sizeof(Line));
   }
 
   template <class Lanes>
