@@ -113,7 +113,7 @@ def test_torchs_own_data_sets(dataset: Any) -> None:
         np.random.default_rng(0).random((22, 25_000), np.float32)[::2],
         (torch.randn(11), {"x": np.ones((11, 2), bool), "y": [np.arange(11, dtype=np.uint8)]}),
     ],
-    ids=str,
+    ids=["tensor", "one value", "integers", "every other row", "nested"],
 )
 def test_declared_arrays(arrays: Any) -> None:
     dataset = Declared(arrays, 11)
