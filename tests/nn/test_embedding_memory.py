@@ -60,3 +60,24 @@ def test_what_a_row_takes_with_its_index(tables: str, dtype: torch.dtype, most: 
     values = 128 * dtype.itemsize
     # Pages on the CPU have headers of another form, and the bound is that of tables on a GPU.
     assert values + 20 < stats.bytes / rows <= most * (1 if tables == "emulated" else 1.05)
+
+
+# What the smallest table takes, with an index of few rows.
+LEAST = {"cpu": 264 << 10, "emulated": 2060 << 10}
+
+
+@pytest.mark.parametrize("num_embeddings", [None, 100_000])
+@pytest.mark.parametrize("dim", [1, 4, 64])
+def test_a_small_table_is_small(tables: str, num_embeddings: int | None, dim: int) -> None:
+    table = SparseEmbedding(num_embeddings, dim, optimizer="sgd", seed=1)
+    table(torch.arange(10))
+    assert table.stats().bytes <= LEAST[tables]
+
+
+def test_a_table_grows_by_a_32nd(tables: str) -> None:
+    table = SparseEmbedding(None, 64, optimizer="sgd", seed=1)
+    for first in range(0, 200_000, 2000):
+        table(torch.arange(first, first + 2000))
+        bytes_of_rows = (first + 2000) * (64 * 4 + 32)
+        of_index = 23 * (first + 2000)
+        assert table.stats().bytes <= (bytes_of_rows + LEAST[tables]) * 33 / 32 + of_index

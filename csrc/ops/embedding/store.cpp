@@ -14,9 +14,10 @@
 namespace vramkit::embedding {
 namespace {
 
-constexpr uint64_t kPageBytes = 1 << 20;
-// A slab grows with the table, so that huge pages can back it, up to 64 pages and a 32nd part.
-constexpr uint64_t kPagesInSlab = 64;
+// What the smallest table takes, besides its index.
+constexpr uint64_t kPageBytes = 256 << 10;
+// A slab grows with the table, so that huge pages can back it, up to 64 MiB and a 32nd part.
+constexpr uint64_t kPagesInSlab = 256;
 constexpr uint64_t kSlabsInTable = 32;
 // A page is at most this part of the budget, which it may leave unused.
 constexpr uint64_t kPagesInBudget = 64;
@@ -44,12 +45,13 @@ Store::Store(const StoreConfig& config, Allocate allocate)
 }
 
 void Store::size_pages() {
+  const uint64_t bytes_of_row = stride_ + sizeof(Meta);
   uint64_t wanted = kPageBytes;
   if (config_.budget_bytes != 0) wanted = std::min(wanted, config_.budget_bytes / kPagesInBudget);
   if (config_.num_rows >= 0) {
-    wanted = std::min(wanted, static_cast<uint64_t>(config_.num_rows) * stride_);
+    wanted = std::min(wanted, static_cast<uint64_t>(config_.num_rows) * bytes_of_row);
   }
-  while ((uint64_t{2} << shift_) * stride_ <= wanted) ++shift_;
+  while ((uint64_t{2} << shift_) * bytes_of_row <= wanted) ++shift_;
   mask_ = (1U << shift_) - 1;
 }
 
