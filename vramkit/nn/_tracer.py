@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -36,6 +37,16 @@ _STARRED: dict[Any, Any] = {
     inspect.Parameter.VAR_POSITIONAL: (),
     inspect.Parameter.VAR_KEYWORD: {},
 }
+
+
+class UninitializedError(fx.proxy.TraceError):
+    """A module gets its sizes from its first input, which a trace does not have."""
+
+
+def is_uninitialized(module: nn.Module) -> bool:
+    """Tell whether a lazy module waits for its first call, which gives it its sizes."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return any(map(is_lazy, own))
 
 
 class Tracer(fx.Tracer):
@@ -88,7 +99,17 @@ class Tracer(fx.Tracer):
         if type(m) is nn.Sequential and m not in self._modules:
             return forward(*args, **kwargs)
         _check_questions(type(m).forward)
+        if is_uninitialized(m):
+            self._check_leaf(m)
         return super().call_module(m, forward, args, kwargs)
+
+    def _check_leaf(self, m: nn.Module) -> None:
+        """Raise an error if the code of a module would run that creates its parameters."""
+        name = self.path_of_module(m)
+        if not self.is_leaf_module(m, name):
+            raise UninitializedError(
+                f"{name} ({type(m).__name__}) has no sizes yet; call the model once first"
+            )
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
