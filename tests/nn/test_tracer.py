@@ -151,3 +151,75 @@ def test_a_convolution_without_gradient_is_fused() -> None:
     x = torch.randn(2, 3, 5, 5, requires_grad=True)
     assert torch.equal(model(x), plain(x))
     assert not model(x).requires_grad
+
+
+_STORE: dict[str, Tensor] = {}
+
+
+class _Keeps(_Model):
+    """Keeps what a function does with the convolution's output."""
+
+    def __init__(self, keep: Callable[[Any, Tensor], object]) -> None:
+        super().__init__()
+        self.keep, self.features = keep, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.keep(self, y)
+        return self.relu(y).mean((2, 3))
+
+
+class _KeepsTheNormalized(_Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.norm(self.conv(x))
+        y: Tensor = self.relu(self.kept)
+        return y
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda model, y: setattr(model, "kept", y),
+        lambda model, y: setattr(model, "kept", {"a": [y]}),
+        lambda model, y: setattr(model, "kept", lambda: y),
+        lambda model, y: model.features.append(y),
+        lambda _, y: _STORE.update(y=y),
+    ],
+    ids=["attribute", "nested", "closure", "list", "global"],
+)
+def test_an_output_that_is_kept_stays_as_it_is(keep: Callable[[Any, Tensor], object]) -> None:
+    model = fuse_conv_relu(_Keeps(keep))
+    [entry] = fusion_report(model).entries
+    assert entry.status == "left"
+    assert entry.reason == (
+        "forward() keeps the output of conv beside what it returns, such as in an attribute, a "
+        "list or a global variable"
+    )
+    assert model.features == []
+    assert not hasattr(model, "kept")
+
+
+def test_a_normalized_output_that_is_kept_stays_as_it_is() -> None:
+    model = fuse_conv_relu(_KeepsTheNormalized().eval(), fold_batch_norm=True)
+    assert type(model.norm) is nn.BatchNorm2d
+
+
+def test_a_hook_may_keep_an_output() -> None:
+    inner, kept = nn.Sequential(nn.Conv2d(3, 4, 3)), []
+    inner.register_forward_hook(lambda _module, _arguments, output: kept.append(output))
+    model = fuse_conv_relu(nn.Sequential(inner, nn.ReLU()))
+    [entry] = fusion_report(model).left
+    assert entry.reason.startswith("forward() keeps the output of 0.0 beside what it returns")
+
+
+def test_a_cycle_of_references_keeps_nothing() -> None:
+    def cycle(_: object, y: Tensor) -> None:
+        values: list[Any] = [y]
+        values.append(values)
+
+    [entry] = fusion_report(_Keeps(cycle)).entries
+    assert entry.status == "fusible"

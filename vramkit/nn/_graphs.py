@@ -74,6 +74,7 @@ def _trace(model: nn.Module) -> tuple[tuple[fx.Graph, ...], frozenset[str]] | Ex
                 tracer = Tracer(model, given)
                 try:
                     graphs.append(tracer.trace(model))
+                    tracer.mark_kept()
                 except Exception as err:  # noqa: BLE001 - the model's own code runs on proxies
                     if not (graphs and cannot_happen(err)):
                         return err

@@ -149,7 +149,9 @@ class _Survey:
                 user = self._only_user(norm)
             self._check_relu(user)
             self._check_recording(node, user)
+            self._check_kept(node)
             if norm is not None:
+                self._check_kept(norm)
                 self._check_norm(norm)
         except RefusedError as refused:
             return _Found(reason=str(refused))
@@ -195,6 +197,13 @@ class _Survey:
     def _check_recording(self, convolution: fx.Node, relu: fx.Node) -> None:
         if convolution.meta.get("recorded") and not relu.meta.get("recorded"):
             raise RefusedError(f"{relu.target} is called under torch.no_grad(), and it is not")
+
+    def _check_kept(self, node: fx.Node) -> None:
+        if node.meta.get("kept"):
+            raise RefusedError(
+                f"forward() keeps the output of {node.target} beside what it returns, such as in "
+                "an attribute, a list or a global variable"
+            )
 
     def _check_module(self, node: fx.Node, subject: str) -> None:
         module = self._modules[str(node.target)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
@@ -70,6 +72,7 @@ class Tracer(fx.Tracer):
             m: name for name, m in model.named_modules() if type(m) in LEAVES
         }
         self.elsewhere: set[str] = set()
+        self._outputs: list[weakref.ref[fx.Proxy]] = []
         self._modules = frozenset(model.modules())
         others = {module: copy.copy(module) for module in self._real}
         for parent in list(model.modules()):
@@ -132,6 +135,28 @@ class Tracer(fx.Tracer):
         node: fx.Node = super().create_node(*args, **kwargs)
         node.meta["recorded"] = torch.is_grad_enabled()
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a node's value, and note it if fusing may change that value."""
+        proxy: fx.Proxy = super().proxy(node)
+        if node.op == "call_module" and isinstance(
+            self.root.get_submodule(str(node.target)), (*CONVOLUTIONS, *BATCH_NORMS)
+        ):
+            self._outputs.append(weakref.ref(proxy))
+        return proxy
+
+    def mark_kept(self) -> None:
+        """Let the nodes know whose values something still holds after ``forward`` has returned.
+
+        That may be an attribute, a list or a global variable. Call it before what ``forward`` has
+        changed is undone.
+        """
+        if any(output() is not None for output in self._outputs):
+            gc.collect()  # a cycle of references may be all that is left
+        for output in self._outputs:
+            proxy = output()
+            if proxy is not None:
+                proxy.node.meta["kept"] = True
 
 
 def _check_questions(function: Callable[..., Any]) -> None:
