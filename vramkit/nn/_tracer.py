@@ -24,15 +24,26 @@ _MOST_ALONE = 8
 def ways_to_call(model: nn.Module) -> Iterator[frozenset[str]]:
     """Yield sets of the optional arguments that a caller passes: all, none, and each one alone.
 
-    ``forward`` may do otherwise where an argument has its default value, such as None.
+    ``forward`` may do otherwise where an argument has its default value, such as None. A flag that
+    is passed has its other value; all are first tried with the flags' defaults, as some flags only
+    fit alone. Numbers and strings are never passed, as a proxy is neither: it cannot be counted to
+    or compared.
     """
     parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters.values()
-    optional = [p.name for p in parameters if p.default is not p.empty or p.kind in _STARRED]
-    yield frozenset(optional)
-    if optional:
-        yield frozenset()
-    if len(optional) > 1:
-        yield from (frozenset([name]) for name in optional[:_MOST_ALONE])
+    optional = [
+        p
+        for p in parameters
+        if (p.default is not p.empty or p.kind in _STARRED) and not _is_constant(p)
+    ]
+    every = frozenset(p.name for p in optional)
+    unflagged = frozenset(p.name for p in optional if not isinstance(p.default, bool))
+    alone = [frozenset([p.name]) for p in optional[:_MOST_ALONE]]
+    yield from dict.fromkeys([unflagged, every, frozenset(), *alone])
+
+
+def _is_constant(parameter: inspect.Parameter) -> bool:
+    value = parameter.default
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
 
 
 _STARRED: dict[Any, Any] = {
@@ -59,7 +70,8 @@ class Tracer(fx.Tracer):
 
     Args:
         model: Its ``_modules`` are changed, for the caller to restore.
-        given: The optional arguments that are passed; the others have their default values.
+        given: The optional arguments that are passed, flags with their other values; the others
+            have their default values.
 
     Attributes:
         elsewhere: The names of modules that ``forward`` does not reach through attributes.
@@ -117,7 +129,7 @@ class Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Return what to call and its arguments: proxies, or the default values."""
+        """Return what to call and its arguments: proxies, default values, or flags' others."""
         _check_questions(root_fn)
         call, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
         parameters = inspect.signature(inspect.unwrap(root_fn)).parameters
@@ -128,6 +140,8 @@ class Tracer(fx.Tracer):
                 arguments[index] = _STARRED[parameter.kind]
             elif parameter.default is not parameter.empty and parameter.name not in self._given:
                 arguments[index] = parameter.default
+            elif isinstance(parameter.default, bool):
+                arguments[index] = not parameter.default
         return call, arguments
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
