@@ -46,7 +46,7 @@ _ALLOWED = {
     "loader/_threads.py": {"RuntimeError": _TORCHS, "StopIteration": _ITERATION},
     "nn/_embedding/_base.py": {"AttributeError": "Python's protocol for attributes"},
     "nn/_survey.py": {"RefusedError": _CAUGHT},
-    "nn/_tracer.py": {"TraceError": _CAUGHT},
+    "nn/_tracer.py": {"TraceError": _CAUGHT, "UninitializedError": _CAUGHT},
     "pool/_memory_pool.py": {"NotImplementedError": _NATIVE},
     "pool/_scopes.py": {"NotImplementedError": _NATIVE},
     "simulate/_npy.py": {"NpyError": _CAUGHT},

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vramkit.nn import fuse_conv_relu, fusion_report
+from vramkit.nn._tracer import ways_to_call
 
 
 class _Model(nn.Module):
@@ -151,3 +152,166 @@ def test_a_convolution_without_gradient_is_fused() -> None:
     x = torch.randn(2, 3, 5, 5, requires_grad=True)
     assert torch.equal(model(x), plain(x))
     assert not model(x).requires_grad
+
+
+_STORE: dict[str, Tensor] = {}
+
+
+class _Keeps(_Model):
+    """Keeps what a function does with the convolution's output."""
+
+    def __init__(self, keep: Callable[[Any, Tensor], object]) -> None:
+        super().__init__()
+        self.keep, self.features = keep, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.keep(self, y)
+        return self.relu(y).mean((2, 3))
+
+
+class _KeepsTheNormalized(_Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.norm(self.conv(x))
+        y: Tensor = self.relu(self.kept)
+        return y
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda model, y: setattr(model, "kept", y),
+        lambda model, y: setattr(model, "kept", {"a": [y]}),
+        lambda model, y: setattr(model, "kept", lambda: y),
+        lambda model, y: model.features.append(y),
+        lambda _, y: _STORE.update(y=y),
+    ],
+    ids=["attribute", "nested", "closure", "list", "global"],
+)
+def test_an_output_that_is_kept_stays_as_it_is(keep: Callable[[Any, Tensor], object]) -> None:
+    model = fuse_conv_relu(_Keeps(keep))
+    [entry] = fusion_report(model).entries
+    assert entry.status == "left"
+    assert entry.reason == (
+        "forward() keeps the output of conv beside what it returns, such as in an attribute, a "
+        "list or a global variable"
+    )
+    assert model.features == []
+    assert not hasattr(model, "kept")
+
+
+def test_a_normalized_output_that_is_kept_stays_as_it_is() -> None:
+    model = fuse_conv_relu(_KeepsTheNormalized().eval(), fold_batch_norm=True)
+    assert type(model.norm) is nn.BatchNorm2d
+
+
+def test_a_hook_may_keep_an_output() -> None:
+    inner, kept = nn.Sequential(nn.Conv2d(3, 4, 3)), []
+    inner.register_forward_hook(lambda _module, _arguments, output: kept.append(output))
+    model = fuse_conv_relu(nn.Sequential(inner, nn.ReLU()))
+    [entry] = fusion_report(model).left
+    assert entry.reason.startswith("forward() keeps the output of 0.0 beside what it returns")
+
+
+def test_a_cycle_of_references_keeps_nothing() -> None:
+    def cycle(_: object, y: Tensor) -> None:
+        values: list[Any] = [y]
+        values.append(values)
+
+    [entry] = fusion_report(_Keeps(cycle)).entries
+    assert entry.status == "fusible"
+
+
+class _Features(_Model):
+    def forward(self, x: Tensor, return_features: bool = False) -> Any:
+        y = self.conv(x)
+        rectified = self.relu(y)
+        return (rectified, y) if return_features else rectified
+
+
+class _FeaturesByKeyword(_Model):
+    def forward(self, x: Tensor, *, features: bool = True) -> Any:
+        y = self.conv(x)
+        return self.relu(y) if features else (self.relu(y), y)
+
+
+class _Rectifies(_Model):
+    def forward(self, x: Tensor, mask: Tensor | None = None, rectify: bool = True) -> Tensor:
+        y: Tensor = self.conv(x)
+        if mask is not None:
+            return self.relu(y) * mask
+        return self.relu(y) if rectify else y
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_Features, "the output of conv has 2 consumers"),
+        (_FeaturesByKeyword, "the output of conv has 2 consumers"),
+        (_Rectifies, "no ReLU follows, but the output of the model"),
+    ],
+)
+def test_a_flag_may_return_what_comes_before_relu(make: Callable[[], Any], reason: str) -> None:
+    [entry] = fusion_report(make()).entries
+    assert entry.status == "left"
+    assert entry.reason.startswith(reason)
+
+
+class _Flag(_Model):
+    def forward(self, x: Tensor, return_features: bool = False) -> Any:
+        y = self.relu(self.conv(x))
+        return (y.mean((2, 3)), y) if return_features else y.mean((2, 3))
+
+
+class _FlagByKeyword(_Model):
+    def forward(self, x: Tensor, *_others: Tensor, features: bool = False, **_more: Tensor) -> Any:
+        y = self.relu(self.conv(x))
+        return (y, y.mean()) if features else y
+
+
+class _Times(_Model):
+    def forward(self, x: Tensor, times: int = 2, *, scale: float = 1.5, mode: str = "add") -> Any:
+        y = self.relu(self.conv(x))
+        for _ in range(times):
+            y = y + scale if mode == "add" and scale > 1 else y * scale
+        return y
+
+
+class _Exclusive(_Model):
+    """Flags that exclude each other, and an argument that one of them needs."""
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, a: bool = False, b: bool = False
+    ) -> Any:
+        if a and (b or mask is None):
+            raise ValueError("a needs a mask, and excludes b")
+        y = self.relu(self.conv(x))
+        return y * mask if a else (y, b)
+
+
+@pytest.mark.parametrize("make", [_Flag, _FlagByKeyword, _Times, _Exclusive])
+def test_flags_numbers_and_strings_do_not_prevent_fusing(make: Callable[[], Any]) -> None:
+    plain = make()
+    model = fuse_conv_relu(copy.deepcopy(plain))
+    assert [entry.name for entry in fusion_report(model).fused] == ["conv"]
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(model(x), plain(x))
+
+
+class _Many(nn.Module):
+    def forward(
+        self, a=None, b=None, c=1, d=False, e=True, f="", g=(), h=None, i=1.5, j=(), k=(), m=()
+    ):
+        return a, b, c, d, e, f, g, h, i, j, k, m
+
+
+def test_the_number_of_ways_is_bounded() -> None:
+    ways = list(ways_to_call(_Many()))
+    assert ways[:3] == [frozenset("abghjkm"), frozenset("abdeghjkm"), frozenset()]
+    assert ways[3:] == [frozenset(name) for name in "abdeghjk"]
+    assert list(ways_to_call(_Flag())) == [frozenset(), frozenset(["return_features"])]
+    assert list(ways_to_call(_Times())) == [frozenset()]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import conv2d, pad
 
 from vramkit.errors import ArgumentTypeError
 from vramkit.nn._candidates import Geometry, describe
 from vramkit.nn._fused import forward_key, node_of
 from vramkit.nn._modules import ConvReLUModule
-from vramkit.nn._paths import Path, choose_path, needs_gradient
+from vramkit.nn._paths import Path, choose_path, is_plain, is_transformed, needs_gradient
 from vramkit.nn._selection import Choice, known
-from vramkit.nn.functional import as_computed, geometry_of
+from vramkit.nn.functional import CONVOLUTIONS, as_computed, geometry_of
 
 _FORWARD = {
     Path.ONEDNN: "oneDNN's convolution with a fused ReLU",
@@ -74,10 +76,12 @@ def explain(module: torch.nn.Module, input: Tensor) -> Explanation:  # noqa: A00
 
     Args:
         module: A ``ConvReLU1d``, ``ConvReLU2d`` or ``ConvReLU3d``.
-        input: What it would be called with; nothing is computed.
+        input: What it would be called with. Its convolution runs on tensors without data, so that
+            explain() raises what the call would raise.
 
     Raises:
         ArgumentTypeError: ``module`` is something else.
+        RuntimeError: As the call, for shapes and dtypes that do not fit.
 
     Example:
         >>> import torch
@@ -91,10 +95,14 @@ def explain(module: torch.nn.Module, input: Tensor) -> Explanation:  # noqa: A00
             f"explain() takes a ConvReLU module, got {type(module).__name__}; "
             "fuse_conv_relu() makes them of the pairs in a model"
         )
+    if not isinstance(input, Tensor):
+        raise ArgumentTypeError(f"explain() takes an input tensor, got {type(input).__name__}")
     padding: str | int | tuple[int, ...] = module.padding
     if module.padding_mode != "zeros":
-        input = pad(input, module._reversed_padding_repeated_twice)  # noqa: A001
+        repeats = module._reversed_padding_repeated_twice
+        input = pad(input, repeats, mode=module.padding_mode)  # noqa: A001
         padding = 0
+    _check_call(module, input, padding)
     path = choose_path(
         *(input, module.weight, module.bias, module.stride, padding, module.dilation),
         *(module.groups, module.save),
@@ -113,6 +121,33 @@ def explain(module: torch.nn.Module, input: Tensor) -> Explanation:  # noqa: A00
     saved = "one bit an element" if masked else "the output, which the next operation may share"
     backward = _BACKWARD.get(path, _TORCH_BACKWARD)
     return Explanation(forward, backward, saved, path.value, tried, node)
+
+
+def _check_call(module: ConvReLUModule, x: Tensor, padding: str | int | tuple[int, ...]) -> None:
+    """Raise what the module's convolution raises, for plain tensors."""
+    tensors = [each for each in (x, module.weight, module.bias) if each is not None]
+    if torch.compiler.is_compiling() or not all(map(is_plain, tensors)) or is_transformed():
+        return
+    # Fake tensors do not report other devices or dtypes of the weight as real ones do, where the
+    # call fails at once.
+    weight = module.weight
+    alike = x.device == weight.device and (x.dtype == weight.dtype or _is_autocast(x.device.type))
+    fake = FakeTensorMode() if alike else None
+    # Autocast would keep what it casts of a tensor that needs a gradient.
+    tensors = [each.detach() for each in tensors]
+    if fake is not None:
+        tensors = [fake.from_tensor(each) for each in tensors]
+    first, second, *bias = tensors
+    convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
+    stride, dilation = module.stride, module.dilation
+    with torch.no_grad(), fake or nullcontext():
+        convolution(
+            first, second, bias[0] if bias else None, stride, padding, dilation, module.groups
+        )
+
+
+def _is_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _node(path: Path) -> str:

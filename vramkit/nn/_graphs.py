@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import random
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from vramkit.nn._tracer import LEAVES, Tracer, cannot_happen, ways_to_call
+from vramkit.nn._tracer import (
+    LEAVES,
+    Tracer,
+    UninitializedError,
+    cannot_happen,
+    ways_to_call,
+)
+from vramkit.nn._unchanged import unchanged
 
 # Code of torch and of this package.
 _NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -64,12 +68,13 @@ def _trace(model: nn.Module) -> tuple[tuple[fx.Graph, ...], frozenset[str]] | Ex
     elsewhere: set[str] = set()
     for training in (True, False):
         for given in ways_to_call(model):
-            with _unchanged(model), torch.enable_grad():
+            with unchanged(model), torch.enable_grad():
                 for module in model.modules():
                     module.training = training
                 tracer = Tracer(model, given)
                 try:
                     graphs.append(tracer.trace(model))
+                    tracer.mark_kept()
                 except Exception as err:  # noqa: BLE001 - the model's own code runs on proxies
                     if not (graphs and cannot_happen(err)):
                         return err
@@ -79,58 +84,20 @@ def _trace(model: nn.Module) -> tuple[tuple[fx.Graph, ...], frozenset[str]] | Ex
 
 def _in_words(model: nn.Module, prefix: str, err: Exception) -> str:
     """Say which module does not trace, in which line of its code, and why."""
+    name = f"{prefix.rstrip('.')} ({type(model).__name__})" if prefix else type(model).__name__
+    if isinstance(err, UninitializedError):
+        return f"{name} is not traced, because {err}"
     lines = [
         f"{frame.filename}:{frame.lineno}"
         for frame in traceback.extract_tb(err.__traceback__)
         if not frame.filename.startswith((*_NOT_THE_USERS, "<"))
     ]
-    name = f"{prefix.rstrip('.')} ({type(model).__name__})" if prefix else type(model).__name__
     where = f" at {lines[-1]}" if lines else ""
     text = (str(err).strip().splitlines() or [""])[0]
     return (
         f"the code of {name} does not trace{where} ({type(err).__name__}: {text}); change that "
         "line, or use ConvReLU modules there"
     )
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Undo what the model's code changes: attributes, buffers, and the state of random numbers."""
-    before = [(module, _copied(module)) for module in model.modules()]
-    with torch.no_grad():
-        buffers = [(buffer, buffer._version, buffer.clone()) for buffer in _written(model)]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    python = random.getstate()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        for module, state in before:
-            module.__dict__.clear()
-            module.__dict__.update(state)
-        _restore(buffers)
-
-
-def _written(model: nn.Module) -> Iterator[Tensor]:
-    """Yield the buffers that the model's own code may write to; PyTorch's modules do not run."""
-    for module in model.modules():
-        if not type(module).__module__.startswith("torch.nn"):
-            yield from (b for b in module.buffers(recurse=False) if not b.is_inference())
-
-
-def _restore(buffers: list[tuple[Tensor, int, Tensor]]) -> None:
-    with torch.no_grad():
-        for buffer, version, value in buffers:
-            if buffer._version != version:
-                buffer.copy_(value)
-
-
-def _copied(module: nn.Module) -> dict[str, Any]:
-    return {
-        name: value.copy() if isinstance(value, dict | list | set) else value
-        for name, value in module.__dict__.items()
-    }
 
 
 def _chain(model: nn.Sequential) -> fx.Graph:

@@ -16,7 +16,7 @@ from vramkit.nn._graphs import Region, regions_of
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Save
 from vramkit.nn._report import FusionEntry
-from vramkit.nn._tracer import BATCH_NORMS, CONVOLUTIONS
+from vramkit.nn._tracer import BATCH_NORMS, CONVOLUTIONS, is_uninitialized
 
 _RELU_CALLS = frozenset((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"))
 _HOOKS = (
@@ -149,7 +149,9 @@ class _Survey:
                 user = self._only_user(norm)
             self._check_relu(user)
             self._check_recording(node, user)
+            self._check_kept(node)
             if norm is not None:
+                self._check_kept(norm)
                 self._check_norm(norm)
         except RefusedError as refused:
             return _Found(reason=str(refused))
@@ -160,6 +162,10 @@ class _Survey:
         module = self._modules[str(node.target)]
         if is_parametrized(module):
             raise RefusedError("it is parametrized; remove_parametrizations() makes it plain")
+        if is_uninitialized(module):
+            raise RefusedError(
+                f"{type(module).__name__} has no sizes yet; call the model once first"
+            )
         if type(module) not in CONVOLUTIONS:
             raise RefusedError(
                 f"{type(module).__name__} is a subclass, which may compute otherwise"
@@ -180,6 +186,10 @@ class _Survey:
     def _check_relu(self, node: fx.Node) -> None:
         if node.op in ("call_function", "call_method") and node.target in _RELU_CALLS:
             raise RefusedError("its ReLU is a call in forward(), not a module; use nn.ReLU there")
+        if node.op == "call_module" and is_uninitialized(self._modules[str(node.target)]):
+            raise RefusedError(
+                f"{self._describe(node)} follows, which has no sizes yet; call the model once first"
+            )
         if self._type_of(node) is not nn.ReLU:
             raise RefusedError(f"no ReLU follows, but {self._describe(node)}")
         self._check_module(node, str(node.target))
@@ -187,6 +197,13 @@ class _Survey:
     def _check_recording(self, convolution: fx.Node, relu: fx.Node) -> None:
         if convolution.meta.get("recorded") and not relu.meta.get("recorded"):
             raise RefusedError(f"{relu.target} is called under torch.no_grad(), and it is not")
+
+    def _check_kept(self, node: fx.Node) -> None:
+        if node.meta.get("kept"):
+            raise RefusedError(
+                f"forward() keeps the output of {node.target} beside what it returns, such as in "
+                "an attribute, a list or a global variable"
+            )
 
     def _check_module(self, node: fx.Node, subject: str) -> None:
         module = self._modules[str(node.target)]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -21,21 +24,42 @@ _MOST_ALONE = 8
 def ways_to_call(model: nn.Module) -> Iterator[frozenset[str]]:
     """Yield sets of the optional arguments that a caller passes: all, none, and each one alone.
 
-    ``forward`` may do otherwise where an argument has its default value, such as None.
+    ``forward`` may do otherwise where an argument has its default value, such as None. A flag that
+    is passed has its other value; all are first tried with the flags' defaults, as some flags only
+    fit alone. Numbers and strings are never passed, as a proxy is neither: it cannot be counted to
+    or compared.
     """
     parameters = inspect.signature(inspect.unwrap(type(model).forward)).parameters.values()
-    optional = [p.name for p in parameters if p.default is not p.empty or p.kind in _STARRED]
-    yield frozenset(optional)
-    if optional:
-        yield frozenset()
-    if len(optional) > 1:
-        yield from (frozenset([name]) for name in optional[:_MOST_ALONE])
+    optional = [
+        p
+        for p in parameters
+        if (p.default is not p.empty or p.kind in _STARRED) and not _is_constant(p)
+    ]
+    every = frozenset(p.name for p in optional)
+    unflagged = frozenset(p.name for p in optional if not isinstance(p.default, bool))
+    alone = [frozenset([p.name]) for p in optional[:_MOST_ALONE]]
+    yield from dict.fromkeys([unflagged, every, frozenset(), *alone])
+
+
+def _is_constant(parameter: inspect.Parameter) -> bool:
+    value = parameter.default
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
 
 
 _STARRED: dict[Any, Any] = {
     inspect.Parameter.VAR_POSITIONAL: (),
     inspect.Parameter.VAR_KEYWORD: {},
 }
+
+
+class UninitializedError(fx.proxy.TraceError):
+    """A module gets its sizes from its first input, which a trace does not have."""
+
+
+def is_uninitialized(module: nn.Module) -> bool:
+    """Tell whether a lazy module waits for its first call, which gives it its sizes."""
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return any(map(is_lazy, own))
 
 
 class Tracer(fx.Tracer):
@@ -46,7 +70,8 @@ class Tracer(fx.Tracer):
 
     Args:
         model: Its ``_modules`` are changed, for the caller to restore.
-        given: The optional arguments that are passed; the others have their default values.
+        given: The optional arguments that are passed, flags with their other values; the others
+            have their default values.
 
     Attributes:
         elsewhere: The names of modules that ``forward`` does not reach through attributes.
@@ -59,6 +84,7 @@ class Tracer(fx.Tracer):
             m: name for name, m in model.named_modules() if type(m) in LEAVES
         }
         self.elsewhere: set[str] = set()
+        self._outputs: list[weakref.ref[fx.Proxy]] = []
         self._modules = frozenset(model.modules())
         others = {module: copy.copy(module) for module in self._real}
         for parent in list(model.modules()):
@@ -88,12 +114,22 @@ class Tracer(fx.Tracer):
         if type(m) is nn.Sequential and m not in self._modules:
             return forward(*args, **kwargs)
         _check_questions(type(m).forward)
+        if is_uninitialized(m):
+            self._check_leaf(m)
         return super().call_module(m, forward, args, kwargs)
+
+    def _check_leaf(self, m: nn.Module) -> None:
+        """Raise an error if the code of a module would run that creates its parameters."""
+        name = self.path_of_module(m)
+        if not self.is_leaf_module(m, name):
+            raise UninitializedError(
+                f"{name} ({type(m).__name__}) has no sizes yet; call the model once first"
+            )
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Return what to call and its arguments: proxies, or the default values."""
+        """Return what to call and its arguments: proxies, default values, or flags' others."""
         _check_questions(root_fn)
         call, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
         parameters = inspect.signature(inspect.unwrap(root_fn)).parameters
@@ -104,6 +140,8 @@ class Tracer(fx.Tracer):
                 arguments[index] = _STARRED[parameter.kind]
             elif parameter.default is not parameter.empty and parameter.name not in self._given:
                 arguments[index] = parameter.default
+            elif isinstance(parameter.default, bool):
+                arguments[index] = not parameter.default
         return call, arguments
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -111,6 +149,28 @@ class Tracer(fx.Tracer):
         node: fx.Node = super().create_node(*args, **kwargs)
         node.meta["recorded"] = torch.is_grad_enabled()
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return what stands for a node's value, and note it if fusing may change that value."""
+        proxy: fx.Proxy = super().proxy(node)
+        if node.op == "call_module" and isinstance(
+            self.root.get_submodule(str(node.target)), (*CONVOLUTIONS, *BATCH_NORMS)
+        ):
+            self._outputs.append(weakref.ref(proxy))
+        return proxy
+
+    def mark_kept(self) -> None:
+        """Let the nodes know whose values something still holds after ``forward`` has returned.
+
+        That may be an attribute, a list or a global variable. Call it before what ``forward`` has
+        changed is undone.
+        """
+        if any(output() is not None for output in self._outputs):
+            gc.collect()  # a cycle of references may be all that is left
+        for output in self._outputs:
+            proxy = output()
+            if proxy is not None:
+                proxy.node.meta["kept"] = True
 
 
 def _check_questions(function: Callable[..., Any]) -> None:
