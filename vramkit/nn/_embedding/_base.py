@@ -328,6 +328,9 @@ class EmbeddingModule(nn.Module):
     def apply_changes(self, changes: Mapping[str, Tensor]) -> None:
         """Bring a table up to date with a dump of :meth:`changes`; rows evicted since are dropped.
 
+        A dump that was taken since another one needs a table whose state the dump's table had then
+        or later: from dumps or a state dict of it, with no training, loading or reset in between.
+
         Raises:
             InvalidArgumentError: The dump does not fit the table, or does not follow its state.
             TableFullError: The budget holds fewer rows.

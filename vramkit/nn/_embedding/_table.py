@@ -18,6 +18,7 @@ from vramkit.errors import InvalidArgumentError
 from vramkit.nn._embedding._config import ROW_TYPES, TableConfig
 from vramkit.nn._embedding._control import Control
 from vramkit.nn._embedding._gradients import Gradients
+from vramkit.nn._embedding._history import History
 from vramkit.nn._embedding._input import NOTHING
 from vramkit.nn._embedding._request import (
     MODES,
@@ -92,6 +93,7 @@ class Table(Control):
         # Of the optimizer, besides the learning rate: its decay, betas and epsilon.
         super().__init__(lr, (config.lr_decay, *config.betas, config.eps))
         self.config = config
+        self.history = History()
         self._side: torch.cuda.Stream | None = None
         self.kept = Gradients()
         self.operators = _OPS
