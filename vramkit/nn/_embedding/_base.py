@@ -45,9 +45,6 @@ from vramkit.nn._embedding._input import check_tensor, int64_ids
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
 
-# After all clocks.
-NEVER = (1 << 63) - 1
-
 
 class EmbeddingModule(nn.Module):
     """An embedding with a fused optimizer (``_table``) or with a plain ``weight``."""
@@ -217,8 +214,7 @@ class EmbeddingModule(nn.Module):
     def keys(self) -> Tensor:
         """Return the ids that have a row, int64, in no particular order."""
         table = self._fused("keys()")
-        keys = table.dump(NEVER, with_present=True).present
-        return keys.to(table.config.device)
+        return table.keys()
 
     def prefetch(self, input: Tensor) -> None:  # noqa: A002 - as forward
         """Bring the rows of the next batch to the GPU, while it computes something else.

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.modules.module import _has_any_global_hook
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, VramkitError
 from vramkit.nn._embedding._bag import SparseEmbeddingBag
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._embedding import SparseEmbedding
+from vramkit.nn._embedding._faults import NAMELESS, feature_at_fault, of_feature
 from vramkit.nn._embedding._lookup import look_up
 from vramkit.nn._embedding._request import Asked
 from vramkit.nn._embedding._stats import TableStats
@@ -38,8 +39,8 @@ class SparseEmbeddingCollection(nn.Module):
         ArgumentTypeError: A table is neither of the two modules; in forward, the arguments of a
             feature are neither a tensor nor a sequence of as many as its table takes.
         RowIndexError: In forward, an id outside a fixed table. Like all errors about ids, offsets
-            and budgets, it comes before any id has got a row; only if features share a table, the
-            first of them may have got theirs.
+            and budgets, it names the feature, the first if several are wrong, and comes before any
+            id has got a row; only if features share a table, the first of them may have got theirs.
         TableFullError: In forward, the budget of a table holds fewer rows than are needed.
 
     Example:
@@ -185,21 +186,33 @@ class SparseEmbeddingCollection(nn.Module):
         for feature, name in self.features.items():
             module: Any = tables[name]
             arguments = _arguments(feature, inputs[feature], module)
-            if not _joins(module):
-                found[feature] = module(*arguments)
-                continue
-            request, weights = module._request(*arguments)
+            try:
+                if not _joins(module):
+                    found[feature] = module(*arguments)
+                    continue
+                request, weights = module._request(*arguments)
+            except VramkitError as err:
+                raise of_feature(err, feature, name) from err
             train = module.training and not module.frozen
             # Where no table is trained, gradients of weights concern one output alone.
             alone = feature if weights is not None and not train else None
             key = (request.table.place, train, alone)
             groups.setdefault(key, []).append((feature, (request, weights)))
         for (_, train, _), group in groups.items():
-            requests, weights_of = zip(*(asked for _, asked in group), strict=True)
-            outputs = look_up(requests, weights_of, train=train)
-            for (feature, _), output in zip(group, outputs, strict=True):
+            for (feature, _), output in zip(group, self._outputs(group, train), strict=True):
                 found[feature] = output
         return found
+
+    def _outputs(self, group: Sequence[tuple[str, Asked]], train: bool) -> Sequence[Tensor]:
+        requests, weights = zip(*(asked for _, asked in group), strict=True)
+        try:
+            return look_up(requests, weights, train=train)
+        except NAMELESS as err:
+            names = [feature for feature, _ in group]
+            feature = feature_at_fault(err, zip(names, requests, strict=True))
+            if feature is None:
+                raise
+            raise of_feature(err, feature, self.features[feature]) from err
 
 
 def _arguments(feature: str, given: Any, module: nn.Module) -> Sequence[Any]:

@@ -30,6 +30,8 @@ from vramkit.nn._embedding._request import (
 )
 
 _OPS = torch.ops.vramkit
+# After all clocks.
+_NEVER = (1 << 63) - 1
 
 
 class Facts(NamedTuple):
@@ -163,6 +165,10 @@ class Table(Control):
         return Dump(
             *self.operators.table_dump.default(self._here, self.number, since, with_present)
         )
+
+    def keys(self) -> Tensor:
+        """Return the ids that have a row."""
+        return self.dump(_NEVER, with_present=True).present.to(self.config.device)
 
     def load(
         self, keys: Tensor, rows: Tensor, headers: Tensor, state: Tensor, stamps: Tensor
