@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -83,6 +83,21 @@ def test_a_smaller_budget_keeps_the_latest_rows() -> None:
     strict = SparseEmbedding(None, 16, optimizer="sgd", budget="16KiB")
     with pytest.raises(RuntimeError, match="the state has 1,000 rows, the budget of 16,384 bytes"):
         strict.load_state_dict(table.state_dict())
+
+
+def test_no_row_of_a_plain_embedding_is_evicted() -> None:
+    plain = nn.Embedding(100, 4)
+    options: Any = {"optimizer": "adam", "budget": 2048}
+    text = r"the weight has 100 rows, the budget of 2,048 bytes holds \d+; raise budget"
+    reason = ": no row of a plain weight has been used yet, so when_full='evict_.* cannot choose"
+    for when_full in ("evict_lru", "evict_lfu"):
+        table = SparseEmbedding(100, 4, when_full=when_full, **options)
+        with pytest.raises(RuntimeError, match=text + reason):
+            table.load_state_dict(plain.state_dict())
+        with pytest.raises(TableFullError, match=text + reason):
+            SparseEmbedding.from_embedding(plain, when_full=when_full, **options)
+    with pytest.raises(TableFullError, match=f"{text}$"):
+        SparseEmbedding.from_embedding(plain, **options)
 
 
 @pytest.mark.parametrize(

@@ -303,10 +303,16 @@ def load_weight(table: Table, weight: Tensor) -> None:
         raise InvalidArgumentError(f"weight has shape {tuple(weight.shape)}, expected {wanted}")
     capacity = table.facts().capacity
     if 0 <= capacity < len(weight):
-        raise TableFullError(
+        text = (
             f"the weight has {counted(len(weight), 'row')}, the budget of "
             f"{config.budget_bytes:,} bytes holds {capacity:,}; raise budget"
         )
+        if config.evicts:
+            text += (
+                f": no row of a plain weight has been used yet, so when_full={config.when_full!r} "
+                "cannot choose the rows to keep"
+            )
+        raise TableFullError(text)
     nothing = weight.new_empty(0)
     for begin in range(0, len(weight), _CHUNK):
         rows = weight[begin : begin + _CHUNK].detach().float().contiguous()
