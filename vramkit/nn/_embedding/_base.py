@@ -58,6 +58,9 @@ class EmbeddingModule(nn.Module):
     sparse: bool
     optimizer: str | None
     frozen: bool
+    # What to_embedding() gives a table with a fused optimizer, whose own `sparse` is always True:
+    # that of the module that from_embedding() took.
+    _was_sparse = False
     _table: Table | None
 
     def _set_up(
@@ -399,6 +402,9 @@ class EmbeddingModule(nn.Module):
                 "an open id space has no last row; take keys(), and look them up in eval mode"
             )
         return table.read(torch.arange(self.num_embeddings, device=table.config.device))
+
+    def _sparse_again(self) -> bool:
+        return self.sparse if self._table is None else self._was_sparse
 
     def extra_repr(self) -> str:
         """Return the arguments that are not defaults."""
