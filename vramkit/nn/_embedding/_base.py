@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -248,10 +248,9 @@ class EmbeddingModule(nn.Module):
         """
         self._fused("prefetch()").prefetch(int64_ids(input))
 
-    @contextmanager
     def accumulate(
         self, *, scaler: GradScaler | None = None, max_norm: float | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Collect the gradients of several backward passes, and update once at the end.
 
         Args:
@@ -277,13 +276,18 @@ class EmbeddingModule(nn.Module):
             ...     table(torch.tensor([3, 4])).sum().backward()
             ...     table(torch.tensor([4, 5])).sum().backward()
         """
-        table = self._fused("accumulate()")
+        self._fused("accumulate()")
         if scaler is not None and not isinstance(scaler, GradScaler):
             raise ArgumentTypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}")
         if max_norm is not None:
             max_norm = as_float("max_norm", max_norm)
             if not max_norm >= 0.0:
                 raise InvalidArgumentError(f"max_norm must not be negative, got {max_norm}")
+        return self._accumulating(scaler, max_norm)
+
+    @contextmanager
+    def _accumulating(self, scaler: GradScaler | None, max_norm: float | None) -> Iterator[None]:
+        table = self._fused("accumulate()")
         if table.held:
             raise InvalidArgumentError("accumulate() is active already for this table")
         table.held = True

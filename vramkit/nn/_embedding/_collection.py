@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -110,10 +110,9 @@ class SparseEmbeddingCollection(nn.Module):
         """Return the statistics of each table, by its name; see :class:`TableStats`."""
         return {name: table.stats() for name, table in self._modules_by_name().items()}
 
-    @contextmanager
     def accumulate(
         self, *, scaler: GradScaler | None = None, max_norm: float | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Collect the gradients of several backward passes, and update each table once at the end.
 
         Args:
@@ -121,12 +120,12 @@ class SparseEmbeddingCollection(nn.Module):
             max_norm: The same, of each table's own gradient.
 
         Raises:
-            InvalidArgumentError: No table has a fused optimizer, or one collects already.
+            ArgumentTypeError: As for ``accumulate`` of :class:`SparseEmbedding`.
+            InvalidArgumentError: No table has a fused optimizer, or one collects already;
+                ``max_norm`` is negative.
         """
-        with ExitStack() as scopes:
-            for table in set(self._fused("accumulate()").values()):  # one may have two names
-                scopes.enter_context(table.accumulate(scaler=scaler, max_norm=max_norm))
-            yield
+        tables = set(self._fused("accumulate()").values())  # one may have two names
+        return _all_of([table.accumulate(scaler=scaler, max_norm=max_norm) for table in tables])
 
     def prefetch(self, inputs: Mapping[str, Tensor | Sequence[Tensor | None]]) -> None:
         """Bring the rows of the next batch to the GPU, as a :class:`SparseEmbedding` does.
@@ -213,6 +212,14 @@ class SparseEmbeddingCollection(nn.Module):
             if feature is None:
                 raise
             raise of_feature(err, feature, self.features[feature]) from err
+
+
+@contextmanager
+def _all_of(scopes: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as entered:
+        for scope in scopes:
+            entered.enter_context(scope)
+        yield
 
 
 def _arguments(feature: str, given: Any, module: nn.Module) -> Sequence[Any]:
