@@ -233,7 +233,7 @@ class Histories:
 
 def comparable(table: nn.Module) -> dict[str, Tensor]:
     """Return a state dict without the history, which tables that train alike do not share."""
-    return {name: value for name, value in table.state_dict().items() if name != "history"}
+    return {name: value for name, value in table.state_dict().items() if "history" not in name}
 
 
 def assert_same_state(first: Any, second: Any, tolerance: float, *, placed: bool = False) -> None:
