@@ -107,7 +107,7 @@ class TableFullError(VramkitError, MemoryError):
 
 
 class TableUsageError(VramkitError, RuntimeError):
-    """An embedding table is used in a way that would train it wrongly."""
+    """An embedding table is used in a way that would train it wrongly or read another one."""
 
 
 class SystemCallError(VramkitError, OSError):

@@ -207,6 +207,22 @@ def test_a_table_used_twice_gets_one_update() -> None:
     torch.testing.assert_close(table.to_embedding().weight, plain.weight)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_sparse_gradients_come_back(sparse: bool) -> None:
+    plain, bag = nn.Embedding(6, 3, sparse=sparse), nn.EmbeddingBag(6, 3, sparse=sparse)
+    tables = (
+        SparseEmbedding.from_embedding(plain, optimizer="adam"),
+        SparseEmbeddingBag.from_embedding(bag, optimizer="adam"),
+    )
+    for table in tables:
+        assert table.to_embedding().sparse is sparse
+        assert copy.deepcopy(table).to_embedding().sparse is sparse
+        assert table.sparse
+    # A table that was none before has no wish.
+    assert not SparseEmbedding(6, 3, optimizer="adam").to_embedding().sparse
+    assert SparseEmbedding(6, 3).to_embedding().sparse
+
+
 def test_accumulating_scaling_and_clipping() -> None:
     plain = nn.Embedding(6, 3, sparse=False)
     table = SparseEmbedding.from_embedding(plain, optimizer="sgd", lr=0.1)

@@ -30,6 +30,8 @@ NAN = float("nan")
         ({"max_norm": -1.0}, InvalidArgumentError, "max_norm must be positive"),
         ({"max_norm": NAN}, InvalidArgumentError, "max_norm must be positive"),
         ({"max_norm": "x"}, ArgumentTypeError, "max_norm must be a number, got 'x'"),
+        ({"max_norm": "1"}, ArgumentTypeError, "max_norm must be a number, got '1'"),
+        ({"max_norm": True}, ArgumentTypeError, "max_norm must be a number, got True"),
         ({"max_norm": 1, "norm_type": 0}, InvalidArgumentError, "norm_type must be positive"),
         ({"norm_type": None}, ArgumentTypeError, "norm_type must be a number"),
         ({"betas": 0.9}, ArgumentTypeError, "betas must be two numbers"),
@@ -127,8 +129,11 @@ def test_accumulating_checks_its_arguments_first() -> None:
         ({"max_norm": -1.0}, InvalidArgumentError, "max_norm must not be negative"),
         ({"max_norm": NAN}, InvalidArgumentError, "max_norm must not be negative, got nan"),
         ({"max_norm": "x"}, ArgumentTypeError, "max_norm must be a number"),
+        ({"max_norm": "1"}, ArgumentTypeError, "max_norm must be a number, got '1'"),
+        ({"max_norm": True}, ArgumentTypeError, "max_norm must be a number, got True"),
         ({"scaler": 1}, ArgumentTypeError, "scaler must be"),
     ]
-    for arguments, error, text in cases:
-        with pytest.raises(error, match=text), table.accumulate(**arguments):
-            pytest.fail("the block was entered")
+    for module in (table, SparseEmbeddingCollection({"item": table})):
+        for arguments, error, text in cases:
+            with pytest.raises(error, match=text):
+                module.accumulate(**arguments)  # before the block is entered

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tables import DictTable
+from helpers.tables import DictTable, comparable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -38,7 +38,7 @@ def test_training_continues_exactly_from_a_state_dict(dtype: torch.dtype, optimi
     again.load_state_dict(state)
     for module in (table, again):
         module(torch.tensor([4, 77])).square().sum().backward()
-    for key, value in table.state_dict().items():
+    for key, value in comparable(table).items():
         assert torch.equal(again.state_dict()[key], value), key
     untouched = torch.tensor([1234])
     assert torch.equal(again.eval()(untouched), table.eval()(untouched))
@@ -85,6 +85,21 @@ def test_a_smaller_budget_keeps_the_latest_rows() -> None:
         strict.load_state_dict(table.state_dict())
 
 
+def test_no_row_of_a_plain_embedding_is_evicted() -> None:
+    plain = nn.Embedding(100, 4)
+    options: Any = {"optimizer": "adam", "budget": 2048}
+    text = r"the weight has 100 rows, the budget of 2,048 bytes holds \d+; raise budget"
+    reason = ": no row of a plain weight has been used yet, so when_full='evict_.* cannot choose"
+    for when_full in ("evict_lru", "evict_lfu"):
+        table = SparseEmbedding(100, 4, when_full=when_full, **options)
+        with pytest.raises(RuntimeError, match=text + reason):
+            table.load_state_dict(plain.state_dict())
+        with pytest.raises(TableFullError, match=text + reason):
+            SparseEmbedding.from_embedding(plain, when_full=when_full, **options)
+    with pytest.raises(TableFullError, match=f"{text}$"):
+        SparseEmbedding.from_embedding(plain, **options)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -103,6 +118,8 @@ def test_a_smaller_budget_keeps_the_latest_rows() -> None:
         (lambda state: state.update(counters=-state["counters"]), "the clock -4"),
         (lambda state: state.update(init_std=torch.tensor(float("nan"))), "init_std is nan"),
         (lambda state: state.update(exp_avg=state["exp_avg"].long()), "exp_avg has dtype"),
+        (lambda state: state.update(history=torch.arange(3)), r"history has shape \(3,\)"),
+        (lambda state: state.update(history=torch.ones(1, 2)), "history has dtype torch.float32"),
     ],
 )
 def test_damaged_states_change_nothing(change: Any, text: str) -> None:

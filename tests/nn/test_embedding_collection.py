@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.seeds import stress_seed
-from helpers.tables import Histories, random_tables
+from helpers.tables import Histories, comparable, random_tables
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
@@ -21,6 +21,7 @@ from vramkit.errors import (
     TableUsageError,
 )
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
+from vramkit.nn._embedding._faults import feature_at_fault
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -61,7 +62,7 @@ def test_the_same_rows_are_given_up(when_full: Any) -> None:
     for first, second in pairs:
         assert first.stats() == second.stats()
         assert first.stats().evictions > 0
-        for name, value in first.state_dict().items():
+        for name, value in comparable(first).items():
             assert torch.equal(value, second.state_dict()[name]), name
 
 
@@ -127,7 +128,7 @@ def test_an_error_in_one_table_gives_no_table_rows(bad: str, ids: list[int], err
     sum(rows.sum() for rows in collection(good).values()).backward()
     before = {name: table.state_dict() for name, table in tables.items()}
     fresh = {name: torch.tensor([3, 4]) for name in tables}
-    with pytest.raises(error):
+    with pytest.raises(error, match=rf"^feature '{bad}' of table '{bad}': "):
         collection(fresh | {bad: torch.tensor(ids)})
     for name, table in tables.items():
         state = table.state_dict()
@@ -187,3 +188,66 @@ def test_inputs_that_do_not_fit() -> None:
         with pytest.raises(error, match=text):
             tables(inputs)
     assert tables.tables["a"].stats().rows_in_use == 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("feature", "wrong", "error", "text"),
+    [
+        ("bought", torch.tensor([2, 73]), RowIndexError, "got id 73, the table has rows 0 to 49"),
+        ("bought", torch.tensor([-1]), RowIndexError, "got id -1, the table"),
+        ("bought", torch.tensor([0.5]), ArgumentTypeError, "ids must be int64 or int32"),
+        ("title", torch.tensor([1]), InvalidArgumentError, "1-D ids need 1-D offsets"),
+        ("title", (torch.tensor([1]), torch.tensor([1])), InvalidArgumentError, "offsets must be"),
+        ("title", (torch.arange(4), torch.tensor([0, 3, 2])), InvalidArgumentError, "not decrease"),
+        ("title", (torch.arange(4), torch.tensor([0, 9])), InvalidArgumentError, "from 0 to 9"),
+        ("ends", (torch.arange(4), torch.tensor([0, 3])), InvalidArgumentError, "last offset must"),
+    ],
+)
+def test_errors_name_the_feature(
+    feature: str, wrong: Any, error: Any, text: str, training: bool
+) -> None:
+    tables = _of(
+        {
+            "item": _embedding(50),
+            "word": SparseEmbeddingBag(50, 4, optimizer="sgd"),
+            "last": SparseEmbeddingBag(50, 4, optimizer="sgd", include_last_offset=True),
+        },
+        features={"seen": "item", "bought": "item", "title": "word", "ends": "last"},
+    ).train(training)
+    good: dict[str, Any] = {
+        "seen": torch.tensor([1]),
+        "bought": torch.tensor([2, 3]),
+        "title": (torch.tensor([1, 2]), torch.tensor([0, 1])),
+        "ends": (torch.tensor([1, 2]), torch.tensor([0, 2])),
+    }
+    table = tables.features[feature]
+    with pytest.raises(error, match=rf"^feature '{feature}' of table '{table}': .*{text}"):
+        tables(good | {feature: wrong})
+    assert len(tables(good)) == 4
+
+
+@pytest.mark.parametrize("when_full", ["error", "evict_lru"])
+def test_full_tables_name_the_feature(when_full: Any) -> None:
+    cache = SparseEmbedding(None, 4, optimizer="sgd", budget="16KiB", when_full=when_full)
+    tables = _of({"open": _embedding(), "cache": cache}, features={"a": "open", "b": "cache"})
+    capacity = cache.stats().capacity
+    assert capacity is not None
+    ids = torch.arange(capacity)
+    assert tables({"a": torch.arange(3000), "b": ids})["b"].shape == (capacity, 4)
+    # A table that evicts has room for other ids, and one that does not for the same.
+    wanted = torch.arange(capacity + 1) if when_full == "evict_lru" else torch.tensor([-5])
+    with pytest.raises(TableFullError, match=r"^feature 'b' of table 'cache': the table is full"):
+        tables({"a": torch.arange(3000), "b": wanted})
+
+
+def test_errors_of_a_table_with_hooks_name_the_feature() -> None:
+    items = _embedding(50)
+    items.register_forward_hook(lambda *_: None)
+    with pytest.raises(RowIndexError, match=r"^feature 'a' of table 'a': index out of range"):
+        _of({"a": items})({"a": torch.tensor([50])})
+
+
+def test_errors_about_another_call_stay_as_they_are() -> None:
+    err, request = RowIndexError("of an earlier call"), _embedding(50)._request(torch.tensor([1]))
+    assert feature_at_fault(err, [("a", request[0])]) is None

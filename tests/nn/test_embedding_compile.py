@@ -1,4 +1,4 @@
-"""Lookups in evaluation compile without a graph break; training lookups are one."""
+"""Lookups in evaluation compile without a graph break; training lookups are one; none exports."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.pools import run_script
-from torch import Tensor
+from helpers.tables import comparable
+from torch import Tensor, nn
 
+from vramkit.errors import TableUsageError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag, SparseEmbeddingCollection
 from vramkit.nn._embedding import _table
 
@@ -96,7 +98,7 @@ def test_training_goes_on_around_a_graph_break() -> None:
         compiled(ids).square().sum().backward()
         (tables[1](ids) * 2).square().sum().backward()
     state = tables[1].state_dict()
-    for name, value in tables[0].state_dict().items():
+    for name, value in comparable(tables[0]).items():
         assert torch.equal(value, state[name]), name
 
 
@@ -105,6 +107,36 @@ def test_training_in_one_graph_is_refused() -> None:
     compiled = torch.compile(lambda ids: table(ids) * 2, backend="eager", fullgraph=True)
     with pytest.raises(torch._dynamo.exc.Unsupported, match="changes the table, in forward and"):
         compiled(torch.tensor([1]))
+
+
+class _Looks(nn.Module):
+    def __init__(self, tables: SparseEmbeddingCollection) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.tables({"a": ids, "b": ids})["b"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_exports_of_fused_tables_are_refused(training: bool, strict: bool) -> None:
+    bag = SparseEmbeddingBag(50, 4, optimizer="adam")
+    both = _Looks(SparseEmbeddingCollection({"a": _table_of(), "b": _table_of()}))
+    ids = torch.tensor([[1, 2, 3]])
+    # Dynamo, which strict exports use, raises an error of its own with the text of each other one.
+    error = torch._dynamo.exc.Unsupported if strict else TableUsageError
+    for module in (_table_of(), bag, both):
+        with pytest.raises(error, match=r"cannot record a lookup .* to_embedding\(\)"):
+            torch.export.export(module.train(training), (ids,), strict=strict)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_a_refused_export_advises_works(strict: bool) -> None:
+    table, ids = SparseEmbedding(9, 4, optimizer="adam").eval(), torch.tensor([1, 8])
+    for module in (table.to_embedding(), SparseEmbedding.from_embedding(table.to_embedding())):
+        program = torch.export.export(module, (ids,), strict=strict)
+        assert torch.equal(program.module()(ids), table(ids))
 
 
 def test_ids_outside_a_table_are_errors_when_compiled() -> None:

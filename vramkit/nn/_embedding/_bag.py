@@ -199,7 +199,7 @@ class SparseEmbeddingBag(EmbeddingModule):
         if fused:
             options.setdefault("dtype", module.weight.dtype)
         dense = module.scale_grad_by_freq or module.mode == "max"
-        return cls.from_pretrained(
+        result = cls.from_pretrained(
             *(module.weight.detach(), not module.weight.requires_grad, module.max_norm),
             *(module.norm_type, module.scale_grad_by_freq),
             mode=cast("Mode", module.mode),
@@ -208,6 +208,8 @@ class SparseEmbeddingBag(EmbeddingModule):
             padding_idx=module.padding_idx,
             **options,
         )
+        result._was_sparse = module.sparse
+        return result
 
     def to_embedding(self) -> nn.EmbeddingBag:
         """Return an ``nn.EmbeddingBag`` with the same values; never-touched rows get theirs.
@@ -215,11 +217,10 @@ class SparseEmbeddingBag(EmbeddingModule):
         Raises:
             InvalidArgumentError: An open id space has no last row.
         """
-        plain = self._table is None
-        weight = self.weight.detach() if plain else self._whole_weight()
+        weight = self.weight.detach() if self._table is None else self._whole_weight()
         module = nn.EmbeddingBag(
             *(len(weight), self.embedding_dim, self.max_norm, self.norm_type),
-            *(self.scale_grad_by_freq, self.mode, self.sparse and plain, weight),
+            *(self.scale_grad_by_freq, self.mode, self._sparse_again(), weight),
             *(self.include_last_offset, self.padding_idx),
         )
         return module.requires_grad_(not self.frozen)

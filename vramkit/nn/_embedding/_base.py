@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -45,9 +45,6 @@ from vramkit.nn._embedding._input import check_tensor, int64_ids
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
 
-# After all clocks.
-NEVER = (1 << 63) - 1
-
 
 class EmbeddingModule(nn.Module):
     """An embedding with a fused optimizer (``_table``) or with a plain ``weight``."""
@@ -61,6 +58,9 @@ class EmbeddingModule(nn.Module):
     sparse: bool
     optimizer: str | None
     frozen: bool
+    # What to_embedding() gives a table with a fused optimizer, whose own `sparse` is always True:
+    # that of the module that from_embedding() took.
+    _was_sparse = False
     _table: Table | None
 
     def _set_up(
@@ -217,8 +217,7 @@ class EmbeddingModule(nn.Module):
     def keys(self) -> Tensor:
         """Return the ids that have a row, int64, in no particular order."""
         table = self._fused("keys()")
-        keys = table.dump(NEVER, with_present=True).present
-        return keys.to(table.config.device)
+        return table.keys()
 
     def prefetch(self, input: Tensor) -> None:  # noqa: A002 - as forward
         """Bring the rows of the next batch to the GPU, while it computes something else.
@@ -249,10 +248,9 @@ class EmbeddingModule(nn.Module):
         """
         self._fused("prefetch()").prefetch(int64_ids(input))
 
-    @contextmanager
     def accumulate(
         self, *, scaler: GradScaler | None = None, max_norm: float | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Collect the gradients of several backward passes, and update once at the end.
 
         Args:
@@ -278,13 +276,18 @@ class EmbeddingModule(nn.Module):
             ...     table(torch.tensor([3, 4])).sum().backward()
             ...     table(torch.tensor([4, 5])).sum().backward()
         """
-        table = self._fused("accumulate()")
+        self._fused("accumulate()")
         if scaler is not None and not isinstance(scaler, GradScaler):
             raise ArgumentTypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}")
         if max_norm is not None:
             max_norm = as_float("max_norm", max_norm)
             if not max_norm >= 0.0:
                 raise InvalidArgumentError(f"max_norm must not be negative, got {max_norm}")
+        return self._accumulating(scaler, max_norm)
+
+    @contextmanager
+    def _accumulating(self, scaler: GradScaler | None, max_norm: float | None) -> Iterator[None]:
+        table = self._fused("accumulate()")
         if table.held:
             raise InvalidArgumentError("accumulate() is active already for this table")
         table.held = True
@@ -327,6 +330,9 @@ class EmbeddingModule(nn.Module):
 
     def apply_changes(self, changes: Mapping[str, Tensor]) -> None:
         """Bring a table up to date with a dump of :meth:`changes`; rows evicted since are dropped.
+
+        A dump that was taken since another one needs a table whose state the dump's table had then
+        or later: from dumps or a state dict of it, with no training, loading or reset in between.
 
         Raises:
             InvalidArgumentError: The dump does not fit the table, or does not follow its state.
@@ -400,6 +406,9 @@ class EmbeddingModule(nn.Module):
                 "an open id space has no last row; take keys(), and look them up in eval mode"
             )
         return table.read(torch.arange(self.num_embeddings, device=table.config.device))
+
+    def _sparse_again(self) -> bool:
+        return self.sparse if self._table is None else self._was_sparse
 
     def extra_repr(self) -> str:
         """Return the arguments that are not defaults."""

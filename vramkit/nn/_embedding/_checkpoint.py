@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn._embedding._config import TableConfig
+from vramkit.nn._embedding._history import check_follows
 from vramkit.nn._embedding._input import check_tensor
 from vramkit.nn._embedding._table import Dump, Table
 from vramkit.units import counted
@@ -26,7 +27,7 @@ _STATE_NAMES = {
 }
 _ALWAYS = ("keys", "rows", "stamps", "counters", "init_std")
 # What a state dict may have for a table, besides others' names.
-KNOWN_NAMES = {"weight", *_ALWAYS, "scales", "sum", "exp_avg", "exp_avg_sq"}
+KNOWN_NAMES = {"weight", *_ALWAYS, "history", "scales", "sum", "exp_avg", "exp_avg_sq"}
 # Stamps and the clock are unsigned integers of 32 bits.
 _LAST_CLOCK = (1 << 32) - 1
 
@@ -57,6 +58,7 @@ def _state(table: Table, dump: Dump) -> dict[str, Tensor]:
         "stamps": dump.stamps,
         "counters": torch.cat([dump.counters, torch.tensor([config.seed], device="cpu")]),
         "init_std": torch.tensor(config.init_std, dtype=torch.float64, device="cpu"),
+        "history": table.history.at(int(dump.counters[1])),
     }
     if config.dtype is torch.int8:
         found["scales"] = headers[:, 0].contiguous()
@@ -82,6 +84,7 @@ def fill(table: Table, state: Mapping[str, Tensor]) -> None:
     for part in chosen.split(_CHUNK):
         _load_part(table, state, part)
     table.resume(*state["counters"][:2].tolist())
+    table.history.follow(state.get("history"))
 
 
 def mark_of(since: int | Mapping[str, Tensor]) -> int:
@@ -125,6 +128,7 @@ def check_state(config: TableConfig, state: Mapping[str, Tensor]) -> None:
             f"the state has no {', '.join(missing)}, which optimizer={config.optimizer!r} needs; "
             f"it has {sorted(state)}"
         )
+    needed |= {"history"} & set(state)
     for name in needed:
         _check_tensor(name, state[name])
     _check_shapes(config, state, needed)
@@ -139,7 +143,8 @@ def _check_tensor(name: str, value: Any) -> None:
     if not dense or value.device.type == "meta":
         what = f"{value.layout} on {value.device}" if isinstance(value, Tensor) else repr(value)
         raise InvalidArgumentError(f"{name} must be a dense tensor with values, got {what}")
-    integers = {"keys": torch.int64, "counters": torch.int64, "stamps": torch.int32}
+    integers = dict.fromkeys(("keys", "counters", "history"), torch.int64)
+    integers["stamps"] = torch.int32
     if name in integers:
         fits = value.dtype is integers[name]
     else:
@@ -158,6 +163,7 @@ def _check_shapes(config: TableConfig, state: Mapping[str, Tensor], needed: set[
         "scales": (count,),
         "counters": (3,),
         "init_std": (),
+        "history": (state["history"].numel() // 2, 2) if "history" in needed else (),
     }
     shapes |= dict.fromkeys(_STATE_NAMES[config.optimizer], (count, *wide))
     for name, shape in shapes.items():
@@ -218,6 +224,8 @@ def with_changes(table: Table, changes: Mapping[str, Tensor]) -> Table:
     check_state(table.config, changes)
     _check_order(int(changes["since"]), int(changes["counters"][1]), table.facts().clock)
     state = state_of(table)
+    if int(changes["since"]) >= 0:
+        check_follows(changes, state)
     here = state["keys"].device
     changes = {name: value.to(here) for name, value in changes.items()}
     changes = converted(changes, table.config.dtype)
@@ -295,10 +303,16 @@ def load_weight(table: Table, weight: Tensor) -> None:
         raise InvalidArgumentError(f"weight has shape {tuple(weight.shape)}, expected {wanted}")
     capacity = table.facts().capacity
     if 0 <= capacity < len(weight):
-        raise TableFullError(
+        text = (
             f"the weight has {counted(len(weight), 'row')}, the budget of "
             f"{config.budget_bytes:,} bytes holds {capacity:,}; raise budget"
         )
+        if config.evicts:
+            text += (
+                f": no row of a plain weight has been used yet, so when_full={config.when_full!r} "
+                "cannot choose the rows to keep"
+            )
+        raise TableFullError(text)
     nothing = weight.new_empty(0)
     for begin in range(0, len(weight), _CHUNK):
         rows = weight[begin : begin + _CHUNK].detach().float().contiguous()

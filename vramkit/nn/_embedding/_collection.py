@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.modules.module import _has_any_global_hook
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, VramkitError
 from vramkit.nn._embedding._bag import SparseEmbeddingBag
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._embedding import SparseEmbedding
+from vramkit.nn._embedding._faults import NAMELESS, feature_at_fault, of_feature
 from vramkit.nn._embedding._lookup import look_up
 from vramkit.nn._embedding._request import Asked
 from vramkit.nn._embedding._stats import TableStats
@@ -38,8 +39,8 @@ class SparseEmbeddingCollection(nn.Module):
         ArgumentTypeError: A table is neither of the two modules; in forward, the arguments of a
             feature are neither a tensor nor a sequence of as many as its table takes.
         RowIndexError: In forward, an id outside a fixed table. Like all errors about ids, offsets
-            and budgets, it comes before any id has got a row; only if features share a table, the
-            first of them may have got theirs.
+            and budgets, it names the feature, the first if several are wrong, and comes before any
+            id has got a row; only if features share a table, the first of them may have got theirs.
         TableFullError: In forward, the budget of a table holds fewer rows than are needed.
 
     Example:
@@ -109,10 +110,9 @@ class SparseEmbeddingCollection(nn.Module):
         """Return the statistics of each table, by its name; see :class:`TableStats`."""
         return {name: table.stats() for name, table in self._modules_by_name().items()}
 
-    @contextmanager
     def accumulate(
         self, *, scaler: GradScaler | None = None, max_norm: float | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Collect the gradients of several backward passes, and update each table once at the end.
 
         Args:
@@ -120,12 +120,12 @@ class SparseEmbeddingCollection(nn.Module):
             max_norm: The same, of each table's own gradient.
 
         Raises:
-            InvalidArgumentError: No table has a fused optimizer, or one collects already.
+            ArgumentTypeError: As for ``accumulate`` of :class:`SparseEmbedding`.
+            InvalidArgumentError: No table has a fused optimizer, or one collects already;
+                ``max_norm`` is negative.
         """
-        with ExitStack() as scopes:
-            for table in set(self._fused("accumulate()").values()):  # one may have two names
-                scopes.enter_context(table.accumulate(scaler=scaler, max_norm=max_norm))
-            yield
+        tables = set(self._fused("accumulate()").values())  # one may have two names
+        return _all_of([table.accumulate(scaler=scaler, max_norm=max_norm) for table in tables])
 
     def prefetch(self, inputs: Mapping[str, Tensor | Sequence[Tensor | None]]) -> None:
         """Bring the rows of the next batch to the GPU, as a :class:`SparseEmbedding` does.
@@ -185,21 +185,41 @@ class SparseEmbeddingCollection(nn.Module):
         for feature, name in self.features.items():
             module: Any = tables[name]
             arguments = _arguments(feature, inputs[feature], module)
-            if not _joins(module):
-                found[feature] = module(*arguments)
-                continue
-            request, weights = module._request(*arguments)
+            try:
+                if not _joins(module):
+                    found[feature] = module(*arguments)
+                    continue
+                request, weights = module._request(*arguments)
+            except VramkitError as err:
+                raise of_feature(err, feature, name) from err
             train = module.training and not module.frozen
             # Where no table is trained, gradients of weights concern one output alone.
             alone = feature if weights is not None and not train else None
             key = (request.table.place, train, alone)
             groups.setdefault(key, []).append((feature, (request, weights)))
         for (_, train, _), group in groups.items():
-            requests, weights_of = zip(*(asked for _, asked in group), strict=True)
-            outputs = look_up(requests, weights_of, train=train)
-            for (feature, _), output in zip(group, outputs, strict=True):
+            for (feature, _), output in zip(group, self._outputs(group, train), strict=True):
                 found[feature] = output
         return found
+
+    def _outputs(self, group: Sequence[tuple[str, Asked]], train: bool) -> Sequence[Tensor]:
+        requests, weights = zip(*(asked for _, asked in group), strict=True)
+        try:
+            return look_up(requests, weights, train=train)
+        except NAMELESS as err:
+            names = [feature for feature, _ in group]
+            feature = feature_at_fault(err, zip(names, requests, strict=True))
+            if feature is None:
+                raise
+            raise of_feature(err, feature, self.features[feature]) from err
+
+
+@contextmanager
+def _all_of(scopes: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as entered:
+        for scope in scopes:
+            entered.enter_context(scope)
+        yield
 
 
 def _arguments(feature: str, given: Any, module: nn.Module) -> Sequence[Any]:

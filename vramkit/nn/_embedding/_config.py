@@ -258,9 +258,11 @@ def as_float(name: str, value: Any) -> float:
         ArgumentTypeError: It is no number.
     """
     try:
-        return float(value)
+        if not isinstance(value, str | bytes | bytearray | bool):  # which float() takes too
+            return float(value)
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"{name} must be a number, got {value!r}") from None
+        pass
+    raise ArgumentTypeError(f"{name} must be a number, got {value!r}")
 
 
 def number(name: str, value: Any) -> float:

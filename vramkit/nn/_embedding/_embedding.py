@@ -161,12 +161,14 @@ class SparseEmbedding(EmbeddingModule):
         check_module(module, nn.Embedding, SparseEmbedding)
         if options.get("optimizer") is not None:
             options.setdefault("dtype", module.weight.dtype)
-        return cls.from_pretrained(
+        result = cls.from_pretrained(
             *(module.weight.detach(), not module.weight.requires_grad, module.padding_idx),
             *(module.max_norm, module.norm_type, module.scale_grad_by_freq),
             sparse=options.pop("sparse", not module.scale_grad_by_freq or "optimizer" in options),
             **options,
         )
+        result._was_sparse = module.sparse
+        return result
 
     def to_embedding(self) -> nn.Embedding:
         """Return an ``nn.Embedding`` with the same values; never-touched rows get theirs.
@@ -174,11 +176,10 @@ class SparseEmbedding(EmbeddingModule):
         Raises:
             InvalidArgumentError: An open id space has no last row.
         """
-        plain = self._table is None
-        weight = self.weight.detach() if plain else self._whole_weight()
+        weight = self.weight.detach() if self._table is None else self._whole_weight()
         return nn.Embedding(
             *(len(weight), self.embedding_dim, self.padding_idx, self.max_norm, self.norm_type),
-            *(self.scale_grad_by_freq, self.sparse and plain),
+            *(self.scale_grad_by_freq, self._sparse_again()),
             _weight=weight,
             _freeze=self.frozen,
         )

@@ -35,7 +35,19 @@ def look_up(
         requests: What to look up in which tables, all on one device; their weights are detached.
         weights: For each request, the weights as autograd knows them, or None.
         train: Whether the tables may be changed.
+
+    Raises:
+        TableUsageError: ``torch.export`` or ``torch.jit.trace`` records the lookup, or
+            ``DistributedDataParallel`` wraps the training of a table.
     """
+    # Dynamo knows torch.jit's function, and not the one in torch._C that it calls.
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise TableUsageError(
+            "torch.export and torch.jit.trace cannot record a lookup in a table with a fused "
+            "optimizer: the program would hold a number that stands for the table in this process "
+            "and may stand for another one elsewhere; record the module that to_embedding() "
+            "returns, export a table with optimizer=None, or look ids up outside of what you record"
+        )
     if not torch.is_grad_enabled():
         return read(requests)
     with_weights = False
@@ -60,11 +72,6 @@ def _differentiable(
             "a table with a fused optimizer updates itself, so DistributedDataParallel cannot "
             "average its gradients and the ranks would drift apart; build it with optimizer=None, "
             "or keep the module outside the one that DistributedDataParallel wraps"
-        )
-    if torch._C._is_tracing():
-        raise TableUsageError(
-            "torch.jit.trace cannot record a lookup in a training table with a fused optimizer, "
-            "which changes the table; call eval() before tracing"
         )
     # Transforms of torch.func say what they do not support of the node in Python only.
     if not with_weights and not torch._C._are_functorch_transforms_active():

@@ -18,6 +18,7 @@ from vramkit.errors import InvalidArgumentError
 from vramkit.nn._embedding._config import ROW_TYPES, TableConfig
 from vramkit.nn._embedding._control import Control
 from vramkit.nn._embedding._gradients import Gradients
+from vramkit.nn._embedding._history import History
 from vramkit.nn._embedding._input import NOTHING
 from vramkit.nn._embedding._request import (
     MODES,
@@ -29,6 +30,8 @@ from vramkit.nn._embedding._request import (
 )
 
 _OPS = torch.ops.vramkit
+# After all clocks.
+_NEVER = (1 << 63) - 1
 
 
 class Facts(NamedTuple):
@@ -92,6 +95,7 @@ class Table(Control):
         # Of the optimizer, besides the learning rate: its decay, betas and epsilon.
         super().__init__(lr, (config.lr_decay, *config.betas, config.eps))
         self.config = config
+        self.history = History()
         self._side: torch.cuda.Stream | None = None
         self.kept = Gradients()
         self.operators = _OPS
@@ -161,6 +165,10 @@ class Table(Control):
         return Dump(
             *self.operators.table_dump.default(self._here, self.number, since, with_present)
         )
+
+    def keys(self) -> Tensor:
+        """Return the ids that have a row."""
+        return self.dump(_NEVER, with_present=True).present.to(self.config.device)
 
     def load(
         self, keys: Tensor, rows: Tensor, headers: Tensor, state: Tensor, stamps: Tensor
