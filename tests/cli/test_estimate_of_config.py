@@ -21,9 +21,34 @@ def test_serving_fits_or_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0
     assert "llama-3.1-8b on h100: serving, one GPU\n" in capsys.readouterr().out
     assert main([*command, "--target", "t4"]) == 1
-    assert "does not fit into 14.6 GiB" in capsys.readouterr().out
+    assert "does not fit into 13.8 GiB, 95 % of 14.6 GiB" in capsys.readouterr().out
     assert main([*command, "--budget", "16GiB"]) == 1
     assert "does not fit into 16.0 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "text", "batch"),
+    [
+        ([], 1, "does not fit into 20.9 GiB, 95 % of 22.0 GiB\n", 3),
+        (["--utilisation", "1"], 0, "fits into 22.0 GiB\n", 4),
+        (["--budget", "22GiB"], 0, "fits into 22.0 GiB\n", 4),
+        (["--budget", "l4"], 1, "does not fit into 20.9 GiB, 95 % of 22.0 GiB\n", 3),
+        (
+            ["--budget", "22GiB", "--utilisation", "0.9"],
+            1,
+            "does not fit into 19.8 GiB, 90 % of 22.0 GiB\n",
+            2,
+        ),
+    ],
+)
+def test_the_status_agrees_with_the_answers(
+    options: list[str], status: int, text: str, batch: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["estimate", "--config", "llama-3.1-8b", "--target", "l4", "--batch", "4"]
+    assert main([*command, *options]) == status
+    out = capsys.readouterr().out
+    assert text in out
+    assert f"largest batch at context 8,192: {batch} sequences in " in out
 
 
 def test_training_with_everything(capsys: pytest.CaptureFixture[str]) -> None:

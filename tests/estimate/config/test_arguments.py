@@ -83,7 +83,7 @@ def test_folders_that_are_not_there(
 
 def test_a_context_beyond_the_positions_says_so() -> None:
     text = str(estimate_serving(_NAME))
-    assert "tokens (the configuration has 131,072 positions) in 95% of the GPU" in text
+    assert "tokens (the configuration has 131,072 positions) in 75.2 GiB" in text
 
 
 def test_a_cache_of_windows_has_no_limit() -> None:
