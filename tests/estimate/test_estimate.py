@@ -172,7 +172,7 @@ def test_the_model_is_untouched() -> None:
 
 
 def test_an_unmeasured_target_has_an_interval_with_its_reason() -> None:
-    found = vramkit.estimate(_layers(), torch.empty(8, 1024), target="a100", steps=1)
+    found = vramkit.estimate(_layers(), torch.empty(8, 1024), target="a100-80gb", steps=1)
     assert found.device_high_bytes - found.device_low_bytes > 1000 * _MIB
     assert "assumed" in " ".join(found.uncertain)
     assert found.peak.by_kind["workspaces"] < 12 * _MIB  # cuBLAS takes less before Hopper
