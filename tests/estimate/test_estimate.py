@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 import vramkit
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
@@ -201,6 +202,26 @@ def test_wrong_arguments_are_refused() -> None:
         vramkit.estimate(_layers(), torch.empty(1), optimizer="lion")
     with pytest.raises(ArgumentTypeError, match="a function that returns int"):
         vramkit.estimate(lambda: 3, torch.empty(1))
+
+
+def test_labels_on_the_cpu_are_refused_with_what_to_do() -> None:
+    labels, model, sample = torch.zeros(8, dtype=torch.long), _layers(16), torch.empty(8, 16)
+    text = r"test_estimate\.py:\d+ mixes tensors on the CPU .* y\.to\(o\.device\)"
+    with pytest.raises(InvalidArgumentError, match=text) as caught:
+        vramkit.estimate(model, sample, loss=lambda o: functional.cross_entropy(o, labels))
+    assert "cuda:0 and cpu" in str(caught.value.__cause__)
+    moved = vramkit.estimate(
+        model,
+        sample,
+        loss=lambda o: functional.cross_entropy(o, labels.to(o.device)),
+        optimizer="adam",
+    )
+    assert moved.peak_requested_bytes > 0
+
+
+def test_other_errors_of_a_loss_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="broadcast"):
+        vramkit.estimate(_layers(16), torch.empty(8, 16), loss=lambda o: (o + o[:, :3]).sum())
 
 
 def test_an_optimizer_updates_the_parameters_that_it_has() -> None:

@@ -29,6 +29,7 @@ from vramkit.estimate._peak import find_peak
 from vramkit.estimate._ranks import is_all_to_all
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
+from vramkit.estimate._samples import check_sample
 from vramkit.estimate._target import Target
 from vramkit.estimate._targets import find_target
 from vramkit.estimate._trace import Guess, Progress, trace
@@ -120,7 +121,7 @@ def estimate(
 
     Args:
         model: A module on any device, with or without data, or a function that returns one.
-        sample_input: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        sample_input: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
         step: In place of both: a function that builds model, optimizer and data on ``"cuda"`` and
             returns a function that runs one step.
         target: Name of the GPU, or a :class:`Target`.
@@ -159,6 +160,7 @@ SIGNATURE = signature_of(estimate, ModelOptions)
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
+    check_sample(sample)
     optimizer, loss = options.get("optimizer"), options.get("loss")
     train, autocast = options.get("train"), options.get("autocast")
     if loss is not None and not callable(loss):
