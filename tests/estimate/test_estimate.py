@@ -250,9 +250,18 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
             vramkit.estimate(model, torch.empty(8, 1024), optimizer=other)
 
 
-def test_a_step_that_puts_nothing_on_the_gpu_says_so() -> None:
-    found = vramkit.estimate(step=lambda: lambda: torch.ones(8))
-    assert any("put nothing on the GPU" in reason for reason in found.uncertain)
+def test_a_step_that_puts_nothing_on_the_gpu_is_refused() -> None:
+    text = "the step allocates nothing on 'cuda', so there is nothing .* the device 'cuda' itself"
+    with pytest.raises(InvalidArgumentError, match=text):
+        vramkit.estimate(step=lambda: lambda: torch.ones(8))
+
+
+def test_a_step_that_was_called_already_is_told() -> None:
+    text = "got NoneType; .* pass make_step itself, without calling it"
+    with pytest.raises(ArgumentTypeError, match=text):
+        vramkit.estimate(step=lambda: None)
+    with pytest.raises(ArgumentTypeError, match=r"got int$"):
+        vramkit.estimate(step=lambda: 3)
 
 
 @pytest.mark.parametrize(

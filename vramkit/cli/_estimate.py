@@ -139,6 +139,7 @@ def _of_model(arguments: argparse.Namespace) -> Status:
 
 
 def _of_step(arguments: argparse.Namespace) -> Status:
+    from vramkit.estimate._api import NOTHING
     from vramkit.estimate._estimate import budget_bytes
 
     budget = None if arguments.budget is None else budget_bytes(arguments.budget)
@@ -146,6 +147,10 @@ def _of_step(arguments: argparse.Namespace) -> Status:
         raise InvalidArgumentError("--advice needs a --budget to advise for")
     try:
         return _traced(arguments, budget)
+    except InvalidArgumentError as err:
+        if str(err).endswith(NOTHING):
+            raise InvalidArgumentError(f"{arguments.step} {NOTHING}") from err
+        raise
     except (VramkitError, CommandError, OutputError):
         raise
     except Exception as err:
@@ -172,13 +177,6 @@ def _traced(arguments: argparse.Namespace, budget: int | None) -> Status:
         )
         if arguments.advice and budget is not None:
             advice = found.advice(budget)
-    if found.peak_requested_bytes == 0:
-        raise CommandError(
-            f"{arguments.step} allocates nothing on 'cuda', so there is nothing to estimate; it "
-            "must use the device 'cuda' itself (torch.cuda.is_available() is False until it runs)",
-            status=Status.BAD_INPUT,
-            kind="InvalidArgumentError",
-        )
     _write_files(arguments, found)
     fits = None if budget is None else found.fits(budget)
     _report(arguments, found, fits, advice, None)
