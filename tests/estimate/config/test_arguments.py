@@ -99,6 +99,13 @@ def test_what_gguf_leaves_has_one_dtype() -> None:
     assert "unquantised: norms, biases and routers (fp32)." in text
 
 
+@pytest.mark.parametrize("kind", [Serving, Training])
+@pytest.mark.parametrize("given", [8, None, {"data": 8}])
+def test_a_layout_is_a_parallel(kind: Any, given: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"Parallel\(data=8\), got .* of (int|None|dict)"):
+        kind(parallel=given)
+
+
 @pytest.mark.parametrize(
     ("target", "budget", "text"),
     [

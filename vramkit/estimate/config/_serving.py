@@ -23,7 +23,7 @@ from vramkit.estimate.config._overhead import (
     outside_allocator,
     serving_workspaces,
 )
-from vramkit.estimate.config._parallel import Cut, Parallel
+from vramkit.estimate.config._parallel import Cut, Parallel, check_parallel
 from vramkit.estimate.config._parameters import model_weights
 from vramkit.estimate.config._reading import Model, read_model
 from vramkit.estimate.config._results import (
@@ -82,6 +82,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        check_parallel(self.parallel)
         limits = {
             "context": _LONGEST,
             "batch": _MOST_SEQUENCES,
