@@ -21,9 +21,34 @@ def test_serving_fits_or_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 0
     assert "llama-3.1-8b on h100: serving, one GPU\n" in capsys.readouterr().out
     assert main([*command, "--target", "t4"]) == 1
-    assert "does not fit into 14.6 GiB" in capsys.readouterr().out
+    assert "does not fit into 13.8 GiB, 95 % of 14.6 GiB" in capsys.readouterr().out
     assert main([*command, "--budget", "16GiB"]) == 1
     assert "does not fit into 16.0 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "text", "batch"),
+    [
+        ([], 1, "does not fit into 20.9 GiB, 95 % of 22.0 GiB\n", 3),
+        (["--utilisation", "1"], 0, "fits into 22.0 GiB\n", 4),
+        (["--budget", "22GiB"], 0, "fits into 22.0 GiB\n", 4),
+        (["--budget", "l4"], 1, "does not fit into 20.9 GiB, 95 % of 22.0 GiB\n", 3),
+        (
+            ["--budget", "22GiB", "--utilisation", "0.9"],
+            1,
+            "does not fit into 19.8 GiB, 90 % of 22.0 GiB\n",
+            2,
+        ),
+    ],
+)
+def test_the_status_agrees_with_the_answers(
+    options: list[str], status: int, text: str, batch: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["estimate", "--config", "llama-3.1-8b", "--target", "l4", "--batch", "4"]
+    assert main([*command, *options]) == status
+    out = capsys.readouterr().out
+    assert text in out
+    assert f"largest batch at context 8,192: {batch} sequences in " in out
 
 
 def test_training_with_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,13 +73,35 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["options"]["weights"] == "checkpoint"
 
 
-def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _small(folder: Path) -> str:
     small = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128}
     small |= {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
-    path = tmp_path / "config.json"
+    path = folder / "config.json"
     path.write_text(json.dumps(small), encoding="utf-8")
-    assert main(["estimate", "--config", str(path), "--mode", "train"]) == 0
+    return str(path)
+
+
+def test_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--config", _small(tmp_path), "--mode", "train"]) == 0
     assert "trainable parameters: 45,248" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--target", "l4"], "The model fits into 20.9 GiB, 95 % of 22.0 GiB."),
+        (["--budget", "22GiB"], "The model fits into 22.0 GiB."),
+        (["--budget", "22GiB", "--mode", "train", "--policy", "bf16"], "fits into 22.0 GiB."),
+    ],
+)
+def test_a_trace_may_use_the_same_part(
+    options: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", minversion="5.17")
+    size = ["--sequence"] if "train" in options else ["--context"]
+    command = ["estimate", "--config", _small(tmp_path), "--trace", "--steps", "1", *size, "64"]
+    assert main([*command, *options]) == 0
+    assert text in capsys.readouterr().out
 
 
 def test_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 import vramkit
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
@@ -172,7 +173,7 @@ def test_the_model_is_untouched() -> None:
 
 
 def test_an_unmeasured_target_has_an_interval_with_its_reason() -> None:
-    found = vramkit.estimate(_layers(), torch.empty(8, 1024), target="a100", steps=1)
+    found = vramkit.estimate(_layers(), torch.empty(8, 1024), target="a100-80gb", steps=1)
     assert found.device_high_bytes - found.device_low_bytes > 1000 * _MIB
     assert "assumed" in " ".join(found.uncertain)
     assert found.peak.by_kind["workspaces"] < 12 * _MIB  # cuBLAS takes less before Hopper
@@ -203,6 +204,26 @@ def test_wrong_arguments_are_refused() -> None:
         vramkit.estimate(lambda: 3, torch.empty(1))
 
 
+def test_labels_on_the_cpu_are_refused_with_what_to_do() -> None:
+    labels, model, sample = torch.zeros(8, dtype=torch.long), _layers(16), torch.empty(8, 16)
+    text = r"test_estimate\.py:\d+ mixes tensors on the CPU .* y\.to\(o\.device\)"
+    with pytest.raises(InvalidArgumentError, match=text) as caught:
+        vramkit.estimate(model, sample, loss=lambda o: functional.cross_entropy(o, labels))
+    assert "cuda:0 and cpu" in str(caught.value.__cause__)
+    moved = vramkit.estimate(
+        model,
+        sample,
+        loss=lambda o: functional.cross_entropy(o, labels.to(o.device)),
+        optimizer="adam",
+    )
+    assert moved.peak_requested_bytes > 0
+
+
+def test_other_errors_of_a_loss_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="broadcast"):
+        vramkit.estimate(_layers(16), torch.empty(8, 16), loss=lambda o: (o + o[:, :3]).sum())
+
+
 def test_an_optimizer_updates_the_parameters_that_it_has() -> None:
     model, sample = _layers(), torch.empty(8, 1024)
     first = torch.optim.Adam(model[0].parameters())
@@ -229,9 +250,18 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
             vramkit.estimate(model, torch.empty(8, 1024), optimizer=other)
 
 
-def test_a_step_that_puts_nothing_on_the_gpu_says_so() -> None:
-    found = vramkit.estimate(step=lambda: lambda: torch.ones(8))
-    assert any("put nothing on the GPU" in reason for reason in found.uncertain)
+def test_a_step_that_puts_nothing_on_the_gpu_is_refused() -> None:
+    text = "the step allocates nothing on 'cuda', so there is nothing .* the device 'cuda' itself"
+    with pytest.raises(InvalidArgumentError, match=text):
+        vramkit.estimate(step=lambda: lambda: torch.ones(8))
+
+
+def test_a_step_that_was_called_already_is_told() -> None:
+    text = "got NoneType; .* pass make_step itself, without calling it"
+    with pytest.raises(ArgumentTypeError, match=text):
+        vramkit.estimate(step=lambda: None)
+    with pytest.raises(ArgumentTypeError, match=r"got int$"):
+        vramkit.estimate(step=lambda: 3)
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_no_operator_is_both_known_and_unknown() -> None:
     ("name", "dtype", "kernel"),
     [
         ("h100", torch.bfloat16, "cudnn"),
-        ("a100", torch.bfloat16, "flash"),
+        ("a100-80gb", torch.bfloat16, "flash"),
         ("l4", torch.float32, "efficient"),
         ("t4", torch.float16, "efficient"),
         ("t4", torch.bfloat16, "math"),

@@ -309,6 +309,22 @@ def test_another_group_than_the_estimated_one_is_refused(options: Any, message: 
         traced(make_step)
 
 
+def _wraps() -> Callable[[], Any]:
+    model = DistributedDataParallel(nn.Linear(4, 4, device="cuda"), device_ids=[0])
+    return lambda: model(torch.ones(3, 4, device="cuda")).sum().backward()
+
+
+def _reduces() -> Callable[[], Any]:
+    x = torch.ones(3, device="cuda")
+    return lambda: dist.all_reduce(x)
+
+
+@pytest.mark.parametrize("make_step", [_wraps, _reduces])
+def test_a_group_that_nobody_made_names_the_argument(make_step: Any) -> None:
+    with pytest.raises(UntraceableError, match=r"test_ranks\.py:\d+ uses .*pass world_size=.* --w"):
+        trace(make_step, target=_H100)
+
+
 @pytest.mark.parametrize("ranks", [0, -1, 2.0, True, "2"])
 def test_the_number_of_ranks_is_checked(ranks: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="world_size must be a positive integer"):

@@ -109,7 +109,8 @@ def run(arguments: argparse.Namespace) -> Status:
 def _of_model(arguments: argparse.Namespace) -> Status:
     """Trace a model that transformers builds, and print what the closed form says of it."""
     from vramkit.estimate._estimate import budget_bytes
-    from vramkit.estimate.config import _command, trace_model
+    from vramkit.estimate.config import Serving, _command, trace_model
+    from vramkit.estimate.config._results import room_in_words
     from vramkit.estimate.config._traced import closed_form_bytes
 
     if arguments.world_size is not None:
@@ -123,6 +124,7 @@ def _of_model(arguments: argparse.Namespace) -> Status:
         )
     options = _command.read_options(arguments.mode or "serve", vars(arguments))
     budget = budget_bytes(arguments.budget or arguments.target)
+    part = options.utilisation if isinstance(options, Serving) else 1.0
     with ProgressLine(noun="step") as progress:
         given = {name: getattr(arguments, name) for name in _TRACED}
         tracing = {name: value for name, value in given.items() if value is not None}
@@ -130,13 +132,14 @@ def _of_model(arguments: argparse.Namespace) -> Status:
             arguments.config, options, target=arguments.target, progress=progress, **tracing
         )
     _write_files(arguments, found)
-    fits = found.fits(budget)
+    fits = found.fits(int(budget * part))
     closed = closed_form_bytes(arguments.config, options, target=arguments.target)
-    _report(arguments, found, fits, None, closed)
+    _report(arguments, found, fits, None, closed, f"into {room_in_words(budget, part)}")
     return Status.OK if fits else Status.DOES_NOT_FIT
 
 
 def _of_step(arguments: argparse.Namespace) -> Status:
+    from vramkit.estimate._api import NOTHING
     from vramkit.estimate._estimate import budget_bytes
 
     budget = None if arguments.budget is None else budget_bytes(arguments.budget)
@@ -144,6 +147,10 @@ def _of_step(arguments: argparse.Namespace) -> Status:
         raise InvalidArgumentError("--advice needs a --budget to advise for")
     try:
         return _traced(arguments, budget)
+    except InvalidArgumentError as err:
+        if str(err).endswith(NOTHING):
+            raise InvalidArgumentError(f"{arguments.step} {NOTHING}") from err
+        raise
     except (VramkitError, CommandError, OutputError):
         raise
     except Exception as err:
@@ -170,13 +177,6 @@ def _traced(arguments: argparse.Namespace, budget: int | None) -> Status:
         )
         if arguments.advice and budget is not None:
             advice = found.advice(budget)
-    if found.peak_requested_bytes == 0:
-        raise CommandError(
-            f"{arguments.step} allocates nothing on 'cuda', so there is nothing to estimate; it "
-            "must use the device 'cuda' itself (torch.cuda.is_available() is False until it runs)",
-            status=Status.BAD_INPUT,
-            kind="InvalidArgumentError",
-        )
     _write_files(arguments, found)
     fits = None if budget is None else found.fits(budget)
     _report(arguments, found, fits, advice, None)
@@ -200,6 +200,7 @@ def _report(
     fits: bool | None,
     advice: "Advice | None",
     closed: int | None,
+    room: str = "the budget",
 ) -> None:
     from vramkit.estimate.config._results import budget_note
 
@@ -220,7 +221,7 @@ def _report(
     if fits is not None:
         what = "step" if closed is None else "model"
         note_of_budget = budget_note(arguments.target, arguments.budget)
-        verdict = f"The {what} {'fits' if fits else 'does not fit'} the budget. {note_of_budget}"
+        verdict = f"The {what} {'fits' if fits else 'does not fit'} {room}. {note_of_budget}"
         write(f"\n{verdict.rstrip()}")
     if advice is not None:
         write(f"\n{advice}")

@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from vramkit import simulate
-from vramkit.errors import ArgumentTypeError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.estimate._allocators import (
     ExpandableAllocator,
     NativeAllocator,
@@ -29,12 +29,18 @@ from vramkit.estimate._peak import find_peak
 from vramkit.estimate._ranks import is_all_to_all
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
+from vramkit.estimate._samples import check_sample
 from vramkit.estimate._target import Target
 from vramkit.estimate._targets import find_target
 from vramkit.estimate._trace import Guess, Progress, trace
 from vramkit.units import format_mib
 
 MakeStep = Callable[..., Callable[[], Any]]
+# What is said of a step without memory, after its name.
+NOTHING = (
+    "allocates nothing on 'cuda', so there is nothing to estimate; it must use the device 'cuda' "
+    "itself (torch.cuda.is_available() is False until it runs)"
+)
 _PAGE_BYTES = 2 << 20
 # The pool's core simulates a machine of twice as much; a peak of this size needs more than it has
 # only where placement wastes half of it.
@@ -72,7 +78,11 @@ class Request:
     world_size: int | None = None
 
     def run(self) -> Estimate:
-        """Trace and evaluate."""
+        """Trace and evaluate.
+
+        Raises:
+            InvalidArgumentError: The step allocates nothing.
+        """
         make_step = self.make_step or (self.recipe.make_step if self.recipe else None)
         assert make_step is not None
         traced = trace(
@@ -83,7 +93,10 @@ class Request:
             progress=self.progress,
             world_size=self.world_size,
         )
-        return evaluate(traced, self)
+        found = evaluate(traced, self)
+        if found.peak_requested_bytes == 0:
+            raise InvalidArgumentError(f"the step {NOTHING}")
+        return found
 
 
 class ModelOptions(TypedDict, total=False):
@@ -120,7 +133,7 @@ def estimate(
 
     Args:
         model: A module on any device, with or without data, or a function that returns one.
-        sample_input: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        sample_input: A tensor, a tuple of positional arguments, or a dict of keyword arguments.
         step: In place of both: a function that builds model, optimizer and data on ``"cuda"`` and
             returns a function that runs one step.
         target: Name of the GPU, or a :class:`Target`.
@@ -159,6 +172,7 @@ SIGNATURE = signature_of(estimate, ModelOptions)
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
+    check_sample(sample)
     optimizer, loss = options.get("optimizer"), options.get("loss")
     train, autocast = options.get("train"), options.get("autocast")
     if loss is not None and not callable(loss):
@@ -275,8 +289,6 @@ def _interval(traced: Trace, reserved: int, target: Target) -> tuple[int, int, t
             f"NCCL's memory for the process groups ({traced.groups} of up to {traced.world_size} "
             f"ranks) is {known}."
         )
-    if not traced.blocks:
-        reasons.append("The step put nothing on the GPU: make model and data on device 'cuda'.")
     if traced.assumed_bytes:
         # Workspaces of one moment only: the largest bounds what all of them can add to the peak.
         largest = max(traced.assumed_bytes.values())

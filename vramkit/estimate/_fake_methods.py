@@ -132,7 +132,8 @@ def _numpy_function(shadows: Shadows) -> Callable[..., Any]:
         if known is None or (self.device.type != "cpu" and not force):
             raise UntraceableError(
                 f"{line_of_caller()} makes a NumPy array of a tensor whose data is not known, so "
-                "what follows from it cannot be known; leave it out of the estimated step"
+                "what follows from it cannot be known; for a number that is only logged use "
+                "x.item() or float(x), and leave others out of the estimated step"
             )
         with _disable_current_modes():
             return known.numpy(force=force)

@@ -32,6 +32,10 @@ _WITHOUT_KERNELS = {
         "starts torch.distributed without a number of ranks to estimate for",
         "pass world_size=, on the command line --world-size",
     ),
+    "Default process group has not been initialized": (
+        "uses torch.distributed without a number of ranks to estimate for",
+        "pass world_size=, on the command line --world-size",
+    ),
     "self.shape_env must not be None": (
         "makes a nested tensor, or another one whose size depends on the data",
         "use padded tensors in the estimated step",

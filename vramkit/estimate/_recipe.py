@@ -13,9 +13,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.estimate._attribution import line_of_error
 from vramkit.estimate._optimizers import Factory
+from vramkit.estimate._samples import check_called_without
 
 _MOST_SHADOWED = 1 << 16
+_MIXED_DEVICES = "Expected all tensors to be on the same device"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Recipe:
 
     Attributes:
         model: A module on any device, with or without data, or a function that returns one.
-        sample: Its input: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        sample: Its input: a tensor, a tuple of arguments, or a dict of keyword arguments; None to
+            call it without.
         optimizer: Makes the optimizer; None for no update.
         loss: Function of the model's output; None for the output's own loss, or its sum.
         trains: Whether there is a backward pass.
@@ -55,6 +59,8 @@ class Recipe:
     def make_step(self) -> Callable[[], None]:
         """Build everything on ``"cuda"``; only fakes, inside a tracing scope."""
         model = _on_device(self.model)
+        if self.sample is None:
+            check_called_without(model)
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.checkpoints:
@@ -105,7 +111,7 @@ class Recipe:
 
     def _loss_of(self, output: Any) -> torch.Tensor:
         if self.loss is not None:
-            return self.loss(output)
+            return _called_on_device(self.loss, output)
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if isinstance(own, torch.Tensor):
             return own
@@ -116,6 +122,20 @@ class Recipe:
             f"the model returns {type(output).__name__} without a loss and without a tensor that "
             "needs a gradient; pass loss=, a function of the output"
         )
+
+
+def _called_on_device(loss: Callable[[Any], torch.Tensor], output: Any) -> torch.Tensor:
+    """Labels that the function brings stay where they are; a real output may be there too."""
+    try:
+        return loss(output)
+    except RuntimeError as err:
+        if _MIXED_DEVICES not in str(err):
+            raise
+        raise InvalidArgumentError(
+            f"the loss at {line_of_error(err)} mixes tensors on the CPU with the model's output, "
+            "which is on 'cuda' here, wherever the model was; move them inside the loss, as in "
+            "F.cross_entropy(o, y.to(o.device))"
+        ) from err
 
 
 def checkpoint_blocks(model: torch.nn.Module) -> int:
@@ -141,6 +161,8 @@ def _blocks_of(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def _call(model: torch.nn.Module, sample: Any) -> Any:
+    if sample is None:
+        return model()
     if isinstance(sample, Mapping):
         return model(**sample)
     return model(*sample) if isinstance(sample, tuple | list) else model(sample)

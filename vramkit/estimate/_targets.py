@@ -70,7 +70,7 @@ _ALL = (
     _assumed("rtx5090", "NVIDIA GeForce RTX 5090", (12, 0), 170, 31.3, 96),
     _assumed("t4", "Tesla T4", (7, 5), 40, 14.56, 4),
 )
-_OTHER_NAMES = {"a100": "a100-80gb", "h10080gb": "h100", "geforcertx4090": "rtx4090"}
+_OTHER_NAMES = {"h10080gb": "h100", "geforcertx4090": "rtx4090"}
 
 
 def targets() -> tuple[Target, ...]:
@@ -89,7 +89,7 @@ def find_target(target: str | os.PathLike[str] | Target) -> Target:
 
     Raises:
         ArgumentTypeError: ``target`` is neither a text nor a path nor a :class:`Target`.
-        InvalidArgumentError: No GPU has this name, or the file cannot be used.
+        InvalidArgumentError: No GPU has this name, or several have, or the file cannot be used.
 
     >>> find_target("A100 80GB").multi_processors, find_target("h100").measured
     (108, True)
@@ -109,6 +109,11 @@ def find_target(target: str | os.PathLike[str] | Target) -> Target:
     for known in _ALL:
         if wanted in (_plain(known.name), _plain(known.title)):
             return known
+    sizes = [known.name for known in _ALL if _plain(known.name.partition("-")[0]) == wanted]
+    if len(sizes) > 1:
+        raise InvalidArgumentError(
+            f"{target!r} names GPUs of different memory; use {' or '.join(sizes)}"
+        )
     names = ", ".join(known.name for known in _ALL)
     raise InvalidArgumentError(
         f"no GPU named {target!r} is known; known are {names}. For another one pass the file that "

@@ -18,6 +18,10 @@ from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
 from vramkit.units import format_mib
 
+_CALLED = (
+    "; return the function of the step, and where you have written step=make_step(), pass "
+    "make_step itself, without calling it"
+)
 Guess = Literal["refuse", "allow"]
 # Called with the number of steps done and their total.
 Progress = Callable[[int, int], None]
@@ -80,7 +84,7 @@ def _run(
     if not callable(step):
         raise ArgumentTypeError(
             "make_step must return a function without arguments that runs one step, got "
-            f"{type(step).__name__}"
+            f"{type(step).__name__}{_CALLED if step is None else ''}"
         )
     for number in range(steps):
         tracer.begin_step()

@@ -83,7 +83,7 @@ def test_folders_that_are_not_there(
 
 def test_a_context_beyond_the_positions_says_so() -> None:
     text = str(estimate_serving(_NAME))
-    assert "tokens (the configuration has 131,072 positions) in 95% of the GPU" in text
+    assert "tokens (the configuration has 131,072 positions) in 75.2 GiB" in text
 
 
 def test_a_cache_of_windows_has_no_limit() -> None:
@@ -97,6 +97,13 @@ def test_a_cache_of_windows_has_no_limit() -> None:
 def test_what_gguf_leaves_has_one_dtype() -> None:
     text = str(estimate_serving(_NAME, Serving(weights="Q4_K_M")))
     assert "unquantised: norms, biases and routers (fp32)." in text
+
+
+@pytest.mark.parametrize("kind", [Serving, Training])
+@pytest.mark.parametrize("given", [8, None, {"data": 8}])
+def test_a_layout_is_a_parallel(kind: Any, given: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"Parallel\(data=8\), got .* of (int|None|dict)"):
+        kind(parallel=given)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def test_an_estimate_of_serving(client: Any) -> None:
     assert answer["parameters"]["total"] == 8_030_261_248
     amounts = {each["name"]: each["size_bytes"] for each in answer["estimate"]["amounts"]}
     assert amounts["KV cache"] == 4 * 8192 * 131_072
-    assert answer["budget_bytes"] == 85_017_755_648
+    assert answer["estimate"]["usable_bytes"] == int(85_017_755_648 * 0.95)
+    assert answer["verdict"] == "fits into 75.2 GiB, 95 % of 79.2 GiB"
     assert ["cache for a further token", "131,072 bytes"] in answer["answers"]
     assert answer["advice"][0]["saved_bytes"] > 0
 
@@ -84,8 +85,19 @@ def test_an_estimate_of_training_with_a_budget(client: Any) -> None:
     asked = wanted(mode="train", options=options, budget="24GiB")
     answer = client.post("/api/estimate", json=asked).json()
     assert answer["estimate"]["fits"] is False
-    assert answer["budget_bytes"] == 24 << 30
+    assert answer["estimate"]["usable_bytes"] == 24 << 30
+    assert answer["verdict"] == "does not fit into 24.0 GiB"
     assert answer["estimate"]["options"]["flash"] is False
+
+
+@pytest.mark.parametrize(("budget", "part"), [("24GiB", 1.0), ("l4", 0.95)])
+def test_a_budget_while_serving_is_a_size_or_a_part_of_a_gpu(
+    client: Any, budget: str, part: float
+) -> None:
+    answer = client.post("/api/estimate", json=wanted(budget=budget)).json()["estimate"]
+    assert answer["options"]["utilisation"] == part
+    assert answer["usable_bytes"] == int(answer["budget_bytes"] * part)
+    assert answer["fits"] is (answer["largest_batch"] >= 4)
 
 
 def test_a_configuration_of_ones_own(client: Any) -> None:

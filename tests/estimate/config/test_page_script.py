@@ -92,7 +92,7 @@ def shown(base: str, *actions: tuple[str, Any], search: str = "") -> dict[str, A
 def test_the_page_opens_with_an_estimate(base: str) -> None:
     found = shown(base)
     assert (found["error"], found["kind"]) == ("", "good")
-    assert found["verdict"].endswith(" GiB fits into h100 (79.2 GiB)")
+    assert found["verdict"].endswith(" GiB fits into 75.2 GiB, 95 % of 79.2 GiB (h100)")
     assert found["rank"].startswith("llama-3.1-8b, 8,030,261,248 parameters; serving, one GPU")
     assert found["modes"] == ["serve"]
     assert found["amounts"] == len(found["bar"]) > 5
@@ -107,7 +107,7 @@ def test_sliders_choices_and_modes_are_asked_for(base: str) -> None:
     found = shown(base, ("context", "17"), ("weights", "awq"), ("budget", "8GiB"))
     assert found["requests"][-1]["options"]["context"] == 1 << 17
     assert found["requests"][-1]["options"]["weights"] == "awq"
-    assert found["verdict"].endswith("does not fit into 8GiB")
+    assert found["verdict"].endswith("does not fit into 8.0 GiB")
     assert found["kind"] == "bad"
     trained = shown(base, ("mode", "train"), ("zero", "3"), ("data", "3"), ("no_flash", True))
     assert trained["error"] == ""

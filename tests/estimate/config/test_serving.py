@@ -9,7 +9,7 @@ import pytest
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.estimate import find_target
-from vramkit.estimate.config import Parallel, Serving, estimate_serving, read_model
+from vramkit.estimate.config import Parallel, Serving, advise, estimate_serving, read_model
 
 GIB = 1 << 30
 
@@ -197,6 +197,30 @@ def test_the_answers_are_the_largest_that_fit() -> None:
             total = estimate_serving(model, changed, target="a100-80gb").total_bytes
             assert (total <= limit) is fits
     assert estimate.needed == Parallel()
+
+
+@pytest.mark.parametrize("target", ["l4", "h100"])
+@pytest.mark.parametrize("utilisation", [0.5, 0.95, 1.0])
+@pytest.mark.parametrize("batch", [1, 3, 4, 40])
+def test_the_parts_of_a_report_agree(target: str, utilisation: float, batch: int) -> None:
+    options = Serving(batch=batch, utilisation=utilisation)
+    found = estimate_serving("llama-3.1-8b", options, target=target)
+    assert found.fits() is (found.largest_batch >= batch)
+    assert found.fits() is (found.largest_context >= options.context)
+    assert found.fits() is (found.needed == Parallel())
+    assert found.fits() is found.fits(target) is found.fits(found.usable_bytes)
+    assert found.as_dict()["fits"] is found.fits()
+    advised = advise("llama-3.1-8b", options, target=target)
+    assert all(change.fits is (change.total_bytes <= found.usable_bytes) for change in advised)
+
+
+def test_a_size_counts_whole_and_a_gpu_in_part() -> None:
+    found = estimate_serving("llama-3.1-8b", Serving(batch=4), target="l4")
+    assert not found.fits()
+    assert not found.fits("l4")
+    assert found.fits("22GiB")
+    assert found.fits(find_target("l4").total_bytes)
+    assert "does not fit into 20.9 GiB, 95 % of 22.0 GiB" in str(found)
 
 
 def test_what_never_fits() -> None:

@@ -247,6 +247,9 @@ def test_zero_3_gathers_layers() -> None:
     layer = 855_654_400
     ends = 2 * 128_256 * 8192 + 8192
     assert estimate.amount("gathered layers") == 2 * (3 * layer + ends)
+    assert "two layers, one layer's gradients, embedding, norm, head" in str(estimate)
+    adapters = estimate_training(model, replace(options, lora_rank=8))
+    assert "two layers, embedding, norm, head" in str(adapters)
     assert estimate.fits()
 
 

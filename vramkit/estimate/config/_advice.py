@@ -9,7 +9,7 @@ from typing import Any
 from vramkit.errors import InvalidArgumentError
 from vramkit.estimate._target import Target
 from vramkit.estimate.config._reading import Model, read_model
-from vramkit.estimate.config._results import RankEstimate, budget_bytes
+from vramkit.estimate.config._results import RankEstimate, usable_bytes
 from vramkit.estimate.config._serving import Serving, estimate_serving
 from vramkit.estimate.config._training import estimate_training
 from vramkit.estimate.config._training_options import Training
@@ -58,7 +58,8 @@ def advise(
         model: What :func:`~vramkit.estimate.config.read_model` takes or gives.
         options: How it is served or trained.
         target: The GPU.
-        budget: A size or a GPU, the target by default.
+        budget: A size, which counts whole, or a GPU, of which the part counts that serving may use;
+            the target by default.
 
     Returns:
         The changes that fit first, each group by what it saves; without those that save nothing.
@@ -73,8 +74,10 @@ def advise(
     ('QLoRA of rank 16', True)
     """
     model = read_model(model)
-    before = estimate_of(model, options, target).total_bytes
-    limit = budget_bytes(target if budget is None else budget)
+    found_before = estimate_of(model, options, target)
+    before = found_before.total_bytes
+    room = found_before.target if budget is None else budget
+    limit = usable_bytes(room, found_before.utilisation)
     found = []
     for change, changes, cost in _candidates(options):
         try:

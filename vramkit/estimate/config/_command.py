@@ -16,7 +16,7 @@ from vramkit.estimate.config._parallel import Parallel
 from vramkit.estimate.config._parameters import count_parameters
 from vramkit.estimate.config._policies import OPTIMIZERS, POLICIES
 from vramkit.estimate.config._reading import read_model
-from vramkit.estimate.config._results import budget_note, limited
+from vramkit.estimate.config._results import budget_note, is_size, limited
 from vramkit.estimate.config._serving import Serving
 from vramkit.estimate.config._training_options import Training
 from vramkit.units import format_mib
@@ -28,7 +28,7 @@ _SERVE: dict[str, tuple[type, str]] = {
     "batch": (int, "sequences at once"),
     "block_tokens": (int, "tokens of a cache block"),
     "chunk_tokens": (int, "most tokens of one forward pass"),
-    "utilisation": (float, "part of the GPU that the answers may use"),
+    "utilisation": (float, "part of the GPU that may be used (default: 0.95; of a size: all)"),
 }
 _TRAIN: dict[str, tuple[type, str]] = {
     "sequence": (int, "tokens of a sequence"),
@@ -143,7 +143,8 @@ def read_options(mode: str, given: dict[str, Any]) -> Options:
 
     Args:
         mode: ``"serve"`` or ``"train"``.
-        given: Values by the names of the options.
+        given: Values by the names of the options, and the ``budget``: one that is a size is used
+            whole unless ``utilisation`` is given.
 
     Raises:
         InvalidArgumentError: A value does not work, or an option is the other mode's.
@@ -151,6 +152,8 @@ def read_options(mode: str, given: dict[str, Any]) -> Options:
     own, other = (_SERVE, _TRAIN) if mode == "serve" else (_TRAIN, _SERVE)
     kind = Serving if mode == "serve" else Training
     values = {name: given[name] for name in own if given.get(name) is not None}
+    if mode == "serve" and is_size(given.get("budget")):
+        values.setdefault("utilisation", 1.0)
     for name, value in values.items():
         if not isinstance(value, (int, float) if own[name][0] is float else own[name][0]):
             raise InvalidArgumentError(f"{_flag(name)} cannot be {value!r}")

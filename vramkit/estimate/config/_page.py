@@ -148,12 +148,12 @@ def answer_of(wanted: dict[str, Any]) -> dict[str, Any]:
                 f"{name!r} is a file, and the page reads no files; use vramkit estimate --config"
             )
     model = _model_of(wanted)
-    options = read_options(mode, given)
+    options = read_options(mode, {**given, "budget": budget})
     gpu = limited(target, budget)
     estimate = estimate_of(model, options, gpu)
     return {
         "estimate": {**estimate.as_dict(), "fits": estimate.fits()},
-        "budget_bytes": gpu.total_bytes,
+        "verdict": estimate.verdict(),
         "answers": estimate.answers(),
         "advice": [asdict(each) for each in advise(model, options, target=gpu)],
         "parameters": asdict(count_parameters(model)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from vramkit.errors import InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.estimate.config._architecture import Architecture, Layer, Weight
 
 
@@ -106,6 +106,19 @@ class Parallel:
         ends = [sum(numbers[: at + 1]) for at in range(len(numbers))]
         return tuple(
             model.layers[end - number : end] for end, number in zip(ends, numbers, strict=True)
+        )
+
+
+def check_parallel(value: object) -> None:
+    """Refuse what is no layout of ranks.
+
+    Raises:
+        ArgumentTypeError: It is something else, such as a number.
+    """
+    if not isinstance(value, Parallel):
+        raise ArgumentTypeError(
+            "parallel must be a vramkit.estimate.config.Parallel, such as Parallel(data=8), got "
+            f"{value!r} of {type(value).__name__}"
         )
 
 

@@ -75,25 +75,37 @@ class RankEstimate:
         """Sum of what is most plausible of each."""
         return sum(amount.high_bytes for amount in self.amounts)
 
+    @property
+    def utilisation(self) -> float:
+        """Part of a GPU's memory that may be used."""
+        return 1.0
+
+    @property
+    def usable_bytes(self) -> int:
+        """What of the GPU's memory may be used."""
+        return usable_bytes(self.target, self.utilisation)
+
     def fits(self, budget: str | int | Target | None = None) -> bool:
         """Tell whether the estimate (``total_bytes``, not ``high_bytes``) is within a budget.
 
         Args:
-            budget: A size such as ``"24GiB"``, a GPU such as ``"l4"`` or a
-                :class:`vramkit.estimate.Target`; by default the estimate's own GPU.
+            budget: A size such as ``"24GiB"``, which counts whole, or a GPU such as ``"l4"`` or a
+                :class:`vramkit.estimate.Target`, of which the part that may be used counts; by
+                default the estimate's own GPU.
 
         Raises:
             ArgumentTypeError: ``budget`` is none of these.
             InvalidArgumentError: It is no size, and no GPU has this name.
         """
-        return self.total_bytes <= budget_bytes(self.target if budget is None else budget)
+        room = self.target if budget is None else budget
+        return self.total_bytes <= usable_bytes(room, self.utilisation)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain containers."""
         values = asdict(self)
         values["target"] = self.target.name
         values["budget_bytes"] = self.target.total_bytes
-        sums = ("total_bytes", "low_bytes", "high_bytes")
+        sums = ("total_bytes", "low_bytes", "high_bytes", "usable_bytes")
         return {**values, **{name: getattr(self, name) for name in sums}, "fits": self.fits()}
 
     def json(self) -> str:
@@ -108,13 +120,16 @@ class RankEstimate:
         """What is printed below the table, each with its title."""
         return []
 
+    def verdict(self) -> str:
+        """Whether it fits, and into what."""
+        room = room_in_words(self.target.total_bytes, self.utilisation)
+        return f"{'fits' if self.fits() else 'does not fit'} into {room}"
+
     def __str__(self) -> str:
         """The table, the answers and the assumptions."""
         rows = [(a.name, format_mib(a.size_bytes), interval(a), a.detail) for a in self.amounts]
         total = Amount("total", self.total_bytes, self.low_bytes, self.high_bytes)
-        budget = format_mib(self.target.total_bytes)
-        verdict = f"{'fits' if self.fits() else 'does not fit'} into {budget}"
-        rows.append(("total", format_mib(total.size_bytes), interval(total), verdict))
+        rows.append(("total", format_mib(total.size_bytes), interval(total), self.verdict()))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [f"{self.model} on {self.target.name}: {self.rank}"]
         lines += [
@@ -171,7 +186,7 @@ def budget_note(target: str | os.PathLike[str] | Target, budget: str | None) -> 
     >>> budget_note("h100", "24GiB")
     ''
     """
-    if budget is None or budget.strip()[:1].isdigit():
+    if budget is None or is_size(budget):
         return ""
     other, own = find_target(budget).name, find_target(target).name
     if other == own:
@@ -188,6 +203,37 @@ def budget_bytes(budget: str | int | Target) -> int:
     """
     if isinstance(budget, Target):
         return budget.total_bytes
-    if isinstance(budget, str) and not budget[:1].isdigit():
+    if isinstance(budget, str) and not is_size(budget):
         return find_target(budget).total_bytes
     return parse_bytes(budget, name="budget")
+
+
+def is_size(budget: object) -> bool:
+    """Tell whether a budget is a size, and not a GPU.
+
+    >>> is_size("24GiB"), is_size(24 << 30), is_size("l4"), is_size(None)
+    (True, True, False, False)
+    """
+    return isinstance(budget, int) or (isinstance(budget, str) and budget.strip()[:1].isdigit())
+
+
+def usable_bytes(budget: str | int | Target, utilisation: float) -> int:
+    """What of a budget may be used: a size whole, and of a GPU a part.
+
+    >>> usable_bytes("20GiB", 0.5) >> 30, usable_bytes("h200", 0.5) >> 30
+    (20, 69)
+    """
+    size = budget_bytes(budget)
+    return size if is_size(budget) else int(size * utilisation)
+
+
+def room_in_words(total_bytes: int, utilisation: float) -> str:
+    """Say how much may be used, and of how much.
+
+    >>> room_in_words(20 << 30, 0.95), room_in_words(20 << 30, 1.0)
+    ('19.0 GiB, 95 % of 20.0 GiB', '20.0 GiB')
+    """
+    whole = format_mib(total_bytes)
+    if utilisation == 1:
+        return whole
+    return f"{format_mib(int(total_bytes * utilisation))}, {100 * utilisation:.4g} % of {whole}"

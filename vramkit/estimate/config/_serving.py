@@ -23,14 +23,20 @@ from vramkit.estimate.config._overhead import (
     outside_allocator,
     serving_workspaces,
 )
-from vramkit.estimate.config._parallel import Cut, Parallel
+from vramkit.estimate.config._parallel import Cut, Parallel, check_parallel
 from vramkit.estimate.config._parameters import model_weights
 from vramkit.estimate.config._reading import Model, read_model
-from vramkit.estimate.config._results import Amount, RankEstimate, checked_options, exact
+from vramkit.estimate.config._results import (
+    Amount,
+    RankEstimate,
+    checked_options,
+    exact,
+    usable_bytes,
+)
 from vramkit.estimate.config._schemes import DTYPE_BYTES, base_dtype
 from vramkit.estimate.config._serving_activations import activation_bytes
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
-from vramkit.units import counted
+from vramkit.units import counted, format_mib
 
 _GIB = 1 << 30
 _LONGEST = 1 << 28
@@ -59,7 +65,7 @@ class Serving:
         fused: Whether an engine's kernels compute. The modules of transformers do not have them:
             they read the prompts of all sequences at once, keep caches without blocks, windows
             whole while they read, and capture no graphs.
-        utilisation: Part of the GPU's memory that the engine may use, for the answers.
+        utilisation: Part of the GPU's memory that the engine may use, for ``fits`` and the answers.
     """
 
     weights: str = "checkpoint"
@@ -76,6 +82,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        check_parallel(self.parallel)
         limits = {
             "context": _LONGEST,
             "batch": _MOST_SEQUENCES,
@@ -124,9 +131,14 @@ class ServingEstimate(RankEstimate):
     needed: Parallel | None
     max_context: int | None
 
+    @property
+    def utilisation(self) -> float:
+        """Part of a GPU's memory that the engine may use."""
+        return self.options.utilisation
+
     def answers(self) -> list[tuple[str, str]]:
         """The largest context and batch, and the GPUs needed."""
-        part = f"{self.options.utilisation:.0%} of the GPU"
+        part = format_mib(self.usable_bytes)
         found = [
             ("cache for a further token", self._cache_in_words()),
             (
@@ -187,7 +199,7 @@ def estimate_serving(
     gpu = find_target(target)
     plan = _Plan(model, options, gpu)
     worst = plan.worst_stage(options.batch, options.context)
-    limit = int(gpu.total_bytes * options.utilisation)
+    limit = usable_bytes(gpu, options.utilisation)
     return ServingEstimate(
         model=model.name,
         rank=plan.rank_name(worst),

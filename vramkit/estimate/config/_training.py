@@ -289,7 +289,9 @@ class _Plan:
         gradients = 0 if self._options.lora_rank else 1
         size = math.ceil((_BUSY_LAYERS + gradients) * layer + outside)
         low, high = math.ceil(layer), math.ceil((2 * _BUSY_LAYERS + gradients) * layer) + size
-        return [Amount("gathered layers", size, low, high, "two layers, one layer's gradients")]
+        held = ["two layers", *(["one layer's gradients"] if gradients else [])]
+        held += dict.fromkeys(weight.part for weight in ends)
+        return [Amount("gathered layers", size, low, high, ", ".join(held))]
 
     def _activations(self, stage: int) -> list[Amount]:
         layers, tokens, keeping = self._stages[stage], self._tokens, self._keeping

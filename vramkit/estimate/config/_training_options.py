@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vramkit.errors import InvalidArgumentError
-from vramkit.estimate.config._parallel import Parallel
+from vramkit.estimate.config._parallel import Parallel, check_parallel
 from vramkit.estimate.config._policies import OPTIMIZERS, policy_of
 
 _CHOICES = {
@@ -73,6 +73,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Check each value."""
+        check_parallel(self.parallel)
         limits = {
             "sequence": (1, 1 << 28),
             "micro_batch": (1, 1 << 20),

@@ -138,12 +138,13 @@ function show(answer, budgetText) {
   const estimate = answer.estimate;
   const verdict = document.getElementById("verdict");
   const span = ranged(estimate.low_bytes, estimate.high_bytes);
-  const into = budgetText || `${estimate.target} (${sized(estimate.budget_bytes)})`;
-  verdict.textContent = `${sized(estimate.total_bytes)} ${estimate.fits ? "fits" : "does not fit"} into ${into}`;
+  const isSize = /^\s*\d/.test(budgetText);
+  const gpu = isSize ? "" : ` (${budgetText || estimate.target})`;
+  verdict.textContent = `${sized(estimate.total_bytes)} ${answer.verdict}${gpu}`;
   verdict.className = estimate.fits ? "good" : "bad";
   document.getElementById("rank").textContent =
     `${estimate.model}, ${answer.parameters.total.toLocaleString("en")} parameters; ${estimate.rank}; plausible: ${span}`;
-  showBar(estimate.amounts, estimate.total_bytes, answer.budget_bytes);
+  showBar(estimate.amounts, estimate.total_bytes, estimate.usable_bytes);
   showAmounts(estimate.amounts);
   const answers = document.getElementById("answers");
   answers.replaceChildren();

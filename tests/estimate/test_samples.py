@@ -1,0 +1,54 @@
+"""What a model is called with, and samples that are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vramkit
+from vramkit.errors import ArgumentTypeError
+
+
+class _Own(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(4, 64))
+
+    def forward(self, count: int = 2) -> torch.Tensor:
+        return self.weight * count
+
+
+@pytest.mark.parametrize("model", [torch.nn.Linear(4, 4), lambda: torch.nn.Linear(4, 4)])
+def test_a_missing_sample_is_refused_where_it_is_needed(model: Any) -> None:
+    text = "sample_input is missing, and the forward of Linear needs input; pass a tensor"
+    with pytest.raises(ArgumentTypeError, match=text):
+        vramkit.estimate(model)
+
+
+def test_a_model_without_arguments_needs_no_sample() -> None:
+    found = vramkit.estimate(_Own(), train=True)
+    assert found.peak.by_kind["parameters"] == 4 * 64 * 4
+    assert found.parameters == 4 * 64
+
+
+@pytest.mark.parametrize("shape", [(4, 64), [4, 64], torch.Size((4, 64))])
+def test_a_shape_is_no_sample(shape: Any) -> None:
+    text = r"of integers, \(4, 64\); .* pass torch\.empty\(4, 64\)"
+    with pytest.raises(ArgumentTypeError, match=text):
+        vramkit.estimate(torch.nn.Linear(64, 64), shape)
+
+
+@pytest.mark.parametrize("sample", [np.zeros(3), (np.zeros(3),), {"input": [np.zeros(3)]}])
+def test_arrays_are_no_samples(sample: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"NumPy array; .* torch\.from_numpy\(array\)"):
+        vramkit.estimate(torch.nn.Linear(3, 3), sample)
+
+
+def test_tuples_are_positional_and_dicts_keyword_arguments() -> None:
+    model, x = torch.nn.Bilinear(8, 16, 4), (torch.empty(2, 8), torch.empty(2, 16))
+    positional = vramkit.estimate(model, x)
+    by_name = vramkit.estimate(model, {"input1": x[0], "input2": x[1]})
+    assert positional.peak_requested_bytes == by_name.peak_requested_bytes > 0

@@ -1,0 +1,56 @@
+"""What a model is called with: a sample that cannot be its input is refused before the trace."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+
+from vramkit.errors import ArgumentTypeError
+
+
+def check_sample(sample: Any) -> None:
+    """Refuse shapes and NumPy arrays.
+
+    Args:
+        sample: What was given as ``sample_input``.
+
+    Raises:
+        ArgumentTypeError: It is a shape, or holds an array.
+    """
+    if isinstance(sample, tuple | list) and sample and all(type(each) is int for each in sample):
+        shape = ", ".join(map(str, sample))
+        raise ArgumentTypeError(
+            f"sample_input is a {type(sample).__name__} of integers, ({shape}); if it is the shape "
+            f"of the input, pass torch.empty({shape}), as a tuple holds positional arguments"
+        )
+    if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(sample)):
+        raise ArgumentTypeError(
+            "sample_input holds a NumPy array; pass tensors, such as torch.from_numpy(array)"
+        )
+
+
+def check_called_without(model: torch.nn.Module) -> None:
+    """Refuse to call a model without a sample if its forward needs arguments.
+
+    Args:
+        model: The model for which no sample was given.
+
+    Raises:
+        ArgumentTypeError: It needs arguments.
+    """
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(model.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ArgumentTypeError(
+            f"sample_input is missing, and the forward of {type(model).__name__} needs "
+            f"{', '.join(needed)}; pass a tensor, a tuple of positional arguments or a dict of "
+            "keyword arguments"
+        )
