@@ -6,6 +6,7 @@ import ctypes
 
 import pytest
 import torch
+from helpers.pools import run_script
 
 from vramkit import _build
 from vramkit.errors import NativeLibraryError, ScopeError, UntraceableError
@@ -99,3 +100,29 @@ class _Deaf:
 def test_the_self_test_sees_a_torch_that_ignores_the_device() -> None:
     with pytest.raises(NativeLibraryError, match=r"does not take .* python -m vramkit\._build"):
         _self_test(_Deaf())  # type: ignore[arg-type]
+
+
+_FIRST_BACKWARD = """
+import os, torch, vramkit
+
+def backward():
+    torch.nn.Linear(4, 4)(torch.ones(2, 4)).sum().backward()
+
+with torch.device("meta"):
+    vramkit.estimate(torch.nn.Linear(4, 4), torch.ones(2, 4), optimizer="sgd")
+backward()
+child = os.fork()
+if child == 0:
+    status = 1
+    try:
+        torch.set_num_threads(1)  # OpenMP's threads are not in the child
+        backward()
+        status = 0
+    finally:
+        os._exit(status)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def test_autograd_knows_the_real_devices_if_its_first_pass_is_in_an_estimate() -> None:
+    run_script(_FIRST_BACKWARD)

@@ -3,8 +3,10 @@
 import gc
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +34,9 @@ def _run_child(work: Callable[[], object]) -> None:
             torch.set_num_threads(1)
             work()
             status = 0
+        except BaseException:  # noqa: BLE001 - the parent shows what it prints
+            traceback.print_exc()
+            sys.stderr.flush()
         finally:
             os._exit(status)
     _expect_good_end(child)

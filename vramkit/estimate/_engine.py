@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from types import FrameType
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 # References to a gradient that only the engine holds, as seen from a dispatch mode.
 _MOST_TENSOR_REFERENCES = 4
@@ -13,6 +15,17 @@ _MOST_STORAGE_REFERENCES = 2
 # Through which operators are called that stand for those of C++ code.
 _CALLS_FILE = torch._ops.__file__
 _DISPATCH = ("__torch_dispatch__", "_fn", "inner", "wrapper")
+
+
+@functools.cache
+def start() -> None:
+    """Have the engine count the real devices, which it does once, in the first backward pass.
+
+    If it counted the pretended one, it would start a thread for it: forked children could then run
+    no backward pass any more, and the second GPU of a machine would be unknown to it.
+    """
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        torch.zeros((), device="cpu", requires_grad=True).backward()
 
 
 def in_backward() -> bool:

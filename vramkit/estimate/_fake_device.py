@@ -19,7 +19,7 @@ import torch
 
 from vramkit import _build
 from vramkit.errors import NativeLibraryError, ScopeError, UntraceableError
-from vramkit.estimate import _streams
+from vramkit.estimate import _engine, _streams
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._target import Target
 
@@ -80,6 +80,7 @@ def fake_device(target: Target) -> Iterator[None]:
     # FakeTensorMode imports it, and it makes a table of torch.cuda's own functions when it loads.
     importlib.import_module("torch._dynamo")
     library = _library()
+    _engine.start()
     if not _scope_owner.acquire(blocking=False):
         raise ScopeError("another estimate is running in this process; run them one by one")
     try:
