@@ -19,16 +19,11 @@ struct VectorOf {
 using Floats = VectorOf<float>::type;
 using Words = VectorOf<uint32_t>::type;
 
-// Vectors are written to a reference: how they would be returned depends on the target.
-template <class T>
-[[gnu::always_inline]] inline void load_vector(const T* from, typename VectorOf<T>::type& to) {
-  std::memcpy(&to, from, sizeof to);
-}
-
+/// Writes to a reference: how vectors are returned depends on the target.
 template <class Type>
 [[gnu::always_inline]] inline void load_floats(const typename Type::Stored* from, Floats& to) {
   typename VectorOf<typename Type::Stored>::type stored;
-  load_vector(from, stored);
+  std::memcpy(&stored, from, sizeof stored);
   if constexpr (std::is_same_v<Type, Float32>) {
     to = stored;
   } else if constexpr (std::is_same_v<Type, Int8>) {

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "ops/embedding/budget.h"
+#include "ops/embedding/page_size.h"
 #include "ops/embedding/row_codec.h"
 
 namespace vramkit::embedding {
@@ -19,8 +20,6 @@ constexpr uint64_t kPageBytes = 256 << 10;
 // A slab grows with the table, so that huge pages can back it, up to 64 MiB and a 32nd part.
 constexpr uint64_t kPagesInSlab = 256;
 constexpr uint64_t kSlabsInTable = 32;
-// A page is at most this part of the budget, which it may leave unused.
-constexpr uint64_t kPagesInBudget = 64;
 // Ids whose memory accesses are under way at the same time.
 constexpr int64_t kInFlight = 32;
 // Below, a thread costs more than it saves.
@@ -33,7 +32,8 @@ Store::Store(const StoreConfig& config, Allocate allocate)
       allocate_(std::move(allocate)),
       stride_(config.layout.stride_bytes()),
       index_(config.num_rows) {
-  size_pages();
+  shift_ = page_shift(config_, kPageBytes, stride_ + sizeof(Meta));
+  mask_ = (1U << shift_) - 1;
   if (config_.num_rows >= 0) {
     max_rows_ = std::min(max_rows_, static_cast<uint64_t>(config_.num_rows));
   }
@@ -42,17 +42,6 @@ Store::Store(const StoreConfig& config, Allocate allocate)
   while (((pages + 1) << shift_) < kMissing && bytes_at(pages + 1) <= config_.budget_bytes) ++pages;
   if (pages == 0) throw_small_budget(config_, bytes_at(1));
   max_rows_ = std::min(max_rows_, pages << shift_);
-}
-
-void Store::size_pages() {
-  const uint64_t bytes_of_row = stride_ + sizeof(Meta);
-  uint64_t wanted = kPageBytes;
-  if (config_.budget_bytes != 0) wanted = std::min(wanted, config_.budget_bytes / kPagesInBudget);
-  if (config_.num_rows >= 0) {
-    wanted = std::min(wanted, static_cast<uint64_t>(config_.num_rows) * bytes_of_row);
-  }
-  while ((uint64_t{2} << shift_) * bytes_of_row <= wanted) ++shift_;
-  mask_ = (1U << shift_) - 1;
 }
 
 uint64_t Store::bytes_at(uint64_t pages) const {

@@ -108,7 +108,6 @@ class Store {
   void check_id(int64_t id) const;
   uint64_t page_bytes() const { return (uint64_t{mask_} + 1) * (stride_ + sizeof(Meta)); }
   uint64_t bytes_at(uint64_t pages) const;
-  void size_pages();
   int64_t distinct(const int64_t* ids, int64_t count, uint32_t* inverse, int64_t* keys,
                    int64_t* slots, std::vector<int64_t>& fresh, bool with_padding);
   void reserve(uint64_t rows);

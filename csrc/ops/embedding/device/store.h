@@ -19,6 +19,7 @@
 #include "ops/embedding/device/tiers.h"
 #include "ops/embedding/device/update.h"
 #include "ops/embedding/memory.h"
+#include "ops/embedding/page_size.h"
 #include "ops/embedding/table_config.h"
 
 namespace vramkit::embedding::device {
@@ -211,7 +212,6 @@ class DeviceStore {
   };
 
   static constexpr uint64_t kPageBytes = 2 << 20;
-  static constexpr uint64_t kPagesInBudget = 64;
   // Victims are the oldest of several times as many rows, so that a move does not rank all of them.
   static constexpr uint64_t kPassedForVictim = 4;
   static constexpr uint64_t kSpareVictims = 1024;
@@ -243,13 +243,7 @@ class DeviceStore {
   void size_pages() {
     const uint32_t row_bytes = config_.layout.stride_bytes();
     const uint32_t meta_bytes = RowsView::meta_bytes(config_.layout, config_.has_tiers());
-    const uint64_t bytes_of_row = row_bytes + meta_bytes;
-    uint64_t wanted = kPageBytes;
-    if (config_.budget_bytes != 0) wanted = std::min(wanted, config_.budget_bytes / kPagesInBudget);
-    if (config_.num_rows >= 0) {
-      wanted = std::min(wanted, static_cast<uint64_t>(config_.num_rows) * bytes_of_row);
-    }
-    while ((uint64_t{2} << shift_) * bytes_of_row <= wanted) ++shift_;
+    shift_ = page_shift(config_, kPageBytes, uint64_t{row_bytes} + meta_bytes);
     mask_ = (1U << shift_) - 1;
     const uint64_t rows = uint64_t{1} << shift_;
     // The rows of the next page begin at a multiple of kVectorBytes too.
