@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from vramkit.nn._exporting import is_exporting
 from vramkit.nn._operators import KERNEL_DTYPES, has_kernels
 from vramkit.nn._selection import measures
 
@@ -153,7 +154,7 @@ def _choose_subclass(x: Tensor, weight: Tensor, bias: Tensor | None, save: Save)
 
 def _choose_compiled(x: Tensor, weight: Tensor, bias: Tensor | None, save: Save) -> Path:
     wanted = save == "mask" and needs_gradient(x, weight, bias)
-    if not wanted or torch.compiler.is_exporting() or not has_kernels(x):
+    if not wanted or is_exporting() or not has_kernels(x):
         return Path.COMPILED
     return Path.COMPILED_MASK
 

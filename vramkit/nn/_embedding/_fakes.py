@@ -10,9 +10,12 @@ from torch import Tensor
 import vramkit._ops  # noqa: F401 - loads the library that defines the native operators
 from vramkit.nn._embedding._config import ROW_TYPES
 from vramkit.nn._embedding._input import OPEN, ROWS
+from vramkit.nn._embedding._programs import refuse_programs
 
 
 def _output(ids: Tensor, bounds: Tensor, mode: int, dtype: torch.dtype, dim: int) -> Tensor:
+    # Dynamo of PyTorch 2.11 does not say that torch.export calls it; what follows does.
+    refuse_programs()
     if mode % OPEN == 0:
         return ids.new_empty((*ids.shape, dim), dtype=dtype)
     bags = ids.shape[0] if mode & ROWS else bounds.shape[0] - (0 if mode & OPEN else 1)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vramkit.errors import TableUsageError
 from vramkit.nn._embedding._gradients import keep, native_kind
 from vramkit.nn._embedding._input import NOTHING
+from vramkit.nn._embedding._programs import refuse_programs
 from vramkit.nn._embedding._request import Request, insert, read, train_natively
 from vramkit.nn._embedding._weights import rows_for_weights, weights_gradient
 
@@ -40,14 +41,7 @@ def look_up(
         TableUsageError: ``torch.export`` or ``torch.jit.trace`` records the lookup, or
             ``DistributedDataParallel`` wraps the training of a table.
     """
-    # Dynamo knows torch.jit's function, and not the one in torch._C that it calls.
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        raise TableUsageError(
-            "torch.export and torch.jit.trace cannot record a lookup in a table with a fused "
-            "optimizer: the program would hold a number that stands for the table in this process "
-            "and may stand for another one elsewhere; record the module that to_embedding() "
-            "returns, export a table with optimizer=None, or look ids up outside of what you record"
-        )
+    refuse_programs()
     if not torch.is_grad_enabled():
         return read(requests)
     with_weights = False
