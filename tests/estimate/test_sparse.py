@@ -15,7 +15,7 @@ from helpers.phases import changes_in
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate import estimate, find_target
-from vramkit.estimate._ops._sort import merge_sort_bytes, unique_bytes
+from vramkit.estimate._ops._cub import merge_sort_bytes, unique_bytes
 from vramkit.estimate._recorder import Kind, Trace
 from vramkit.estimate._trace import trace
 
@@ -128,6 +128,25 @@ def test_one_row_is_added_up_by_a_copy() -> None:
     assert found.assumptions == {}
 
 
+def test_rows_of_joined_gradients_are_counted() -> None:
+    def make_step() -> Callable[[], None]:
+        table = torch.nn.Embedding(_ROWS, _WIDTH, sparse=True, device="cuda")
+        update = torch.optim.Adagrad(list(table.parameters()))
+        ids = torch.arange(_COUNT).view(8, 5).cuda()
+
+        def step() -> None:
+            for batch in (ids, ids + _COUNT // 2):
+                table(batch).square().sum().backward()
+            update.step()
+            update.zero_grad()
+
+        return step
+
+    found = trace(make_step, target=_H100, steps=1)
+    assert _update(found, 0, "aten::_coalesce")[7] == (_COUNT + _COUNT // 2) * _WIDTH * 4
+    assert found.assumptions == {}
+
+
 def test_two_uses_of_a_table_are_joined() -> None:
     def make_step() -> Callable[[], None]:
         table = torch.nn.Embedding(_ROWS, _WIDTH, sparse=True, device="cuda")
@@ -156,8 +175,8 @@ def test_two_uses_of_a_table_are_joined() -> None:
 def test_a_padding_is_chosen_by_a_mask() -> None:
     found = trace(_training(_sgd, padding_idx=3), target=_H100, steps=1)
     chosen = [each.size_bytes for each in found.blocks if each.operator == "aten::index.Tensor"]
-    places = 2 * _COUNT * 8
-    assert chosen == [places, _INDICES, places, _VALUES]
+    found_by = [4, 1, 2 * _COUNT * 8, 1023]
+    assert chosen == [*found_by, _INDICES, *found_by, _VALUES]
     assert "is that of the padding" in next(iter(found.assumptions))
 
 
@@ -168,8 +187,8 @@ def test_a_padding_whose_place_is_known_is_counted() -> None:
     found = trace(_training(padding_idx=3, ids=ids), target=_H100, steps=1)
     chosen = [each.size_bytes for each in found.blocks if each.operator == "aten::index.Tensor"]
     count = _COUNT - _COUNT // 10
-    assert chosen[1] == count * 8
-    assert chosen[3] == count * _WIDTH * 4
+    assert chosen[4] == count * 8
+    assert chosen[9] == count * _WIDTH * 4
     assert _update(found, 0, "aten::_coalesce")[7] == 9 * _WIDTH * 4
     assert found.assumptions == {}
 

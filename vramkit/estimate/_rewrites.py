@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
 
-from vramkit.estimate import _ctc, _engine, _packed, _recurrent, _sparse
+from vramkit.estimate import _ctc, _cumprod, _engine, _packed, _recurrent, _sparse
 from vramkit.estimate._ops import _attention
 from vramkit.estimate._ops import _recurrent as _cells
 from vramkit.estimate._ops._plan import Plan
@@ -25,9 +25,11 @@ class Runner(Protocol):
 
     Attributes:
         shadows: Values that are known without data.
+        target: The GPU.
     """
 
     shadows: Shadows
+    target: Target
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run it, without the births of its results."""
@@ -71,17 +73,28 @@ def _add(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return first
 
 
-def _in_place(inplace: Any) -> Rewrite:
-    """Formulas of gradients that write into a fresh tensor of zeros."""
+def _in_place(inplace: Any, *, of: Sequence[str] = (), but: str | None = None) -> Rewrite:
+    """Formulas of gradients that write into a fresh tensor: of some nodes, or of all but one."""
 
     def rewrite(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not _engine.from_engine():
+        if not _engine.from_engine() or (but and _engine.node_is(but)):
+            return NotImplemented
+        if of and not any(map(_engine.node_is, of)):
             return NotImplemented
         runner.run(inplace, args, kwargs)
         runner.record_hidden(inplace.name(), args, kwargs)
         return args[0]
 
     return rewrite
+
+
+def _index_put(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The indices of a gradient were compared with the size before."""
+    if not _engine.from_engine():
+        return NotImplemented
+    runner.run(_aten.index_put_.default, args, kwargs)
+    runner.record_hidden("aten::_index_put_impl_", args, {**kwargs, "unsafe": True})
+    return args[0]
 
 
 def _logits_gradient(inplace: Any) -> Rewrite:
@@ -120,9 +133,11 @@ REWRITES: dict[str, Rewrite] = {
     "aten::_fused_adagrad_": _no_result,
     "aten::add.Tensor": _add,
     "aten::index.Tensor": _index,
-    "aten::index_put": _in_place(_aten.index_put_.default),
-    "aten::scatter_add": _in_place(_aten.scatter_add_.default),
+    "aten::index_put": _index_put,
+    "aten::scatter.src": _in_place(_aten.scatter_.src),
+    "aten::scatter_add": _in_place(_aten.scatter_add_.default, but="ScatterReduce"),
     "aten::index_add": _in_place(_aten.index_add_.default),
+    "aten::logical_and": _in_place(_aten.logical_and_.default, of=("MaxBackward1", "MinBackward1")),
     "aten::sub.Tensor": _logits_gradient(_aten.sub_.Tensor),
     "aten::mul.Tensor": _logits_gradient(_aten.mul_.Tensor),
     "aten::div.Tensor": _logits_gradient(_aten.div_.Tensor),
@@ -171,6 +186,7 @@ def operators_of_cuda(
             **_recurrent.composites(known),
             **_packed.composites(known),
             **_ctc.composites(known, assume),
+            **_cumprod.composites(assume),
         }
         for name, composite in composites.items():
             for key in ("AutogradCUDA", "CUDA"):

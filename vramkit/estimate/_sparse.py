@@ -18,15 +18,17 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vramkit.errors import UntraceableError
 from vramkit.estimate import _engine
 from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._ops._cub import merge_sort_bytes, unique_bytes
 from vramkit.estimate._ops._plan import Drop, Give, Step, Take, scratch, size_of
-from vramkit.estimate._ops._sort import merge_sort_bytes, unique_bytes
+from vramkit.estimate._ops._scan import nonzero
 from vramkit.estimate._shadow import Shadows
+from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
 _LAYOUT = torch.sparse_coo
 _INDEX_BYTES = 8
 _MEAN = 1
-# On a sparse fake: how many of its indices differ, where their values are known.
+# On a sparse fake: its different indices, where their values are known.
 _DISTINCT = "_vramkit_distinct"
 
 
@@ -35,9 +37,11 @@ class Recorder(Protocol):
 
     Attributes:
         shadows: Values that are known without data.
+        target: The GPU.
     """
 
     shadows: Shadows
+    target: Target
 
     def follow(self, plan: Sequence[Any], outputs: tuple[Any, ...]) -> None:
         """Record what a plan says."""
@@ -92,7 +96,7 @@ def _make(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
     value = tracer.shadows.of(args[3])
     if value is not None and args[3].shape[0] == 1:
         with _disable_current_modes():
-            setattr(made, _DISTINCT, int(value.unique().numel()))
+            setattr(made, _DISTINCT, value.unique())
     return made
 
 
@@ -116,9 +120,9 @@ def _coalesce(tracer: Tracer, _: Any, args: tuple[Any, ...], __: dict[str, Any])
         return NotImplemented
     if count < 2:
         return _clone(tracer, None, args, {})
-    distinct = getattr(gradient, _DISTINCT, None)
-    if distinct is None:
-        distinct = min(count, rows)
+    known = getattr(gradient, _DISTINCT, None)
+    distinct = min(count, rows) if known is None else int(known.numel())
+    if known is None:
         tracer.assume(
             f"The gradient of an embedding that {line_of_caller()} adds up has {distinct:,} "
             f"different rows, the most of {count:,} that were looked up; fewer need less."
@@ -158,6 +162,7 @@ def _add_in_place(tracer: Tracer, _: Any, args: tuple[Any, ...], kwargs: dict[st
     if joined is not NotImplemented:
         before = first._indices(), first._values()
         _aten.copy_sparse_to_sparse_(first, joined)
+        setattr(first, _DISTINCT, getattr(joined, _DISTINCT, None))
         tracer.follow([Give(0), Give(1)], (first._indices(), first._values()))
         del before
         return first
@@ -181,7 +186,12 @@ def _joined(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if indices.shape[1] > first.numel():
         return NotImplemented
     values = torch.cat([first._values(), second._values()], 0)
-    return _like(first, indices, values, coalesced=False)
+    joined = _like(first, indices, values, coalesced=False)
+    known: list[Any] = [getattr(each, _DISTINCT, None) for each in (first, second)]
+    if all(isinstance(each, torch.Tensor) for each in known):
+        with _disable_current_modes():
+            setattr(joined, _DISTINCT, torch.cat(known).unique())
+    return joined
 
 
 def _bag_backward(tracer: Tracer, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -193,11 +203,11 @@ def _bag_backward(tracer: Tracer, _: Any, args: tuple[Any, ...], kwargs: dict[st
         rows = gradient.index_select(0, bags)
         if mode == _MEAN:
             converted = sizes.to(rows.dtype)
-            chosen = converted.unsqueeze(1).index_select(0, bags)
-            inverse = chosen.reciprocal()
-            del chosen, converted
-            rows.mul_(inverse)
-            del inverse
+            inverse = converted.reciprocal()
+            chosen = inverse.unsqueeze(1).index_select(0, bags)
+            del inverse, converted
+            rows.mul_(chosen)
+            del chosen
         if weights is not None:
             rows.mul_(weights.unsqueeze(1))
         return _aten.embedding_backward(rows, indices, count, padding, False, True)
@@ -221,7 +231,8 @@ def without_padding(recorder: Recorder, args: tuple[Any, ...]) -> Any:
         with _disable_current_modes():
             recorder.shadows.set(chosen, values[known])
     places = Take(_INDEX_BYTES * count * mask.dim())
-    recorder.follow([places, Give(0), Drop()], (chosen,))
+    found = nonzero(mask.numel(), recorder.target, places)
+    recorder.follow([*found, Give(0), Drop()], (chosen,))
     return chosen
 
 
@@ -239,9 +250,8 @@ def _like(gradient: Any, indices: Any, values: Any, *, coalesced: bool) -> Any:
     made = _aten._sparse_coo_tensor_with_dims_and_tensors(
         *dims, indices, values, **options, is_coalesced=coalesced
     )
-    distinct = getattr(gradient, _DISTINCT, None)
-    if distinct is not None and indices.shape == gradient._indices().shape:
-        setattr(made, _DISTINCT, distinct)
+    if indices.shape == gradient._indices().shape:
+        setattr(made, _DISTINCT, getattr(gradient, _DISTINCT, None))
     return made
 
 

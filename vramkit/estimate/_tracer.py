@@ -53,6 +53,7 @@ class Tracer(TorchDispatchMode):
     Attributes:
         recorder: What has been recorded.
         shadows: Values that are known without data.
+        target: The GPU.
         guesses: Guessed results, as operator and line, and how often.
         attention: How often each kernel of attention was chosen.
         assumed_bytes: Most bytes that a formula gave for each operator where nothing was measured.
@@ -80,6 +81,7 @@ class Tracer(TorchDispatchMode):
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = Recorder()
+        self.target = target
         self.shadows = Shadows()
         self.guesses: Counter[str] = Counter()
         self.attention: Counter[str] = Counter()
@@ -96,7 +98,6 @@ class Tracer(TorchDispatchMode):
         self.composites: dict[str, Callable[..., Any]] = {}
         self.when_built: Callable[[], None] = lambda: None
         self._refusal: UntraceableError | None = None
-        self._target = target
         # By storage: the number of its block, and the bytes that the storage had then.
         self._live: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
@@ -210,7 +211,7 @@ class Tracer(TorchDispatchMode):
         """Record what an operator that returns its first argument allocates inside."""
         rule = RULES.get(name)
         if rule is not None:
-            call = Call(name, args, kwargs, (args[0],), self._target, self._assume)
+            call = Call(name, args, kwargs, (args[0],), self.target, self._assume)
             self.follow(rule(call), (args[0],))
 
     def mark(self, tensor: Any, kind: Kind, owner: str = "") -> None:
@@ -278,7 +279,7 @@ class Tracer(TorchDispatchMode):
         if rule is None and is_unknown(self._operator) and on_device:
             self.unknown.add(self._operator)
         if rule is not None and on_device:
-            call = Call(self._operator, args, kwargs, outputs, self._target, self._assume)
+            call = Call(self._operator, args, kwargs, outputs, self.target, self._assume)
             self.follow(rule(call), outputs)
         self._births(tree_leaves(out))
 

@@ -7,6 +7,7 @@ from vramkit.estimate._ops import (
     _cudnn_rnn,
     _embedding,
     _embedding_bag,
+    _fold,
     _foreach,
     _loss,
     _matmul,
@@ -16,8 +17,10 @@ from vramkit.estimate._ops import (
     _rectify,
     _recurrent,
     _reduce,
+    _scan,
     _softmax,
     _sort,
+    _topk,
 )
 from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Keep, Plan, Rule, Take
 from vramkit.estimate._ops._unknown import is_unknown
@@ -26,8 +29,8 @@ RULES: dict[str, Rule] = {
     name: rule
     for family in (
         *(_attention, _collectives, _convolution, _cudnn_rnn, _embedding, _embedding_bag),
-        *(_foreach, _loss, _matmul, _norm, _random, _quantize, _rectify, _recurrent, _reduce),
-        *(_softmax, _sort),
+        *(_fold, _foreach, _loss, _matmul, _norm, _random, _quantize, _rectify, _recurrent),
+        *(_reduce, _scan, _softmax, _sort, _topk),
     )
     for name, rule in family.RULES.items()
 }

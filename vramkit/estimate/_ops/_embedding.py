@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
+from vramkit.estimate._ops._cub import UNIQUE_TILE, WIDE_SUM_TILE, radix_bytes, scan_bytes
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
-from vramkit.estimate._ops._sort import SCAN_BYTES, index_sort_bytes, sort_bytes
+from vramkit.estimate._ops._reduce import Kernel, staging
 
 # Up to so many indices the gradient is made without sorting (ATen/native/cuda/Embedding.cu).
 _UNSORTED = 3072
@@ -32,9 +36,11 @@ def _embedding_backward(call: Call) -> Plan:
     partial = count // _ROWS_PER_THREAD + segments
     plan: list[Step] = [] if indices.is_contiguous() else [Take(of_indices)]
     plan += [Take(of_indices), Take(of_indices)]
-    plan += scratch(of_indices, sort_bytes(count))
-    plan += [Give(0), Take(of_indices), Take(_INDEX), *scratch(of_indices, SCAN_BYTES)]
-    plan += [Take(_INDEX * segments), Take(_INDEX * segments), *scratch(SCAN_BYTES)]
+    plan += scratch(of_indices, radix_bytes(count))
+    plan += [Give(0), Take(of_indices), Take(_INDEX)]
+    plan += scratch(of_indices, scan_bytes(count, UNIQUE_TILE))
+    plan += [Take(_INDEX * segments), Take(_INDEX * segments)]
+    plan += scratch(scan_bytes(segments, WIDE_SUM_TILE))
     width = 2 if int(rows) <= _FEW_ROWS else int(gradient.shape[-1])
     sums = partial * width * 4
     plan += [Take(_INDEX), Take(_INDEX * partial), Take(sums)]
@@ -44,25 +50,38 @@ def _embedding_backward(call: Call) -> Plan:
 
 
 def _index_put(call: Call) -> Plan:
-    accumulate = call.argument(3, "accumulate", False)
+    """Indices that nothing vouches for are compared with the size first."""
     indices = [index for index in call.args[1] if isinstance(index, torch.Tensor)]
-    if not accumulate or not indices:
+    if not call.argument(3, "accumulate", False) or not indices:
         return []
+    checks: list[Step] = []
+    if not call.argument(4, "unsafe", False):
+        for index in indices:
+            staged = staging(index, set(range(index.dim())), call.target, Kernel(_INDEX))
+            extreme = [Take(_INDEX), *scratch(*staged), *scratch(1), Drop()]
+            checks += [*extreme, *extreme]
     count = torch.broadcast_shapes(*(index.shape for index in indices)).numel()
     of_indices = Take(_INDEX * count)
-    sorting: list[Step] = [
-        of_indices,
-        of_indices,
-        of_indices,
-        Take(index_sort_bytes(count)),
-        Drop(),
-    ]
-    return [of_indices, of_indices, Drop(), *sorting, Drop(4)]
+    sorts = scratch(radix_bytes(count, bits=_index_bits(call.args[0], call.args[1])))
+    sorting: list[Step] = [of_indices, of_indices, of_indices, *sorts]
+    return [*checks, of_indices, of_indices, Drop(), *sorting, Drop(4)]
+
+
+def _index_bits(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> int:
+    """How many bits tell the slices apart that indices can name."""
+    places = [place for place, index in enumerate(indices) if index is not None]
+    slices = math.prod(tensor.shape[place] for place in range(places[-1] + 1))
+    return max(1, (slices - 1).bit_length())
+
+
+def _index_put_copy(call: Call) -> Plan:
+    return [Give(0), *_index_put(call)]
 
 
 RULES = {
     "aten::embedding": _embedding,
     "aten::embedding_dense_backward": _embedding_backward,
+    "aten::index_put": _index_put_copy,
     "aten::index_put_": _index_put,
     "aten::_index_put_impl_": _index_put,
 }

@@ -6,30 +6,18 @@ temporary storage of CUB is as recorded on an H200 for 1,280, 21,000 and 81,920 
 
 from __future__ import annotations
 
-from vramkit.estimate._ops._cub import UNIQUE_TILE, aligned, scan_bytes
+from vramkit.estimate._ops._cub import (
+    BY_KEY_TILE,
+    UNIQUE_TILE,
+    WIDE_SUM_TILE,
+    radix_bytes,
+    scan_bytes,
+)
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
 
 MEAN, MAX = 1, 2
 _ROWS_PER_THREAD = 10
 _COUNT_BYTES = 8
-# Up to so many pairs one block of threads sorts alone; more go in tiles and eight passes.
-_ONE_BLOCK = 2304
-_TILE, _TILE_BYTES = 4608, 1024
-_PASSES_BYTES = 16_895
-# Elements of a tile of each further scan.
-_SUM_TILE, _BY_KEY_TILE = 960, 1536
-
-
-def bag_sort_bytes(pairs: int, index_bytes: int = 8) -> int:
-    """Return the temporary storage for sorting the indices of all bags.
-
-    >>> bag_sort_bytes(1280), bag_sort_bytes(21000), bag_sort_bytes(81920)
-    (1, 358399, 1346047)
-    """
-    if pairs <= _ONE_BLOCK:
-        return 1
-    buffers = 2 * aligned(pairs * index_bytes)
-    return buffers + _PASSES_BYTES + -(-pairs // _TILE) * _TILE_BYTES
 
 
 def _forward(_: Call) -> Plan:
@@ -46,14 +34,14 @@ def _backward(call: Call) -> Plan:
         return [*copied, Give(0), Drop(len(copied))] if copied else []
     of_indices, segments = index_bytes * count, min(count, rows)
     plan: list[Step] = [*copied, Take(of_indices), Take(of_indices)]
-    plan += scratch(of_indices, bag_sort_bytes(count, index_bytes))
+    plan += scratch(of_indices, radix_bytes(count, index_bytes, index_bytes))
     if by_frequency:
-        by_key = scratch(scan_bytes(count, _BY_KEY_TILE))
+        by_key = scratch(scan_bytes(count, BY_KEY_TILE))
         plan += [Take(of_indices), *by_key, *by_key]
     plan += [Give(0), Take(of_indices), Take(_COUNT_BYTES)]
     plan += scratch(of_indices, scan_bytes(count, UNIQUE_TILE))
     plan += [Take(index_bytes * segments), Take(index_bytes * segments)]
-    plan += scratch(scan_bytes(segments, _SUM_TILE))
+    plan += scratch(scan_bytes(segments, WIDE_SUM_TILE))
     partial = count // _ROWS_PER_THREAD + segments
     sums = partial * int(gradient.shape[-1]) * max(4, gradient.element_size())
     plan += [Take(_COUNT_BYTES), Take(index_bytes * partial), Take(sums)]

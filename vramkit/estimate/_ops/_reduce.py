@@ -177,6 +177,14 @@ def _merges(last: _Dim, dim: _Dim) -> bool:
     return dim.reduced or last.size * last.output_stride == dim.output_stride
 
 
+def _truth(call: Call) -> Plan:
+    """Whether some or all elements are true; other inputs than masks are not converted."""
+    tensor = call.args[0]
+    whole = call.name in ("aten::any", "aten::all")
+    reduced = reduced_dims(tensor, None if whole else call.argument(1, "dim"))
+    return scratch(*staging(tensor, reduced, call.target, Kernel(1)))
+
+
 def _accumulator_bytes(tensor: torch.Tensor) -> int:
     return 8 if tensor.dtype in (torch.float64, torch.int64) else 4
 
@@ -217,12 +225,22 @@ def _logsumexp(call: Call) -> Plan:
     return [Take(size_of(out)), *staged, *finite, powers, Give(0), *staged, Drop(2)]
 
 
+def _histogram(call: Call) -> Plan:
+    """Its limits are the least and the largest element, unless they are given."""
+    tensor, least, most = call.args[0], call.argument(2, "min", 0), call.argument(3, "max", 0)
+    if least != most or not tensor.numel():
+        return []
+    staged = staging(tensor, set(range(tensor.dim())), call.target)
+    limit = scratch(tensor.element_size(), *staged)
+    return [Give(0), *limit, *limit]
+
+
 RULES = {
     **dict.fromkeys(
         (
             *("aten::sum.dim_IntList", "aten::sum", "aten::mean.dim", "aten::mean"),
             *("aten::amax", "aten::amin", "aten::linalg_vector_norm"),
-            *("aten::prod", "aten::prod.dim_int"),
+            *("aten::prod", "aten::prod.dim_int", "aten::max", "aten::min"),
         ),
         _reduction,
     ),
@@ -233,5 +251,9 @@ RULES = {
         ),
         _wide,
     ),
+    **dict.fromkeys(
+        (*("aten::any", "aten::any.dim", "aten::any.dims"), *("aten::all", "aten::all.dim")), _truth
+    ),
+    "aten::histc": _histogram,
     "aten::logsumexp": _logsumexp,
 }

@@ -1,87 +1,66 @@
-"""Sorting and scanning: the temporary storage of CUB, as recorded on an H100."""
+"""Sorting, and what sorts inside: copies, positions, and the temporary storage of CUB.
+
+``launch_stable_sort_kernel`` and ``sort_cuda_kernel`` of ``ATen/native/cuda``, as recorded.
+"""
 
 from __future__ import annotations
 
-from vramkit.estimate._ops._cub import ALIGNMENT, UNIQUE_TILE, aligned, scan_bytes
-from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Take, scratch, size_of
+import torch
 
-SCAN_BYTES = 1279
-_SHORT_SCAN_BYTES = 1023
-# A vector of so many elements is sorted by one block of threads, one of more by CUB.
+from vramkit.estimate._ops._cub import ALIGNMENT, aligned, radix_bytes
+from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
+
+# A row of so many elements is sorted by one block of threads, a longer one by CUB.
 _ONE_BLOCK = 4096
-# Up to so many pairs CUB takes the kernel that keeps its counts in one piece.
-_FEW_PAIRS = 16_384
-_INDEX_BYTES = 8
-# Pairs of 64 bits in a tile that is sorted alone.
-_MERGED_TILE = 2048
+# Fewer rows than this are sorted as one, with their number as a second key.
+_FEW_ROWS = 128
+_INDEX = 8
 
 
-def sort_bytes(pairs: int, key_bytes: int = 8) -> int:
-    """Return the temporary storage for sorting pairs of a key and a 64-bit index.
-
-    >>> sort_bytes(4096), sort_bytes(8192), sort_bytes(16384)
-    (83455, 150015, 283135)
-    """
-    counts = 16_895 + pairs // 4 if pairs <= _FEW_PAIRS else 3_876 + int(0.2723 * pairs)
-    return (key_bytes + _INDEX_BYTES) * pairs + counts
-
-
-def index_sort_bytes(pairs: int) -> int:
-    """Return the temporary storage for sorting the indices of ``index_put``, whose range is known.
-
-    >>> index_sort_bytes(16384), index_sort_bytes(32768)
-    (270847, 537087)
-    """
-    return 2 * _INDEX_BYTES * pairs + 4_607 + pairs // 4
+def sorting(tensor: torch.Tensor, dim: int) -> list[Step]:
+    """Return what sorting a dimension of a tensor takes beside values and positions."""
+    length = tensor.shape[dim] if tensor.dim() else 1
+    if tensor.numel() < 2:
+        return []
+    if length <= _ONE_BLOCK:
+        return scratch(_INDEX * length)
+    inside = _by_cub(tensor.numel(), length, tensor.element_size())
+    if tensor.stride(dim) == 1 and torch._debug_has_internal_overlap(tensor) == 0:
+        return inside
+    size = size_of(tensor)
+    copies: list[Step] = [Take(size), Take(size), Take(_INDEX * tensor.numel())]
+    return [*copies, *inside, Drop(len(copies))]
 
 
-def merge_sort_bytes(pairs: int) -> int:
-    """Return the temporary storage for sorting pairs of 64 bits by a comparison of one's own.
-
-    As CUB's ``DispatchMergeSort`` computes it; not recorded.
-
-    >>> merge_sort_bytes(2), merge_sort_bytes(100_000)
-    (1023, 1600511)
-    """
-    partitions = 4 * (1 + -(-pairs // _MERGED_TILE))
-    return aligned(partitions) + 2 * aligned(_INDEX_BYTES * pairs) + ALIGNMENT - 1
-
-
-def unique_bytes(pairs: int) -> int:
-    """Return the temporary storage for finding the pairs of 64 bits whose keys differ.
-
-    The scan inside is as recorded for ``nn.EmbeddingBag``; Thrust adds the number that it finds.
-
-    >>> unique_bytes(1280)
-    1791
-    """
-    return ALIGNMENT + aligned(scan_bytes(pairs, UNIQUE_TILE)) + ALIGNMENT - 1
+def _by_cub(count: int, length: int, key_bytes: int) -> list[Step]:
+    rows = count // length
+    positions = Take(_INDEX * count)
+    if rows == 1:
+        return [positions, *scratch(radix_bytes(count, key_bytes)), Drop()]
+    if rows >= _FEW_ROWS:
+        buffers = aligned(key_bytes * count) + aligned(_INDEX * count) + ALIGNMENT - 1
+        return [positions, *scratch(buffers), Drop()]
+    keys = scratch(key_bytes * count, radix_bytes(count, key_bytes))
+    by_row = scratch(radix_bytes(count, 8, 0, (rows - 1).bit_length()))
+    # The storage of CUB goes first, and then the sorted keys.
+    return [positions, positions, *keys, *by_row, Drop(2)]
 
 
 def _sort(call: Call) -> Plan:
-    values = call.outputs[0]
-    count = values.numel()
-    if values.dim() != 1 or count <= _ONE_BLOCK:
-        return []
-    return [
-        Give(0),
-        Give(1),
-        Take(8 * count),
-        *scratch(sort_bytes(count, values.element_size())),
-        Drop(),
-    ]
+    tensor = call.args[0]
+    by_name = call.name == "aten::sort.stable"
+    dim = call.kwargs.get("dim", -1) if by_name else call.argument(1, "dim", -1)
+    return [Give(0), Give(1), *sorting(tensor, int(dim))]
 
 
-def _scan(call: Call) -> Plan:
-    """Inputs of another dtype, such as masks, are converted first."""
-    x, result = call.args[0], call.outputs[0]
-    scan = scratch(_SHORT_SCAN_BYTES) if x.dim() == 1 else []
-    if x.dtype == result.dtype:
-        return scan
-    return [Give(0), Take(size_of(result)), *scan, Drop()]
+def _median(call: Call) -> Plan:
+    """Of all elements: they are sorted, and the one in the middle is taken unless one is NaN."""
+    tensor, positions = call.args[0].flatten(), Take(_INDEX * call.args[0].numel())
+    sorted_ = [Take(size_of(tensor)), positions, *sorting(tensor, 0), Drop()]
+    return [*sorted_, Take(1), Give(0), Drop(2)]
 
 
 RULES = {
     **dict.fromkeys(("aten::sort", "aten::sort.stable"), _sort),
-    "aten::cumsum": _scan,
+    "aten::median": _median,
 }

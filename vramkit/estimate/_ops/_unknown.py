@@ -4,10 +4,10 @@ from __future__ import annotations
 
 _FAMILIES = (
     *("aten::_fft_", "aten::linalg_", "aten::_linalg_", "aten::_cdist"),
-    *("aten::cdist", "aten::kthvalue", "aten::median", "aten::mode"),
-    *("aten::topk", "aten::multinomial", "aten::_cudnn_ctc", "aten::_unique"),
+    *("aten::cdist", "aten::mode"),
+    *("aten::_cudnn_ctc", "aten::_unique"),
     *("aten::unique", "aten::_transformer_encoder_layer", "aten::_native_multi_head_attention"),
-    *("aten::histc", "aten::bincount", "aten::_sparse", "aten::cholesky", "aten::triangular"),
+    *("aten::bincount", "aten::_sparse", "aten::cholesky", "aten::triangular"),
     *("aten::cudnn_batch_norm", "aten::grid_sampler", "aten::_convert_weight_to_int4pack"),
     *("aten::_scaled_mm", "aten::_flash_attention", "aten::_flex_attention"),
 )
