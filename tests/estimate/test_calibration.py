@@ -228,3 +228,43 @@ def test_a_worker_that_fails() -> None:
 def test_repeats_below_one(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="repeats must be at least 1, got 0"):
         calibrate(tmp_path / "gpu.json", repeats=0)
+
+
+_MEETING = """
+import json, os, sys, time
+from pathlib import Path
+
+sys.stdin.read()
+rank, store = int(os.environ["VRAMKIT_RANK"]), os.environ["VRAMKIT_STORE"]
+Path(f"{store}{rank}").touch()
+end = time.monotonic() + 60
+while not Path(f"{store}{1 - rank}").exists():
+    if time.monotonic() > end:
+        sys.exit("the other rank never came")
+    time.sleep(0.01)
+print(json.dumps({"first": 10 + rank}))
+"""
+
+
+def test_two_ranks_that_wait_for_each_other_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meeting.py").write_text(_MEETING, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(_calibrate, "_WORKER", "meeting")
+    monkeypatch.setattr(_calibrate, "_TIMEOUT_S", 30)
+    assert _calibrate._measured_pair() == {"first": 11}
+
+
+def test_a_rank_that_fails_ends_the_other_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = _MEETING.replace(
+        "sys.stdin.read()",
+        "sys.stdin.read()\nint(os.environ['VRAMKIT_RANK']) or sys.exit('no NCCL')",
+    )
+    (tmp_path / "failing.py").write_text(failing, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(_calibrate, "_WORKER", "failing")
+    with pytest.raises(CalibrationError, match="no NCCL"):
+        _calibrate._measured_pair()

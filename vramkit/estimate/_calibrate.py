@@ -6,6 +6,7 @@ library's first use and a communicator can be measured only once.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import json
@@ -162,8 +163,9 @@ def _environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _DISTURBING} | more
 
 
-def _start(kind: str, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def _start(kind: str, wanted: str, **more: str) -> subprocess.Popen[str]:
+    """Start a worker that has all of its input, so that several can wait for each other."""
+    worker = subprocess.Popen(
         [sys.executable, "-m", _WORKER, kind],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -171,16 +173,21 @@ def _start(kind: str, **more: str) -> subprocess.Popen[str]:
         text=True,
         env=_environment(**more),
     )
+    assert worker.stdin is not None, "it was asked for"
+    with contextlib.suppress(BrokenPipeError), worker.stdin as pipe:
+        pipe.write(wanted)
+    worker.stdin = None
+    return worker
 
 
 def _measured(kind: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    return _finish(kind, _start(kind), json.dumps(wanted))
+    return _finish(kind, _start(kind, json.dumps(wanted)))
 
 
-def _finish(kind: str, worker: subprocess.Popen[str], wanted: str = "{}") -> dict[str, Any]:
+def _finish(kind: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
     """Wait for a worker and read its last line."""
     try:
-        output, errors = worker.communicate(wanted, timeout=_TIMEOUT_S)
+        output, errors = worker.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as err:
         raise CalibrationError(
             f"measuring {kind} has taken {_TIMEOUT_S} s; try again while nothing else uses the GPU"
@@ -201,7 +208,9 @@ def _measured_pair() -> dict[str, int]:
     """NCCL between two processes; the larger figure of both counts."""
     with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
         store = str(Path(folder) / "store")
-        workers = [_start("nccl", VRAMKIT_RANK=str(rank), VRAMKIT_STORE=store) for rank in range(2)]
+        workers = [
+            _start("nccl", "{}", VRAMKIT_RANK=str(rank), VRAMKIT_STORE=store) for rank in range(2)
+        ]
         try:
             found = [_finish("NCCL", worker) for worker in workers]
         finally:
