@@ -193,15 +193,21 @@ def _finish(kind: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
             f"measuring {kind} has taken {_TIMEOUT_S} s; try again while nothing else uses the GPU"
         ) from err
     finally:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
+        _end(worker)
     lines = output.strip().splitlines()
     if worker.returncode or not lines:
         tail = "\n".join(errors.strip().splitlines()[-5:])
         raise CalibrationError(f"measuring {kind} failed with status {worker.returncode}:\n{tail}")
     found: dict[str, Any] = json.loads(lines[-1])
     return found
+
+
+def _end(worker: subprocess.Popen[str]) -> None:
+    """Leave neither the process nor its pipes behind."""
+    if worker.poll() is None:
+        worker.kill()
+    with worker:
+        pass
 
 
 def _measured_pair() -> dict[str, int]:
@@ -215,7 +221,5 @@ def _measured_pair() -> dict[str, int]:
             found = [_finish("NCCL", worker) for worker in workers]
         finally:
             for worker in workers:
-                if worker.poll() is None:
-                    worker.kill()
-                    worker.wait()
+                _end(worker)
     return {name: max(each[name] for each in found) for name in found[0]}
