@@ -289,7 +289,7 @@ class Tracer(TorchDispatchMode):
 
     def follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
         """Record what a plan says that an operator takes, drops and returns."""
-        if not any(isinstance(step, Give) for step in plan):
+        if not any(isinstance(step, Give | Host) for step in plan):
             self._births(outputs)
         taken: list[int] = []
         for step in plan:

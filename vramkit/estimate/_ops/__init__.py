@@ -18,6 +18,7 @@ from vramkit.estimate._ops import (
     _reduce,
     _softmax,
     _sort,
+    _zeros,
 )
 from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Keep, Plan, Rule, Take
 from vramkit.estimate._ops._unknown import is_unknown
@@ -27,7 +28,7 @@ RULES: dict[str, Rule] = {
     for family in (
         *(_attention, _collectives, _convolution, _cudnn_rnn, _embedding, _embedding_bag),
         *(_foreach, _loss, _matmul, _norm, _random, _quantize, _rectify, _recurrent, _reduce),
-        *(_softmax, _sort),
+        *(_softmax, _sort, _zeros),
     )
     for name, rule in family.RULES.items()
 }
