@@ -19,6 +19,7 @@ from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._branches import branches_decided
 from vramkit.estimate._calls import calls_of_programs
+from vramkit.estimate._compilers import dynamo_undisturbed, scripts_know
 from vramkit.estimate._conversions import conversions_read
 from vramkit.estimate._fake_device import fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
@@ -41,8 +42,10 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
     """
     # Its keys do not say which device was pretended.
     FakeTensorMode.cache_clear()
+    tensor = torch.tensor
     with contextlib.ExitStack() as scope:
         scope.enter_context(settings_kept())
+        scope.enter_context(dynamo_undisturbed())
         scope.enter_context(fake_device(target))
         scope.callback(tracer.restore_outside)
         scope.enter_context(calls_of_programs())
@@ -50,6 +53,7 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
         exchanged = scope.enter_context(
             methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess)
         )
+        scope.enter_context(scripts_know({tensor: torch.tensor, **exchanged}))
         if not tracer.may_guess:
             tracer.when_built = scope.enter_context(conversions_read(start, exchanged)).change
         scope.enter_context(branches_decided(tracer.shadows.of, tracer))
