@@ -11,6 +11,7 @@ import torch
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableError
 from vramkit.estimate import _guesses
+from vramkit.estimate._interrupts import interrupts_deferred
 from vramkit.estimate._ranks import Groups, check_world_size, ranks
 from vramkit.estimate._recorder import Kind, Trace
 from vramkit.estimate._scope import tracing
@@ -61,6 +62,7 @@ def trace(
     tracer = Tracer(target, guess)
     groups = Groups(world_size or 1)
     with contextlib.ExitStack() as scope:
+        tracer.between_operators = scope.enter_context(interrupts_deferred())
         if world_size is not None:
             scope.enter_context(ranks(groups, lambda bucket: tracer.mark(bucket, Kind.GRADIENT)))
         scope.enter_context(tracing(tracer, target, make_step))

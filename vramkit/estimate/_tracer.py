@@ -67,6 +67,7 @@ class Tracer(TorchDispatchMode):
         composites: What composite operators do on the target, where PyTorch's code for fakes does
             something else.
         when_built: Called before the first step.
+        between_operators: Called before each operator.
     """
 
     supports_higher_order_operators = True
@@ -95,6 +96,7 @@ class Tracer(TorchDispatchMode):
         self.may_guess = guess == "allow"
         self.composites: dict[str, Callable[..., Any]] = {}
         self.when_built: Callable[[], None] = lambda: None
+        self.between_operators: Callable[[], None] = lambda: None
         self._refusal: UntraceableError | None = None
         self._target = target
         # By storage: the number of its block, and the bytes that the storage had then.
@@ -149,7 +151,8 @@ class Tracer(TorchDispatchMode):
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self._inside(func, args, kwargs)
         if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs)  # C++ code that asks for a device expects no exception
+        self.between_operators()
         self._operator, self._place = func.name(), None
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
         for leaf in leaves:
