@@ -449,26 +449,6 @@ def test_what_is_unknown_stays_so_in_a_tensor_from_outside() -> None:
     assert kept.item() == 0
 
 
-def test_settings_of_the_program_end_with_the_trace() -> None:
-    def make() -> Callable[[], object]:
-        torch.set_default_dtype(torch.float64)
-        torch.use_deterministic_algorithms(True)
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-        torch.set_grad_enabled(False)
-        torch.set_default_device("cuda")
-        x = torch.randn(4, 4, device="cuda")
-        return lambda: x @ x
-
-    trace(make, target=_H100, steps=1)
-    assert torch.get_default_dtype() is torch.float32
-    assert not torch.are_deterministic_algorithms_enabled()
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not torch.backends.cudnn.benchmark
-    assert torch.is_grad_enabled()
-    assert torch.ones(2).device.type == "cpu"
-
-
 def test_the_first_device_may_be_selected() -> None:
     def make(index: int) -> Callable[[], object]:
         def step() -> torch.Tensor:
