@@ -11,7 +11,11 @@ from vramkit.estimate._attribution import line_of_error
 _aten = torch.ops.aten
 
 # Words of torch's errors, what they mean for an estimate, and what to do.
-_WITHOUT_KERNELS = {
+_EXPLAINED = {
+    "Expected all tensors to be on the same device": (
+        "mixes tensors on the CPU with tensors on 'cuda', which a GPU refuses",
+        "move all of them to 'cuda'; register_buffer() lets a module move its plain tensors, too",
+    ),
     "DispatchStub: missing kernel for cuda": (
         "calls a kernel that only a torch with CUDA has",
         "estimate it beside such a torch, or replace the layer",
@@ -109,8 +113,8 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
 
 
 def refusal_of(err: Exception) -> str | None:
-    """Explain an error that torch raises because no kernel of CUDA is there; None for others."""
-    for words, (what, advice) in _WITHOUT_KERNELS.items():
+    """Explain an error of torch whose text does not say what is to be done; None for others."""
+    for words, (what, advice) in _EXPLAINED.items():
         if words in str(err):
             return f"{line_of_error(err)} {what}, so its memory cannot be known; {advice}"
     return None
