@@ -143,7 +143,7 @@ def test_a_step_that_uses_no_gpu_does_not_pass_for_one_that_fits(
     program: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["estimate", f"{program}:nothing", "--budget", "24GiB"]) == 2
-    assert f"{program}:nothing allocates nothing on 'cuda', so" in capsys.readouterr().err
+    assert f"{program}:nothing: the step allocates nothing on 'cuda', so" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_gone_is_no_fault_of_the_program(program: Path) -> None:

@@ -51,8 +51,8 @@ def test_those_that_stay_are_refused_by_their_line(
     model: torch.nn.Module | Callable[[], torch.nn.Module],
 ) -> None:
     text = (
-        r"test_attributes\.py:30 mixes tensors on the CPU with tensors on 'cuda', which a GPU "
-        r"refuses.*; move all of them to 'cuda'; register_buffer\(\) lets a module move"
+        r"test_attributes\.py:30 mixes tensors on the CPU and on 'cuda', but a GPU needs all "
+        r"of them on the same device, .*; move all of them to 'cuda'; register_buffer"
     )
     with pytest.raises(UntraceableError, match=text):
         vramkit.estimate(model, _SAMPLE)

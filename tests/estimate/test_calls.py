@@ -58,6 +58,7 @@ def test_batches_are_made_in_this_process(workers: int) -> None:
     assert (loader.num_workers, loader.timeout) == (workers, workers)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_functions_run_as_they_were_written() -> None:
     @torch.compile(fullgraph=True)
     def double(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 import vramkit
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, EmptyStepError, InvalidArgumentError
 from vramkit.estimate import Estimate, find_target
 from vramkit.simulate import load_trace, replay
 
@@ -252,7 +252,7 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
 
 def test_a_step_that_puts_nothing_on_the_gpu_is_refused() -> None:
     text = "the step allocates nothing on 'cuda', so there is nothing .* the device 'cuda' itself"
-    with pytest.raises(InvalidArgumentError, match=text):
+    with pytest.raises(EmptyStepError, match=text):
         vramkit.estimate(step=lambda: lambda: torch.ones(8))
 
 

@@ -13,7 +13,7 @@ _aten = torch.ops.aten
 # Words of torch's errors, what they mean for an estimate, and what to do.
 _EXPLAINED = {
     "Expected all tensors to be on the same device": (
-        "mixes tensors on the CPU with tensors on 'cuda', which a GPU refuses",
+        "mixes tensors on the CPU and on 'cuda', but a GPU needs all of them on the same device",
         "move all of them to 'cuda'; register_buffer() lets a module move its plain tensors, too",
     ),
     "DispatchStub: missing kernel for cuda": (
