@@ -12,6 +12,7 @@ import torch
 from vramkit.errors import UntraceableError
 from vramkit.estimate import _ctc, _engine, _packed, _recurrent, _sparse
 from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._dtypes import check_alike
 from vramkit.estimate._ops import _attention
 from vramkit.estimate._ops import _recurrent as _cells
 from vramkit.estimate._ops._plan import Plan
@@ -198,6 +199,7 @@ def _attention_for(target: Target, count: Callable[[str], None]) -> Callable[...
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Any:
+        check_alike("aten::scaled_dot_product_attention", (query, key, value))
         mask = _float_mask(attn_mask, query)
         call = _attention.Attention(query, key, value, mask, dropout_p, is_causal, enable_gqa)
         kernel = _attention.choose(target, call)

@@ -28,6 +28,7 @@ from vramkit.errors import UntraceableError
 from vramkit.estimate import _branches, _engine, _guesses, _sparse, _streams
 from vramkit.estimate._attribution import Attribution, line_of_caller
 from vramkit.estimate._devices import check_devices
+from vramkit.estimate._dtypes import check_dtypes
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
 from vramkit.estimate._recorder import Block, Kind, Phase, Recorder
 from vramkit.estimate._rewrites import REWRITES
@@ -194,6 +195,7 @@ class Tracer(TorchDispatchMode):
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on fakes, without the births of its results."""
         check_devices(func, args)
+        check_dtypes(func, args)
         known = self._known_value(func, args)
         if known is not NotImplemented:
             return known
