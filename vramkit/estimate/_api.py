@@ -158,15 +158,21 @@ def estimate(
     recipe = _recipe(model, sample_input, options) if step is None else None
     if step is not None:
         _check_step(step, (model, sample_input, *options.values()))
-    if type(steps) is not int:
-        raise _wrong("steps", steps, "an integer")
-    if not isinstance(alloc_conf, str):
-        raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
+    _check_tracing(steps, alloc_conf, progress)
     gpu, settings = find_target(target), parse_settings(alloc_conf)
     return Request(step, recipe, gpu, steps, guess, settings, progress, world_size).run()
 
 
 SIGNATURE = signature_of(estimate, ModelOptions)
+
+
+def _check_tracing(steps: object, alloc_conf: object, progress: object) -> None:
+    if type(steps) is not int:
+        raise _wrong("steps", steps, "an integer")
+    if not isinstance(alloc_conf, str):
+        raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
+    if progress is not None and not callable(progress):
+        raise _wrong("progress", progress, "a function of the steps done and their total")
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:

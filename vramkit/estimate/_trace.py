@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from dataclasses import replace
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,7 @@ _CALLED = (
     "make_step itself, without calling it"
 )
 Guess = Literal["refuse", "allow"]
+_FUNCTIONS = (FunctionType, MethodType, functools.partial)
 # Called with the number of steps done and their total.
 Progress = Callable[[int, int], None]
 
@@ -82,8 +85,9 @@ def _run(
     steps: int,
     progress: Progress | None,
 ) -> Trace:
-    step = make_step()
+    step: Any = make_step()
     if not callable(step):
+        _drop(step)
         raise ArgumentTypeError(
             "make_step must return a function without arguments that runs one step, got "
             f"{type(step).__name__}{_CALLED if step is None else ''}"
@@ -99,13 +103,18 @@ def _run(
 
 
 def _check_ran(result: Any) -> None:
-    if isinstance(result, Coroutine | Generator | AsyncGenerator):
-        if isinstance(result, Coroutine | Generator):
-            result.close()  # without a warning that it was not awaited
+    if isinstance(result, (Coroutine, Generator, AsyncGenerator, *_FUNCTIONS)):
+        _drop(result)
         raise ArgumentTypeError(
             f"the step returned a {type(result).__name__}, so that none of it has run; make_step "
             "must return a plain function that runs one step"
         )
+
+
+def _drop(result: Any) -> None:
+    """Drop a coroutine without a warning that it was not awaited."""
+    if isinstance(result, Coroutine | Generator):
+        result.close()
 
 
 def _result(tracer: Tracer) -> Trace:
