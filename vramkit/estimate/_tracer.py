@@ -267,6 +267,9 @@ class Tracer(TorchDispatchMode):
             decided = self.decide() if args[0].dtype == torch.bool else None
             if decided is not None:
                 return decided
+            if args[0].dtype == torch.bool and _branches.checks_arguments():
+                self.assume(f"The arguments of torch.distributions at {line} are valid.")
+                return True
             if _branches.is_factor():
                 return math.nan
         guessed = _guesses.guess(func, args) if self.may_guess else NotImplemented
