@@ -55,6 +55,9 @@ _EXPLAINED = {
 }
 
 
+_OF_SYNC_BATCH_NORM = ("aten::batch_norm_stats", "aten::batch_norm_elemt")
+
+
 def guess(func: Any, args: Any) -> Any:
     """Return a result that needs no less memory than the real one, or NotImplemented.
 
@@ -104,9 +107,20 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
             "leave the table out of the step, put torch.empty(..., requires_grad=True) in place of "
             "its rows, and add table.stats().device_bytes of a table in use"
         )
+    elif name in _OF_SYNC_BATCH_NORM:
+        reason = "belongs to SyncBatchNorm among several ranks, which is not followed"
+        advice = (
+            "use nn.BatchNorm2d or its like in the estimated step: only gathered statistics, a few "
+            "numbers a channel and rank, come on top"
+        )
     else:
         reason = f"cannot run without data ({_first_line(err)})"
-        advice = "give it a fake implementation by torch.library.register_fake, or leave it out"
+        advice = (
+            "put a tensor of the result's shape, such as torch.empty(..., device='cuda'), in its "
+            "place, or leave it out"
+            if name.startswith("aten::")
+            else "give it a fake implementation by torch.library.register_fake, or leave it out"
+        )
     if may_guess:
         advice = advice.partition(", or pass guess=")[0] + "; no guess is made for it"
     return f"{name} at {where} {reason}, so its memory cannot be known; {advice}"
