@@ -215,7 +215,10 @@ def test_the_call_that_a_gpu_is_to_record() -> None:
     assert found.more_bytes == {}
 
 
-def test_arguments_of_distributions_are_valid() -> None:
+def test_arguments_of_distributions_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Dynamo turns the checks off for the whole process when something is compiled.
+    monkeypatch.setattr(distributions.Distribution, "_validate_args", True)
+
     def make_step() -> Callable[[], object]:
         layer = torch.nn.Linear(8, 8, device="cuda")
 
