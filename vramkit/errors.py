@@ -13,6 +13,7 @@ __all__ = [
     "CalibrationError",
     "CapacityError",
     "DoubleFreeError",
+    "EmptyStepError",
     "ForeignPointerError",
     "ForkedPoolError",
     "InvalidArgumentError",
@@ -44,6 +45,10 @@ class InvalidArgumentError(VramkitError, ValueError):
 
 class CapacityError(InvalidArgumentError):
     """A pool capacity that is malformed, too small, or more than the machine has."""
+
+
+class EmptyStepError(InvalidArgumentError):
+    """An estimated step that puts nothing on the GPU."""
 
 
 class TraceError(InvalidArgumentError):

@@ -10,6 +10,7 @@ import pytest
 
 from vramkit.cli import _calculator, main
 from vramkit.cli._calculator import allowed_hosts
+from vramkit.estimate.config._page import create_app
 
 
 def test_it_serves_the_page_here(
@@ -31,6 +32,15 @@ def test_names_under_which_it_may_be_asked() -> None:
     assert allowed_hosts("127.0.0.1") == ("localhost", "127.0.0.1", "127.0.0.1")
     assert allowed_hosts("box.lan")[-1] == "box.lan"
     assert allowed_hosts("0.0.0.0") == ("*",)
+    assert allowed_hosts("0:0:0:0:0:0:0:1")[-1] == "[::1]"
+
+
+@pytest.mark.parametrize(("asked", "status"), [("[::1]:8800", 200), ("[::2]:8800", 400)])
+def test_the_page_answers_under_an_address_of_six(asked: str, status: int) -> None:
+    pytest.importorskip("httpx")
+    clients = pytest.importorskip("starlette.testclient")
+    client = clients.TestClient(create_app(allowed_hosts("::1")))
+    assert client.get("/", headers={"host": asked}).status_code == status
 
 
 @pytest.mark.parametrize("module", ["starlette.applications", "uvicorn"])

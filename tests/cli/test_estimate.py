@@ -55,6 +55,22 @@ def test_a_table_and_the_verdict(program: Path, capsys: pytest.CaptureFixture[st
     assert "The step fits the budget." in out
 
 
+def test_a_program_that_parses_arguments(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with program.open("a", encoding="utf-8") as file:
+        file.write(
+            "\ndef main():\n"
+            "    import argparse, sys\n"
+            "    parser = argparse.ArgumentParser()\n"
+            "    parser.add_argument('--width', type=int, default=256)\n"
+            "    print(parser.prog, parser.parse_args())\n"
+            "    return make_step()\n"
+        )
+    before = list(sys.argv)
+    assert main(["estimate", f"{program}:main"]) == 0
+    assert "program_to_estimate.py Namespace(width=256)" in capsys.readouterr().err
+    assert sys.argv == before
+
+
 @pytest.mark.filterwarnings("ignore:Attempted to get default timeout")
 def test_ranks_of_a_step(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with program.open("a", encoding="utf-8") as file:
@@ -143,7 +159,7 @@ def test_a_step_that_uses_no_gpu_does_not_pass_for_one_that_fits(
     program: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["estimate", f"{program}:nothing", "--budget", "24GiB"]) == 2
-    assert f"{program}:nothing allocates nothing on 'cuda', so" in capsys.readouterr().err
+    assert f"{program}:nothing: the step allocates nothing on 'cuda', so" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_gone_is_no_fault_of_the_program(program: Path) -> None:

@@ -79,3 +79,34 @@ def test_channels_last_is_tried_for_images() -> None:
         model.bfloat16(), torch.empty(8, 64, 64, 64, dtype=torch.bfloat16), train=True, steps=1
     )
     assert "channels_last" in {each.change for each in found.advice("80GiB").proposals}
+
+
+def test_changes_with_which_the_step_raises_are_told() -> None:
+    labels = torch.zeros(8, dtype=torch.int64)
+
+    def loss(output: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output, labels.to(output.device))
+
+    found = vramkit.estimate(torch.nn.Linear(64, 64), torch.empty(8, 64), loss=loss, steps=1)
+    advice = found.advice("1MiB")
+    assert advice.largest_batch is None
+    assert [each.partition(" (")[0] for each in advice.failed] == [
+        *("halve the batch to 4", "a batch of 4", "a batch of 6", "a batch of 7")
+    ]
+    assert "could not be tried: a batch of 7 (ValueError: Expected input batch_size (7)" in str(
+        advice
+    )
+    assert advice.as_dict()["failed"] == advice.failed
+
+
+def test_a_batch_that_is_too_small_for_the_model_is_no_answer() -> None:
+    width = 16 * _MIB  # 64 MiB a sample
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.BatchNorm1d(8))
+        samples = torch.empty(8, width)
+    found = vramkit.estimate(model, samples, optimizer="sgd", steps=1)
+    middle = vramkit.estimate(model, samples[:5], optimizer="sgd", steps=1)
+    assert found.advice(middle.device_bytes).largest_batch in range(2, 8)
+    none = found.advice("1MiB")
+    assert none.largest_batch == 0
+    assert none.failed[-1].startswith("a batch of 1 (ValueError: Expected more than 1 value")

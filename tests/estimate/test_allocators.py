@@ -138,6 +138,19 @@ def test_the_driver_fills_holes_first() -> None:
     assert driver.allocate(33 * _MIB) == first - 64 * _MIB
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("max_split_size_mb:19", "is too small: PyTorch's allocator takes 20 and more"),
+        ("max_non_split_rounding_mb:0", "is too small"),
+        ("roundup_power2_divisions:3", "is no power of two, which PyTorch's allocator needs"),
+    ],
+)
+def test_options_that_pytorch_refuses(text: str, reason: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{text} {reason}"):
+        parse_settings(text)
+
+
 @pytest.mark.parametrize("text", ["max_split_size_mb:x", "garbage_collection_threshold:0.8", "a"])
 def test_options_that_are_not_simulated_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"is not simulated; simulated are .* Leave"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from helpers.estimated_calls import CALLS
+from torch import distributions
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vramkit.errors import UntraceableError
@@ -211,3 +213,36 @@ def test_the_call_that_a_gpu_is_to_record() -> None:
     assert found.unknown == ()
     assert list(found.assumptions.values()) == [3]
     assert found.more_bytes == {}
+
+
+def test_arguments_of_distributions_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Dynamo turns the checks off for the whole process when something is compiled.
+    monkeypatch.setattr(distributions.Distribution, "_validate_args", True)
+
+    def make_step() -> Callable[[], object]:
+        layer = torch.nn.Linear(8, 8, device="cuda")
+
+        def step() -> None:
+            mean = layer(torch.ones(4, 8, device="cuda"))
+            normal = distributions.Normal(mean, torch.ones_like(mean))
+            distributions.kl_divergence(normal, distributions.Normal(0.0, 1.0)).sum().backward()
+            distributions.Bernoulli(logits=mean).log_prob((mean > 0).float())
+            distributions.MultivariateNormal(mean[0], torch.eye(8, device="cuda") * mean[0].exp())
+
+        return step
+
+    found = estimate(step=make_step, steps=1)
+    first = next(iter(found.trace.assumptions))
+    assert re.fullmatch(
+        r"The arguments of torch.distributions at .*test_branches.py:\d+ are valid\.", first
+    )
+    assert found.peak.by_kind["parameters"] == 4 * (8 * 8 + 8)
+
+
+def test_other_questions_of_the_program_are_refused_as_before() -> None:
+    def step() -> None:
+        if torch.ones(4, device="cuda").cumsum(0).mul(torch.rand(4, device="cuda")).all():
+            raise AssertionError
+
+    with pytest.raises(UntraceableError, match="reads a value that depends on the data"):
+        estimate(step=lambda: step)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +62,7 @@ def test_batches_are_made_in_this_process(workers: int) -> None:
     assert (loader.num_workers, loader.timeout) == (workers, workers)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Using .torch.compile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_functions_run_as_they_were_written() -> None:
     @torch.compile(fullgraph=True)
     def double(x: torch.Tensor) -> torch.Tensor:
@@ -98,3 +102,40 @@ def test_nested_tensors_are_refused() -> None:
 
     with pytest.raises(UntraceableError, match=r"test_calls\.py:\d+ makes a nested tensor"):
         traced(lambda: step)
+
+
+def test_modules_imported_by_a_step_use_the_machine_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "module_that_a_step_imports"
+    lines = ("from torch import load, save", "from torch.cuda import is_available, synchronize")
+    (tmp_path / f"{name}.py").write_text("\n".join(lines), encoding="utf-8")
+
+    def step() -> None:
+        module = importlib.import_module(name)
+        assert module.is_available()
+        module.synchronize()
+        module.save({"a": torch.ones(2)}, tmp_path / "inside.pt")
+
+    traced(lambda: step)
+    assert not (tmp_path / "inside.pt").exists()
+    module = sys.modules.pop(name)
+    assert module.is_available() == torch.cuda.is_available()
+    module.save({"a": torch.ones(2)}, tmp_path / "after.pt")
+    assert module.load(tmp_path / "after.pt")["a"].sum() == 2
+
+
+def test_other_threads_write_what_they_save(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def other() -> None:
+        torch.save({"epoch": 3}, tmp_path / "other.pt")
+        ended.set()
+
+    def step() -> None:
+        threading.Thread(target=other).start()
+        assert ended.wait(60)
+
+    trace(lambda: step, target=find_target("h100"), steps=1)
+    assert torch.load(tmp_path / "other.pt") == {"epoch": 3}

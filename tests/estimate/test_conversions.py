@@ -21,7 +21,7 @@ import torch
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate import estimate, find_target
-from vramkit.estimate._conversions import _is_own
+from vramkit.estimate._conversions import is_own
 from vramkit.estimate._readings import ReadFloat, ReadInteger
 from vramkit.estimate._trace import trace
 
@@ -361,8 +361,8 @@ def test_functions_that_the_garbage_collector_no_longer_sees_get_their_code_back
 
 
 def test_whose_files_are_changed() -> None:
-    assert _is_own(__file__)
+    assert is_own(__file__)
     for foreign in (torch.nn.Module.forward, functools.wraps, importlib.import_module, estimate):
         code = getattr(foreign, "__code__", None) or foreign.__call__.__code__
-        assert not _is_own(code.co_filename)
-    assert not _is_own("<frozen importlib._bootstrap>")
+        assert not is_own(code.co_filename)
+    assert not is_own("<frozen importlib._bootstrap>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch.nn import functional
 
 import vramkit
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, EmptyStepError, InvalidArgumentError
 from vramkit.estimate import Estimate, find_target
 from vramkit.simulate import load_trace, replay
 
@@ -252,7 +253,7 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
 
 def test_a_step_that_puts_nothing_on_the_gpu_is_refused() -> None:
     text = "the step allocates nothing on 'cuda', so there is nothing .* the device 'cuda' itself"
-    with pytest.raises(InvalidArgumentError, match=text):
+    with pytest.raises(EmptyStepError, match=text):
         vramkit.estimate(step=lambda: lambda: torch.ones(8))
 
 
@@ -262,6 +263,31 @@ def test_a_step_that_was_called_already_is_told() -> None:
         vramkit.estimate(step=lambda: None)
     with pytest.raises(ArgumentTypeError, match=r"got int$"):
         vramkit.estimate(step=lambda: 3)
+
+
+def test_a_step_that_returns_a_step_has_not_run() -> None:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(8, 8, device="cuda")
+        return lambda: layer(torch.ones(8, device="cuda")).sum().backward()
+
+    text = "the step returned a function, so that none of it has run; make_step must return"
+    with pytest.raises(ArgumentTypeError, match=text):
+        vramkit.estimate(step=lambda: make_step)
+
+
+@pytest.mark.filterwarnings("error:coroutine:RuntimeWarning")
+def test_a_coroutine_that_makes_a_step() -> None:
+    async def make_step() -> Callable[[], None]:
+        return lambda: None
+
+    with pytest.raises(ArgumentTypeError, match=r"runs one step, got coroutine$"):
+        vramkit.estimate(step=make_step)
+    gc.collect()
+
+
+def test_progress_is_a_function() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"progress must be a function of .*, got 3 of int"):
+        vramkit.estimate(step=lambda: None, progress=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch.nn import functional
 import vramkit._ops  # noqa: F401 - defines its operators
 from vramkit.estimate import find_target
 from vramkit.estimate._ops import RULES, is_unknown
-from vramkit.estimate._ops._attention import choose
+from vramkit.estimate._ops._attention import Attention, choose
 from vramkit.estimate._trace import trace
 
 _RECORDED = json.loads(Path(__file__).with_name("operators-h100.json").read_text(encoding="utf-8"))
@@ -269,8 +269,9 @@ def test_no_operator_is_both_known_and_unknown() -> None:
         ("l4", torch.float32, "efficient"),
         ("t4", torch.float16, "efficient"),
         ("t4", torch.bfloat16, "math"),
+        ("h100", torch.float64, "math"),
     ],
 )
 def test_attention_s_kernel_depends_on_the_gpu(name: str, dtype: Any, kernel: str) -> None:
     part = torch.empty(2, 8, 128, 64, dtype=dtype, device="meta")
-    assert choose(find_target(name), part, part, part, None, 0.0, True) == kernel
+    assert choose(find_target(name), Attention(part, part, part, None, 0.0, True)) == kernel

@@ -345,3 +345,15 @@ def test_without_a_number_of_ranks_the_refusal_names_the_argument(
     with pytest.raises(UntraceableError, match=r"test_ranks\.py:\d+ .*pass world_size="):
         trace(make_step, target=_H100)
     assert not dist.is_initialized()
+
+
+def test_synchronised_batch_norm_is_refused_with_its_substitute() -> None:
+    def make_step(kind: type[nn.Module] = nn.SyncBatchNorm) -> Callable[[], None]:
+        dist.init_process_group("nccl")
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), kind(8)).to("cuda")
+        x = torch.randn(2, 3, 8, 8, device="cuda")
+        return lambda: model(x).sum().backward()
+
+    with pytest.raises(UntraceableError, match=r"among several ranks, .*; use nn\.BatchNorm2d"):
+        traced(make_step)
+    assert traced(lambda: make_step(nn.BatchNorm2d)).blocks

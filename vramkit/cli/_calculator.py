@@ -71,7 +71,10 @@ def allowed_hosts(host: str) -> tuple[str, ...]:
         host: The address to listen on; one that stands for all addresses allows every name.
     """
     try:
-        everywhere = ipaddress.ip_address(host).is_unspecified
+        address = ipaddress.ip_address(host)
     except ValueError:
-        everywhere = False
-    return ("*",) if everywhere else (*_LOCAL, host)
+        return (*_LOCAL, host)
+    if address.is_unspecified:
+        return ("*",)
+    # Browsers write IPv6 addresses in brackets, and as short as can be.
+    return (*_LOCAL, f"[{address}]" if address.version == 6 else host)

@@ -14,7 +14,7 @@ from vramkit.cli._functions import load_function, user_code
 from vramkit.cli._output import note, write, write_json
 from vramkit.cli._progress import ProgressLine
 from vramkit.cli._status import CommandError, OutputError, Status
-from vramkit.errors import InvalidArgumentError, VramkitError
+from vramkit.errors import EmptyStepError, InvalidArgumentError, VramkitError
 
 if TYPE_CHECKING:
     from vramkit.estimate import Advice, Estimate
@@ -110,7 +110,7 @@ def _of_model(arguments: argparse.Namespace) -> Status:
     """Trace a model that transformers builds, and print what the closed form says of it."""
     from vramkit.estimate._estimate import budget_bytes
     from vramkit.estimate.config import Serving, _command, trace_model
-    from vramkit.estimate.config._results import room_in_words
+    from vramkit.estimate.config._results import part_of, room_in_words
     from vramkit.estimate.config._traced import closed_form_bytes
 
     if arguments.world_size is not None:
@@ -132,14 +132,13 @@ def _of_model(arguments: argparse.Namespace) -> Status:
             arguments.config, options, target=arguments.target, progress=progress, **tracing
         )
     _write_files(arguments, found)
-    fits = found.fits(int(budget * part))
+    fits = found.fits(part_of(budget, part))
     closed = closed_form_bytes(arguments.config, options, target=arguments.target)
     _report(arguments, found, fits, None, closed, f"into {room_in_words(budget, part)}")
     return Status.OK if fits else Status.DOES_NOT_FIT
 
 
 def _of_step(arguments: argparse.Namespace) -> Status:
-    from vramkit.estimate._api import NOTHING
     from vramkit.estimate._estimate import budget_bytes
 
     budget = None if arguments.budget is None else budget_bytes(arguments.budget)
@@ -147,10 +146,8 @@ def _of_step(arguments: argparse.Namespace) -> Status:
         raise InvalidArgumentError("--advice needs a --budget to advise for")
     try:
         return _traced(arguments, budget)
-    except InvalidArgumentError as err:
-        if str(err).endswith(NOTHING):
-            raise InvalidArgumentError(f"{arguments.step} {NOTHING}") from err
-        raise
+    except EmptyStepError as err:
+        raise EmptyStepError(f"{arguments.step}: {err}") from err
     except (VramkitError, CommandError, OutputError):
         raise
     except Exception as err:

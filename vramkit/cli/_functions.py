@@ -19,7 +19,8 @@ _MODULE = "vramkit_named_program"
 def user_code(name: str) -> Iterator[None]:
     """The scope in which the user's function is loaded and runs.
 
-    What it prints goes to standard error, as standard output is the command's report.
+    What it prints goes to standard error, as standard output is the command's report. Arguments
+    that it parses are none, as of ``python FILE``; those in ``sys.argv`` are the command's.
 
     Args:
         name: The function, for the message.
@@ -27,6 +28,7 @@ def user_code(name: str) -> Iterator[None]:
     Raises:
         CommandError: The user's code asks for the process to end.
     """
+    arguments, sys.argv = sys.argv, [name.rpartition(":")[0]]
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -37,6 +39,8 @@ def user_code(name: str) -> Iterator[None]:
             status=Status.BAD_INPUT,
             kind="SystemExit",
         ) from err
+    finally:
+        sys.argv = arguments
 
 
 def load_function(name: str) -> Callable[..., Any]:

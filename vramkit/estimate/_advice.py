@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vramkit.errors import UntraceableError
 from vramkit.estimate._api import Request, with_batch
 from vramkit.estimate._estimate import Estimate
 from vramkit.estimate._optimizers import optimizer_factory
@@ -44,13 +43,16 @@ class Advice:
         budget_bytes: The budget.
         fits_already: Whether the step completes within it as it is.
         proposals: What was tried: what fits before what does not, then by what it saves.
-        largest_batch: The largest number of samples that fits, or None where it was not sought.
+        largest_batch: The largest number of samples that fits; None where it was not sought, or
+            where the step raised with each smaller batch that was tried.
+        failed: Changes with which the step raised, each with the error.
     """
 
     budget_bytes: int
     fits_already: bool
     proposals: tuple[Proposal, ...]
     largest_batch: int | None
+    failed: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain containers."""
@@ -70,6 +72,7 @@ class Advice:
             )
         if self.largest_batch is not None:
             lines.append(f"  largest batch that fits: {self.largest_batch:,}")
+        lines += [f"  could not be tried: {each}" for each in self.failed]
         return "\n".join(lines)
 
 
@@ -78,16 +81,26 @@ def advise(estimate: Estimate, budget_bytes: int) -> Advice:
     request = estimate.request
     fits = estimate.fits(budget_bytes)
     proposals = list(_without_tracing(estimate, budget_bytes))
+    failed: dict[str, str] = {}
     for change, cost, changed in _changes(request, estimate):
-        try:
-            tried = changed.run()
-        except UntraceableError:
-            continue
-        proposals.append(_proposal(change, cost, estimate, tried, budget_bytes))
-    largest = None if fits else _largest_batch(request, budget_bytes)
+        tried = _tried(changed, change, failed)
+        if tried is not None:
+            proposals.append(_proposal(change, cost, estimate, tried, budget_bytes))
+    largest = None if fits else _largest_batch(request, budget_bytes, failed)
     proposals = [each for each in proposals if each.saved_bytes > 0]
     proposals.sort(key=lambda each: (not each.fits, -each.saved_bytes))
-    return Advice(budget_bytes, fits, tuple(proposals), largest)
+    reasons = tuple(f"{change} ({reason})" for change, reason in failed.items())
+    return Advice(budget_bytes, fits, tuple(proposals), largest, reasons)
+
+
+def _tried(changed: Request, change: str, failed: dict[str, str]) -> Estimate | None:
+    """Trace a changed step; a program may raise anything where it does not take the change."""
+    try:
+        return changed.run()
+    except Exception as err:  # noqa: BLE001 - the program's own code runs
+        first = str(err).strip().partition("\n")[0]
+        failed[change] = f"{type(err).__name__}: {first}"
+        return None
 
 
 def _without_tracing(estimate: Estimate, budget_bytes: int) -> Iterator[Proposal]:
@@ -147,16 +160,24 @@ def _batch_of(request: Request) -> int | None:
     return default if isinstance(default, int) else None
 
 
-def _largest_batch(request: Request, budget_bytes: int) -> int | None:
-    """Bisect below the present batch; 0 where not even one sample fits."""
+def _largest_batch(request: Request, budget_bytes: int, failed: dict[str, str]) -> int | None:
+    """Bisect below the present batch; 0 where not even one sample fits.
+
+    A batch with which the step raises is taken as too small, as for batch norm; if it raises with
+    each, no answer is known.
+    """
     batch = _batch_of(request)
     if batch is None:
         return None
+    best, ran = 0, batch == 1
     works, fails = 0, batch
     while fails - works > 1:
         middle = (works + fails) // 2
-        if with_batch(request, middle).run().fits(budget_bytes):
-            works = middle
-        else:
-            fails = middle
-    return works
+        found = _tried(with_batch(request, middle), f"a batch of {middle:,}", failed)
+        if found is not None and not found.fits(budget_bytes):
+            fails, ran = middle, True
+            continue
+        works = middle
+        if found is not None:
+            best, ran = middle, True
+    return best if ran else None

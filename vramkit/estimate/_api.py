@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from vramkit import simulate
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, EmptyStepError
 from vramkit.estimate._allocators import (
     ExpandableAllocator,
     NativeAllocator,
@@ -36,11 +36,6 @@ from vramkit.estimate._trace import Guess, Progress, trace
 from vramkit.units import format_mib
 
 MakeStep = Callable[..., Callable[[], Any]]
-# What is said of a step without memory, after its name.
-NOTHING = (
-    "allocates nothing on 'cuda', so there is nothing to estimate; it must use the device 'cuda' "
-    "itself (torch.cuda.is_available() is False until it runs)"
-)
 _PAGE_BYTES = 2 << 20
 # The pool's core simulates a machine of twice as much; a peak of this size needs more than it has
 # only where placement wastes half of it.
@@ -81,7 +76,7 @@ class Request:
         """Trace and evaluate.
 
         Raises:
-            InvalidArgumentError: The step allocates nothing.
+            EmptyStepError: The step allocates nothing.
         """
         make_step = self.make_step or (self.recipe.make_step if self.recipe else None)
         assert make_step is not None
@@ -95,7 +90,10 @@ class Request:
         )
         found = evaluate(traced, self)
         if found.peak_requested_bytes == 0:
-            raise InvalidArgumentError(f"the step {NOTHING}")
+            raise EmptyStepError(
+                "the step allocates nothing on 'cuda', so there is nothing to estimate; it must "
+                "use the device 'cuda' itself (torch.cuda.is_available() is False until it runs)"
+            )
         return found
 
 
@@ -146,7 +144,7 @@ def estimate(
         options: ``optimizer``, ``loss``, ``autocast`` and ``train``, see :class:`ModelOptions`.
 
     Raises:
-        ArgumentTypeError, InvalidArgumentError: An argument cannot be used.
+        ArgumentTypeError, InvalidArgumentError: An argument cannot be used, or the step is empty.
         NativeLibraryError: The pretended device cannot be built or loaded.
         ScopeError: Another estimate is running in this process, or, with ``world_size``, it is part
             of a process group.
@@ -160,15 +158,21 @@ def estimate(
     recipe = _recipe(model, sample_input, options) if step is None else None
     if step is not None:
         _check_step(step, (model, sample_input, *options.values()))
-    if type(steps) is not int:
-        raise _wrong("steps", steps, "an integer")
-    if not isinstance(alloc_conf, str):
-        raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
+    _check_tracing(steps, alloc_conf, progress)
     gpu, settings = find_target(target), parse_settings(alloc_conf)
     return Request(step, recipe, gpu, steps, guess, settings, progress, world_size).run()
 
 
 SIGNATURE = signature_of(estimate, ModelOptions)
+
+
+def _check_tracing(steps: object, alloc_conf: object, progress: object) -> None:
+    if type(steps) is not int:
+        raise _wrong("steps", steps, "an integer")
+    if not isinstance(alloc_conf, str):
+        raise _wrong("alloc_conf", alloc_conf, "a text such as 'expandable_segments:True'")
+    if progress is not None and not callable(progress):
+        raise _wrong("progress", progress, "a function of the steps done and their total")
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:

@@ -1,8 +1,9 @@
 """PyTorch's own branches on values that depend on data, where a rule decides them.
 
 ``ReduceLROnPlateau`` compares a metric, which decides the learning rate and no memory. ``LBFGS``
-asks whether to stop: the rule is that it does not before ``max_iter`` or ``max_eval``. Either is an
-assumption that the report names.
+asks whether to stop: the rule is that it does not before ``max_iter`` or ``max_eval``.
+Distributions ask whether their arguments are valid, and raise if not: the rule is that they are.
+Each is an assumption that the report names.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributions import constraints, distribution
 from torch.optim import lbfgs
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -27,6 +29,7 @@ from vramkit.estimate._fake_device import patched
 from vramkit.units import counted, format_mib
 
 _FILE = lbfgs.__file__
+_CHECKS = (distribution.__file__, constraints.__file__)
 # Conditions in the source of LBFGS that hold; all others do not, so that it goes on: a new
 # direction is kept, the first step is short, and a search finds its bracket at the second point
 # and ends with the third.
@@ -53,7 +56,7 @@ class Notes(_readings.Notes, Protocol):
 
 def decide() -> bool | None:
     """Return what a condition of PyTorch's own code is, if that code asks and a rule says."""
-    frame = _frame_of_lbfgs()
+    frame = _frame_in(_FILE)
     if frame is None:
         return None
     line = linecache.getline(_FILE, frame.f_lineno)
@@ -65,14 +68,20 @@ def decide() -> bool | None:
 
 def is_factor() -> bool:
     """Tell whether PyTorch's own code reads a number only to scale a tensor with it."""
-    frame = _frame_of_lbfgs()
+    frame = _frame_in(_FILE)
     return frame is not None and "alpha=" in linecache.getline(_FILE, frame.f_lineno)
 
 
-def _frame_of_lbfgs() -> FrameType | None:
+def checks_arguments() -> bool:
+    """Tell whether a distribution of PyTorch's asks whether its arguments are valid."""
+    return _frame_in(*_CHECKS) is not None
+
+
+def _frame_in(*files: str) -> FrameType | None:
+    """The innermost frame in one of PyTorch's files, if PyTorch's own code asks."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and is_library(frame.f_code.co_filename):
-        if frame.f_code.co_filename == _FILE:
+        if frame.f_code.co_filename in files:
             return frame
         frame = frame.f_back
     return None

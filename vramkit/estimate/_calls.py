@@ -12,7 +12,7 @@ import torch.utils.data
 from torch.nn.parallel import comm
 from torch.utils.data import dataloader
 
-from vramkit.estimate._fake_device import patched
+from vramkit.estimate._fake_device import exchanged, patched
 
 _STATE_BYTES = 16
 _MARKS = ("range_push", "range_pop", "range_start", "range_end", "mark")
@@ -46,11 +46,14 @@ def calls_of_programs() -> Iterator[None]:
             (torch.cuda, {name: answer for name, answer in memory.items() if name[0] != "_"}),
             (torch.cuda.memory, memory),
             (torch.cuda.nvtx, dict.fromkeys(_MARKS, _nothing)),
-            (torch.autograd.profiler.profile, {"__init__": _profile_function()}),
             (comm, {"scatter": _scatter}),
+        ):
+            scope.enter_context(exchanged(module, **answers))
+        for kind, methods in (
+            (torch.autograd.profiler.profile, {"__init__": _profile_function()}),
             (torch.utils.data.DataLoader, {"_get_iterator": _iterator}),
         ):
-            scope.enter_context(patched(module, **answers))
+            scope.enter_context(patched(kind, **methods))
         # Compiled functions run as they were written.
         scope.enter_context(torch.compiler.set_stance("force_eager"))
         yield

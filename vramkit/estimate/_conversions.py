@@ -164,7 +164,7 @@ def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
         if id(each) in seen:
             continue
         seen[id(each)] = each
-        if type(each) is FunctionType and _is_own(each.__code__.co_filename):
+        if type(each) is FunctionType and is_own(each.__code__.co_filename):
             yield each
         todo += _inside(each)
 
@@ -173,15 +173,15 @@ def _inside(each: Any) -> list[Any]:
     """What an object refers to, unless it is a library's; none of its own code runs."""
     kind = type(each)
     if kind is FunctionType:
-        table = [each.__globals__] if _is_own(each.__code__.co_filename) else []
+        table = [each.__globals__] if is_own(each.__code__.co_filename) else []
         more = (each.__defaults__, each.__kwdefaults__, each.__dict__)
         return [*table, *more, *gc.get_referents(*(each.__closure__ or ()))]
     if issubclass(kind, ModuleType | type):
-        return list(vars(each).values()) if _is_own(_file_of(each)) else []
+        return list(vars(each).values()) if is_own(_file_of(each)) else []
     for container in _CONTAINERS:
         if issubclass(kind, container) and container.__len__(each) > _MOST_MEMBERS:
             return []
-    if issubclass(kind, (*_WRAPPERS, *_CONTAINERS)) or _is_own(_file_of(kind)):
+    if issubclass(kind, (*_WRAPPERS, *_CONTAINERS)) or is_own(_file_of(kind)):
         return [kind, *gc.get_referents(each)]
     return []
 
@@ -200,7 +200,8 @@ def _concerns(code: CodeType) -> bool:
 
 
 @functools.cache
-def _is_own(file: str) -> bool:
+def is_own(file: str) -> bool:
+    """Tell whether a file is the program's: neither Python's nor an installed package's."""
     return not file.startswith((*_NO_FILES, *_FOREIGN))
 
 

@@ -87,7 +87,7 @@ def fake_device(target: Target) -> Iterator[None]:
         library.vramkit_fake_enter(target.cudnn_version)
         _streams.begin(library)
         try:
-            with patched(torch.cuda, **_answers(target)):
+            with exchanged(torch.cuda, **_answers(target)):
                 yield
         finally:
             library.vramkit_fake_leave()
@@ -110,6 +110,32 @@ def patched(thing: Any, **values: Any) -> Iterator[None]:
                 delattr(thing, name)
             else:
                 setattr(thing, name, value)
+
+
+@contextlib.contextmanager
+def exchanged(module: types.ModuleType, **values: Any) -> Iterator[None]:
+    """Set attributes of a module for the time of a scope.
+
+    Code that is imported within the scope may have taken functions by their names, which the scope
+    does not know of. After it, these call what the module then has.
+    """
+    is_open = True
+
+    def of(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def stand_in(*args: Any, **options: Any) -> Any:
+            return (function if is_open else getattr(module, name))(*args, **options)
+
+        return stand_in
+
+    functions = (types.FunctionType, functools.partial)
+    with patched(
+        module,
+        **{name: of(name, v) if isinstance(v, functions) else v for name, v in values.items()},
+    ):
+        try:
+            yield
+        finally:
+            is_open = False
 
 
 def _answers(target: Target) -> dict[str, Any]:

@@ -11,7 +11,11 @@ from vramkit.estimate._attribution import line_of_error
 _aten = torch.ops.aten
 
 # Words of torch's errors, what they mean for an estimate, and what to do.
-_WITHOUT_KERNELS = {
+_EXPLAINED = {
+    "Expected all tensors to be on the same device": (
+        "mixes tensors on the CPU and on 'cuda', but a GPU needs all of them on the same device",
+        "move all of them to 'cuda'; register_buffer() lets a module move its plain tensors, too",
+    ),
     "DispatchStub: missing kernel for cuda": (
         "calls a kernel that only a torch with CUDA has",
         "estimate it beside such a torch, or replace the layer",
@@ -49,6 +53,9 @@ _WITHOUT_KERNELS = {
         "use dense tensors in the estimated step",
     ),
 }
+
+
+_OF_SYNC_BATCH_NORM = ("aten::batch_norm_stats", "aten::batch_norm_elemt")
 
 
 def guess(func: Any, args: Any) -> Any:
@@ -100,17 +107,28 @@ def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:
             "leave the table out of the step, put torch.empty(..., requires_grad=True) in place of "
             "its rows, and add table.stats().device_bytes of a table in use"
         )
+    elif name in _OF_SYNC_BATCH_NORM:
+        reason = "belongs to SyncBatchNorm among several ranks, which is not followed"
+        advice = (
+            "use nn.BatchNorm2d or its like in the estimated step: only gathered statistics, a few "
+            "numbers a channel and rank, come on top"
+        )
     else:
         reason = f"cannot run without data ({_first_line(err)})"
-        advice = "give it a fake implementation by torch.library.register_fake, or leave it out"
+        advice = (
+            "put a tensor of the result's shape, such as torch.empty(..., device='cuda'), in its "
+            "place, or leave it out"
+            if name.startswith("aten::")
+            else "give it a fake implementation by torch.library.register_fake, or leave it out"
+        )
     if may_guess:
         advice = advice.partition(", or pass guess=")[0] + "; no guess is made for it"
     return f"{name} at {where} {reason}, so its memory cannot be known; {advice}"
 
 
 def refusal_of(err: Exception) -> str | None:
-    """Explain an error that torch raises because no kernel of CUDA is there; None for others."""
-    for words, (what, advice) in _WITHOUT_KERNELS.items():
+    """Explain an error of torch whose text does not say what is to be done; None for others."""
+    for words, (what, advice) in _EXPLAINED.items():
         if words in str(err):
             return f"{line_of_error(err)} {what}, so its memory cannot be known; {advice}"
     return None

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.estimate._attribution import line_of_error
+from vramkit.estimate._fake_device import patched
 from vramkit.estimate._optimizers import Factory
 from vramkit.estimate._samples import check_called_without
 
@@ -180,6 +181,13 @@ def _on_device(model: torch.nn.Module | Callable[[], torch.nn.Module]) -> torch.
     return made.to("cuda")
 
 
+def _kept(self: torch.Tensor, _: dict[int, Any]) -> torch.Tensor:
+    """Tensors that are no parameters and no buffers stay on the CPU, as with ``Module.to()``."""
+    if self.device.type == "cpu":
+        return self
+    return torch.empty_strided(self.shape, self.stride(), dtype=self.dtype, device="cuda")
+
+
 def _copy_of_fakes(model: torch.nn.Module) -> torch.nn.Module:
     """Copy everything but the data of parameters and buffers; ties are kept."""
     memo: dict[int, Any] = {}
@@ -192,7 +200,8 @@ def _copy_of_fakes(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(tensor, torch.nn.Parameter):
             fake = torch.nn.Parameter(fake, tensor.requires_grad)
         memo[id(tensor)] = fake
-    copied = copy.deepcopy(model, memo)
+    with patched(torch.Tensor, __deepcopy__=_kept):
+        copied = copy.deepcopy(model, memo)
     for module in copied.modules():
         if isinstance(module, torch.nn.RNNBase):
             module.flatten_parameters()  # as Module.to() does

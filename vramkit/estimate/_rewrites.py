@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
+from vramkit.errors import UntraceableError
 from vramkit.estimate import _ctc, _cumprod, _engine, _packed, _recurrent, _sparse
+from vramkit.estimate._attribution import line_of_caller
+from vramkit.estimate._dtypes import check_alike
 from vramkit.estimate._ops import _attention
 from vramkit.estimate._ops import _recurrent as _cells
 from vramkit.estimate._ops._plan import Plan
@@ -212,13 +215,16 @@ def _attention_for(target: Target, count: Callable[[str], None]) -> Callable[...
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Any:
+        check_alike("aten::scaled_dot_product_attention", (query, key, value))
         mask = _float_mask(attn_mask, query)
-        kernel = "math"
-        if enable_gqa or query.dim() < 3 or query.shape[-3] == key.shape[-3]:
-            parts = (query, key, value, mask)
-            kernel = _attention.choose(target, *parts, dropout_p, is_causal)
-        if enable_gqa and kernel == "efficient" and query.shape[-3] != key.shape[-3]:
-            kernel = "math"
+        call = _attention.Attention(query, key, value, mask, dropout_p, is_causal, enable_gqa)
+        kernel = _attention.choose(target, call)
+        if kernel is None:
+            raise UntraceableError(
+                f"{line_of_caller()} computes attention, and no kernel of it that the program "
+                f"allows takes these inputs on an {target.title}: PyTorch would fail there; allow "
+                "SDPBackend.MATH besides in sdpa_kernel()"
+            )
         count(kernel)
         inputs = (query, key, value)
         if kernel == "math":

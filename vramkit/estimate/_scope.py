@@ -19,8 +19,9 @@ from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._branches import branches_decided
 from vramkit.estimate._calls import calls_of_programs
+from vramkit.estimate._compilers import dynamo_undisturbed, scripts_know
 from vramkit.estimate._conversions import conversions_read
-from vramkit.estimate._fake_device import fake_device, patched
+from vramkit.estimate._fake_device import exchanged, fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
 from vramkit.estimate._recurrent import flatten_parameters
 from vramkit.estimate._rewrites import operators_of_cuda
@@ -41,17 +42,20 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
     """
     # Its keys do not say which device was pretended.
     FakeTensorMode.cache_clear()
+    tensor = torch.tensor
     with contextlib.ExitStack() as scope:
         scope.enter_context(settings_kept())
+        scope.enter_context(dynamo_undisturbed())
         scope.enter_context(fake_device(target))
         scope.callback(tracer.restore_outside)
         scope.enter_context(calls_of_programs())
         scope.enter_context(_fakes_pass_for_tensors())
-        exchanged = scope.enter_context(
+        functions = scope.enter_context(
             methods_of_fakes(tracer.shadows, tracer, may_guess=tracer.may_guess)
         )
+        scope.enter_context(scripts_know({tensor: torch.tensor, **functions}))
         if not tracer.may_guess:
-            tracer.when_built = scope.enter_context(conversions_read(start, exchanged)).change
+            tracer.when_built = scope.enter_context(conversions_read(start, functions)).change
         scope.enter_context(branches_decided(tracer.shadows.of, tracer))
         tracer.composites = scope.enter_context(
             operators_of_cuda(target, _counter(tracer), tracer.shadows.of, tracer.assume)
@@ -61,7 +65,7 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
         scope.enter_context(patched(torch.UntypedStorage, resize_=_resize_function(tracer)))
         scope.enter_context(patched(FakeTensor, record_stream=_lend_function(tracer)))
         scope.enter_context(patched(MemoryPool, __init__=_no_pool()))
-        scope.enter_context(patched(torch, load=_load_function(tracer), save=_save))
+        scope.enter_context(exchanged(torch, load=_load_function(tracer), save=_save_function()))
         # The exception tells it; the log would print the whole stack besides.
         scope.enter_context(patched(fake_tensor.log, disabled=True))
         scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
@@ -113,8 +117,15 @@ def _load_function(tracer: Tracer) -> Callable[..., Any]:
     return load
 
 
-def _save(*_: Any, **__: Any) -> None:
-    """``torch.save`` needs no memory of the device; without data there is nothing to write."""
+def _save_function() -> Callable[..., None]:
+    """``torch.save`` of the step has no data to write; other threads write theirs."""
+    owner, real = threading.get_ident(), torch.save
+
+    def save(*args: Any, **options: Any) -> None:
+        if threading.get_ident() != owner:
+            real(*args, **options)
+
+    return save
 
 
 def _no_pool() -> Callable[..., None]:

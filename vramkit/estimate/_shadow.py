@@ -154,7 +154,7 @@ class Shadows:
                 if "lift_fresh" in func.name():
                     result = result.clone()
                 results = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
-                if any(each.isnan().any() for each in results if not _is_whole(each)):
+                if not all(map(_can_be_kept, results)):
                     _drop_constants(out)
                     return False
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
@@ -215,8 +215,12 @@ def _is_nan(leaf: Any) -> bool:
     return isinstance(leaf, float) and float.__ne__(leaf, leaf)
 
 
-def _is_whole(tensor: torch.Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex())
+def _can_be_kept(tensor: torch.Tensor) -> bool:
+    """Tell whether a result has memory to read, and no number in it that may be unknown."""
+    if tensor._is_zerotensor():
+        return False
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    return whole or not bool(tensor.isnan().any())
 
 
 def _drop_constants(out: Any) -> None:

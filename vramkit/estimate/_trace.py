@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from dataclasses import replace
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableError
 from vramkit.estimate import _guesses
+from vramkit.estimate._interrupts import interrupts_deferred
 from vramkit.estimate._ranks import Groups, check_world_size, ranks
 from vramkit.estimate._recorder import Kind, Trace
 from vramkit.estimate._scope import tracing
@@ -23,6 +26,7 @@ _CALLED = (
     "make_step itself, without calling it"
 )
 Guess = Literal["refuse", "allow"]
+_FUNCTIONS = (FunctionType, MethodType, functools.partial)
 # Called with the number of steps done and their total.
 Progress = Callable[[int, int], None]
 
@@ -61,6 +65,7 @@ def trace(
     tracer = Tracer(target, guess)
     groups = Groups(world_size or 1)
     with contextlib.ExitStack() as scope:
+        tracer.between_operators = scope.enter_context(interrupts_deferred())
         if world_size is not None:
             scope.enter_context(ranks(groups, lambda bucket: tracer.mark(bucket, Kind.GRADIENT)))
         scope.enter_context(tracing(tracer, target, make_step))
@@ -80,8 +85,9 @@ def _run(
     steps: int,
     progress: Progress | None,
 ) -> Trace:
-    step = make_step()
+    step: Any = make_step()
     if not callable(step):
+        _drop(step)
         raise ArgumentTypeError(
             "make_step must return a function without arguments that runs one step, got "
             f"{type(step).__name__}{_CALLED if step is None else ''}"
@@ -97,13 +103,18 @@ def _run(
 
 
 def _check_ran(result: Any) -> None:
-    if isinstance(result, Coroutine | Generator | AsyncGenerator):
-        if isinstance(result, Coroutine | Generator):
-            result.close()  # without a warning that it was not awaited
+    if isinstance(result, (Coroutine, Generator, AsyncGenerator, *_FUNCTIONS)):
+        _drop(result)
         raise ArgumentTypeError(
             f"the step returned a {type(result).__name__}, so that none of it has run; make_step "
             "must return a plain function that runs one step"
         )
+
+
+def _drop(result: Any) -> None:
+    """Drop a coroutine without a warning that it was not awaited."""
+    if isinstance(result, Coroutine | Generator):
+        result.close()
 
 
 def _result(tracer: Tracer) -> Trace:

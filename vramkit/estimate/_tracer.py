@@ -28,6 +28,7 @@ from vramkit.errors import UntraceableError
 from vramkit.estimate import _branches, _engine, _guesses, _sparse, _streams
 from vramkit.estimate._attribution import Attribution, line_of_caller
 from vramkit.estimate._devices import check_devices
+from vramkit.estimate._dtypes import check_dtypes
 from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Take, is_unknown
 from vramkit.estimate._recorder import Block, Kind, Phase, Recorder
 from vramkit.estimate._rewrites import REWRITES
@@ -68,6 +69,7 @@ class Tracer(TorchDispatchMode):
         composites: What composite operators do on the target, where PyTorch's code for fakes does
             something else.
         when_built: Called before the first step.
+        between_operators: Called before each operator.
     """
 
     supports_higher_order_operators = True
@@ -97,6 +99,7 @@ class Tracer(TorchDispatchMode):
         self.may_guess = guess == "allow"
         self.composites: dict[str, Callable[..., Any]] = {}
         self.when_built: Callable[[], None] = lambda: None
+        self.between_operators: Callable[[], None] = lambda: None
         self._refusal: UntraceableError | None = None
         # By storage: the number of its block, and the bytes that the storage had then.
         self._live: dict[int, int] = {}
@@ -150,7 +153,8 @@ class Tracer(TorchDispatchMode):
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self._inside(func, args, kwargs)
         if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs)  # C++ code that asks for a device expects no exception
+        self.between_operators()
         self._operator, self._place = func.name(), None
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
         for leaf in leaves:
@@ -192,6 +196,7 @@ class Tracer(TorchDispatchMode):
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on fakes, without the births of its results."""
         check_devices(func, args)
+        check_dtypes(func, args)
         known = self._known_value(func, args)
         if known is not NotImplemented:
             return known
@@ -263,6 +268,9 @@ class Tracer(TorchDispatchMode):
             decided = self.decide() if args[0].dtype == torch.bool else None
             if decided is not None:
                 return decided
+            if args[0].dtype == torch.bool and _branches.checks_arguments():
+                self.assume(f"The arguments of torch.distributions at {line} are valid.")
+                return True
             if _branches.is_factor():
                 return math.nan
         guessed = _guesses.guess(func, args) if self.may_guess else NotImplemented
@@ -290,7 +298,7 @@ class Tracer(TorchDispatchMode):
 
     def follow(self, plan: Plan, outputs: tuple[Any, ...]) -> None:
         """Record what a plan says that an operator takes, drops and returns."""
-        if not any(isinstance(step, Give) for step in plan):
+        if not any(isinstance(step, Give | Host) for step in plan):
             self._births(outputs)
         taken: list[int] = []
         for step in plan:

@@ -107,6 +107,42 @@ def test_a_layout_is_a_parallel(kind: Any, given: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Serving(windows="no"), "windows must be True or False, got 'no' of str"),
+        (lambda: Serving(weights=None), "weights must be a text, got None of NoneType"),
+        (lambda: Serving(utilisation="0.9"), "utilisation must be a number, got '0.9' of str"),
+        (lambda: Serving(utilisation=True), "utilisation must be a number, got True of bool"),
+        (lambda: Training(flash="no"), "flash must be True or False, got 'no' of str"),
+        (lambda: Training(policy=[]), r"policy must be a text, got \[\] of list"),
+        (lambda: Training(frozen=4), "frozen must be a text, got 4 of int"),
+    ],
+)
+def test_values_of_another_type(make: Callable[[], Any], text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"tensor": None}, "tensor must be an integer from 1 to 1,048,576, got None"),
+        ({"stages": 3}, "stages must be a tuple of integers, got 3"),
+        ({"stages": ("1",)}, r"stages must be a tuple of integers, got \('1',\)"),
+    ],
+)
+def test_degrees_that_are_no_integers(given: dict[str, Any], text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=text):
+        Parallel(**given)
+
+
+def test_a_text_that_is_no_path() -> None:
+    text = r"a text of 4,000 characters that begins with '\{\{.* \(File name too long\)"
+    with pytest.raises(InvalidArgumentError, match=text):
+        read_model("{" * 4000)
+
+
+@pytest.mark.parametrize(
     ("target", "budget", "text"),
     [
         ("h100", "rtx4090", "The budget is the memory of rtx4090; all else is estimated for h100"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vramkit.errors import InvalidArgumentError
 
@@ -21,6 +22,12 @@ ROUND_LARGE_BYTES = 2 * _MIB
 _WITHOUT_EFFECT = frozenset(
     {"pinned_use_cuda_host_register", "pinned_num_register_threads", "throw_on_cudamalloc_oom"}
 )
+# Options in MiB: their fields, and the least that PyTorch takes.
+_IN_MIB = {
+    "max_split_size_mb": ("max_split_bytes", 20),
+    "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", 20),
+    "large_segment_size_mb": ("large_segment_bytes", 0),
+}
 
 
 @dataclass(frozen=True)
@@ -106,16 +113,20 @@ def _with_option(settings: Settings, name: str, value: str) -> Settings:
         return replace(settings, expandable_segments=value.lower() == "true")
     if name == "backend" and value == "native":
         return settings
-    if re.fullmatch(r"[0-9]{1,9}", value):
-        number = int(value)
-        if name == "max_split_size_mb":
-            return replace(settings, max_split_bytes=number * _MIB)
-        if name == "max_non_split_rounding_mb":
-            return replace(settings, max_non_split_rounding_bytes=number * _MIB)
-        if name == "large_segment_size_mb":
-            return replace(settings, large_segment_bytes=number * _MIB)
-        if name == "roundup_power2_divisions":
-            return replace(settings, roundup_power2_divisions=number)
+    if name in _IN_MIB and re.fullmatch(r"[0-9]{1,9}", value):
+        field, least = _IN_MIB[name]
+        if int(value) < least:
+            raise InvalidArgumentError(
+                f"{name}:{value} is too small: PyTorch's allocator takes {least} and more"
+            )
+        changed: dict[str, Any] = {field: int(value) * _MIB}
+        return replace(settings, **changed)
+    if name == "roundup_power2_divisions" and re.fullmatch(r"[0-9]{1,9}", value):
+        if int(value).bit_count() > 1:
+            raise InvalidArgumentError(
+                f"{name}:{value} is no power of two, which PyTorch's allocator needs"
+            )
+        return replace(settings, roundup_power2_divisions=int(value))
     raise InvalidArgumentError(
         f"the allocator's option {name}:{value} is not simulated; simulated are "
         "expandable_segments, max_split_size_mb, max_non_split_rounding_mb, "

@@ -21,6 +21,7 @@ from vramkit.estimate._ops import (
     _softmax,
     _sort,
     _topk,
+    _zeros,
 )
 from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Keep, Plan, Rule, Take
 from vramkit.estimate._ops._unknown import is_unknown
@@ -30,7 +31,7 @@ RULES: dict[str, Rule] = {
     for family in (
         *(_attention, _collectives, _convolution, _cudnn_rnn, _embedding, _embedding_bag),
         *(_fold, _foreach, _loss, _matmul, _norm, _random, _quantize, _rectify, _recurrent),
-        *(_reduce, _scan, _softmax, _sort, _topk),
+        *(_reduce, _scan, _softmax, _sort, _topk, _zeros),
     )
     for name, rule in family.RULES.items()
 }

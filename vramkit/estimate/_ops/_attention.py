@@ -2,12 +2,14 @@
 
 The choice follows ``ATen/native/transformers/cuda/sdp_utils.cpp``: from compute capability 9 on
 with cuDNN 9.15 or later cuDNN's kernel comes first, otherwise the flash kernel; then the
-memory-efficient one, and at last plain products.
+memory-efficient one, and at last plain products. What the program has disabled, by ``sdpa_kernel``
+for instance, is passed over.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,42 +23,101 @@ _BLOCK = 64
 _LOCKS = 16
 
 
-def choose(target: Target, q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool) -> str:
-    """Return "cudnn", "flash", "efficient" or "math"."""
-    four = q.dim() == 4 and k.dim() == 4 and v.dim() == 4
-    last = q.stride(-1) == 1 and k.stride(-1) == 1 and v.stride(-1) == 1
-    if not four or not last:
-        return "math"
-    if _cudnn_serves(target, q, k, v, mask, dropout):
-        return "cudnn"
-    if _flash_serves(target, q, k, v, mask, causal):
-        return "flash"
-    return "efficient" if _efficient_serves(target, q, k, v, mask) else "math"
+# What PyTorch calls the kernels; the orders that it sets itself.
+_KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}
+_OWN_ORDERS = ([1, 2, 0, 3], [3, 1, 2, 0])
 
 
-def _cudnn_serves(target: Target, q: Any, k: Any, v: Any, mask: Any, dropout: float) -> bool:
-    if target.capability[0] not in (9, 10) or target.cudnn_version < 91500:
+@dataclass(frozen=True)
+class Attention:
+    """The inputs of one call.
+
+    Attributes:
+        q: The query.
+        k: The key.
+        v: The value.
+        mask: What is added to the products, or None.
+        dropout: The part of the weights that is dropped.
+        causal: Whether each position sees those before it only.
+        grouped: Whether queries may share keys and values.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    mask: Any
+    dropout: float
+    causal: bool
+    grouped: bool = False
+
+    @property
+    def same_heads(self) -> bool:
+        """Whether there are as many heads of keys as of queries."""
+        return bool(self.q.dim() < 3 or self.q.shape[-3] == self.k.shape[-3])
+
+    @property
+    def fits_kernels(self) -> bool:
+        """Whether the layout is one that kernels other than plain products take."""
+        parts = (self.q, self.k, self.v)
+        layout = all(part.dim() == 4 and part.stride(-1) == 1 for part in parts)
+        return layout and (self.same_heads or self.grouped)
+
+
+def choose(target: Target, call: Attention) -> str | None:
+    """Return "cudnn", "flash", "efficient" or "math"; None where the program allows no other."""
+    cuda = torch.backends.cuda
+    serves = {
+        "cudnn": cuda.cudnn_sdp_enabled() and _cudnn_serves(target, call),
+        "flash": cuda.flash_sdp_enabled() and _flash_serves(target, call),
+        "efficient": cuda.mem_efficient_sdp_enabled() and _efficient_serves(target, call),
+        "math": cuda.math_sdp_enabled(),
+    }
+    return next((name for name in _order(target) if serves[name]), None)
+
+
+def _order(target: Target) -> list[str]:
+    """The program's order, where it has set one."""
+    order = torch._C._get_sdp_priority_order()[: len(_KERNELS)]
+    if order in _OWN_ORDERS:
+        order = _OWN_ORDERS[_prefers_cudnn(target)]
+    return [_KERNELS[number] for number in order if number in _KERNELS]
+
+
+def _prefers_cudnn(target: Target) -> bool:
+    return target.capability[0] in (9, 10) and target.cudnn_version >= 91500
+
+
+def _cudnn_serves(target: Target, call: Attention) -> bool:
+    q, k, width, value_width = call.q, call.k, call.q.shape[-1], call.v.shape[-1]
+    if target.capability < (8, 0) or not call.fits_kernels:
         return False
-    width, value_width = q.shape[-1], v.shape[-1]
     fits = width % 8 == 0 and value_width % 8 == 0 and width <= 256 and value_width <= 256
     if not fits or q.dtype not in _HALF or k.shape[2] <= 1:
         return False
-    if mask is not None and mask.requires_grad:
+    if call.mask is not None and call.mask.requires_grad:
         return False
-    return not (dropout and q.shape[2] == 1)
+    return not (call.dropout and q.shape[2] == 1)
 
 
-def _flash_serves(target: Target, q: Any, k: Any, v: Any, mask: Any, causal: bool) -> bool:
-    if target.capability < (8, 0) or q.dtype not in _HALF or mask is not None:
+def _flash_serves(target: Target, call: Attention) -> bool:
+    q, k, v = call.q, call.k, call.v
+    if target.capability < (8, 0) or q.dtype not in _HALF or call.mask is not None:
         return False
-    same_width = q.shape[-1] == k.shape[-1] == v.shape[-1]
-    return bool(same_width and q.shape[-1] <= 256 and not (causal and q.shape[2] != k.shape[2]))
+    same_width = q.shape[-1] == k.shape[-1] == v.shape[-1] and call.fits_kernels
+    return bool(
+        same_width and q.shape[-1] <= 256 and not (call.causal and q.shape[2] != k.shape[2])
+    )
 
 
-def _efficient_serves(target: Target, q: Any, k: Any, v: Any, mask: Any) -> bool:
+def _efficient_serves(target: Target, call: Attention) -> bool:
+    q, k, v = call.q, call.k, call.v
+    if not call.fits_kernels or not call.same_heads:
+        return False
+    if q.dtype not in (*_HALF, torch.float32):
+        return False
     if q.dtype == torch.bfloat16 and target.capability < (8, 0):
         return False
-    if mask is not None and mask.stride(-1) != 1:  # such as T5's position bias
+    if call.mask is not None and call.mask.stride(-1) != 1:  # such as T5's position bias
         return False
     unit = 8 if q.dtype in _HALF else 4
     aligned = q.shape[-1] % unit == 0 and v.shape[-1] % unit == 0

@@ -65,7 +65,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A result that is in host memory although the fake one is not."""
+    """A result that takes no device memory although the fake one is on the device."""
 
     output: int
 

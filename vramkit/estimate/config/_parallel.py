@@ -42,15 +42,22 @@ class Parallel:
         """Check the degrees."""
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name == "stages" or value is None:
+            if each.name == "stages" or (each.name == "expert_tensor" and value is None):
                 continue
             if type(value) is not int or not 1 <= value <= 1 << 20:
                 raise InvalidArgumentError(
                     f"{each.name} must be an integer from 1 to 1,048,576, got {value!r}"
                 )
-        if self.stages is not None and len(self.stages) != self.pipeline:
+        if self.stages is not None:
+            self._check_stages(self.stages)
+
+    def _check_stages(self, stages: object) -> None:
+        numbers = stages if isinstance(stages, tuple | list) else ("none",)
+        if not all(type(each) is int for each in numbers):
+            raise InvalidArgumentError(f"stages must be a tuple of integers, got {stages!r}")
+        if len(numbers) != self.pipeline:
             raise InvalidArgumentError(
-                f"stages has {len(self.stages)} entries for {self.pipeline} pipeline stages"
+                f"stages has {len(numbers)} entries for {self.pipeline} pipeline stages"
             )
 
     @property

@@ -69,11 +69,18 @@ def read_configuration(config: Model, *, hub: bool = True) -> tuple[dict[str, An
         )
     path = Path(config)
     text = os.fspath(config)
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as err:
+        raise InvalidArgumentError(
+            f"config, a text of {len(text):,} characters that begins with {text[:20]!r}, is no "
+            f"path ({err.strerror or err}); the contents of a config.json are passed as a dict"
+        ) from err
+    if is_folder:
         path = path / "config.json"
         if not path.is_file():
             raise InvalidArgumentError(f"the folder {text!r} has no config.json")
-    if path.is_file():
+    if is_folder or is_file:
         return _parsed(path), text
     return _named(text, hub=hub)
 

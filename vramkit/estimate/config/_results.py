@@ -224,7 +224,16 @@ def usable_bytes(budget: str | int | Target, utilisation: float) -> int:
     (20, 69)
     """
     size = budget_bytes(budget)
-    return size if is_size(budget) else int(size * utilisation)
+    return size if is_size(budget) else part_of(size, utilisation)
+
+
+def part_of(total_bytes: int, utilisation: float) -> int:
+    """What may be used of so many bytes.
+
+    >>> part_of(20 << 30, 0.95) / 2**30
+    19.0
+    """
+    return int(total_bytes * utilisation)
 
 
 def room_in_words(total_bytes: int, utilisation: float) -> str:
@@ -236,4 +245,4 @@ def room_in_words(total_bytes: int, utilisation: float) -> str:
     whole = format_mib(total_bytes)
     if utilisation == 1:
         return whole
-    return f"{format_mib(int(total_bytes * utilisation))}, {100 * utilisation:.4g} % of {whole}"
+    return f"{format_mib(part_of(total_bytes, utilisation))}, {100 * utilisation:.4g} % of {whole}"

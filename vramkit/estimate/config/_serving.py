@@ -36,6 +36,7 @@ from vramkit.estimate.config._results import (
 from vramkit.estimate.config._schemes import DTYPE_BYTES, base_dtype
 from vramkit.estimate.config._serving_activations import activation_bytes
 from vramkit.estimate.config._stored import stage_weights, storage_of, weight_bytes
+from vramkit.estimate.config._types import check_types
 from vramkit.units import counted, format_mib
 
 _GIB = 1 << 30
@@ -82,6 +83,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        check_types(self)
         check_parallel(self.parallel)
         limits = {
             "context": _LONGEST,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vramkit.errors import InvalidArgumentError
 from vramkit.estimate.config._parallel import Parallel, check_parallel
 from vramkit.estimate.config._policies import OPTIMIZERS, policy_of
+from vramkit.estimate.config._types import check_types
 
 _CHOICES = {
     "optimizer": tuple(OPTIMIZERS),
@@ -50,6 +51,7 @@ class Training:
         parallel: How ranks split the model.
 
     Raises:
+        ArgumentTypeError: A value is of another type.
         InvalidArgumentError: A value is out of range or not known.
     """
 
@@ -73,6 +75,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Check each value."""
+        check_types(self)
         check_parallel(self.parallel)
         limits = {
             "sequence": (1, 1 << 28),

@@ -1,0 +1,45 @@
+"""PyTorch's compilers in estimated steps, and after them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+import vramkit
+
+Step = Callable[[], Any]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
+
+def test_a_compiled_model_of_several_ranks() -> None:
+    def make_step() -> Step:
+        distributed.init_process_group("nccl")
+        layers = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).to("cuda")
+        model = torch.compile(DistributedDataParallel(layers))
+        return lambda: model(torch.randn(4, 64, device="cuda")).sum().backward()
+
+    assert vramkit.estimate(step=make_step, world_size=2).parameters == 64 * 64 + 64
+
+
+def _scripted() -> Callable[[torch.Tensor], torch.Tensor]:
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tensor(2.0) * math.sqrt(4.0)
+
+    made: Callable[[torch.Tensor], torch.Tensor] = torch.jit.script(scaled)
+    return made
+
+
+def test_scripts_that_a_step_compiles() -> None:
+    def make_step() -> Step:
+        scaled = _scripted()
+        return lambda: scaled(torch.ones(256, device="cuda"))
+
+    assert vramkit.estimate(step=make_step).peak_requested_bytes == 3 * 256 * 4
+    assert _scripted()(torch.ones(1)).item() == 4
