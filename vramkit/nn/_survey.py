@@ -15,6 +15,7 @@ from vramkit.nn._consumers import keeps_nothing
 from vramkit.nn._graphs import Region, regions_of
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Save
+from vramkit.nn._rehearsal import without_those_that_matter
 from vramkit.nn._report import FusionEntry
 from vramkit.nn._tracer import BATCH_NORMS, CONVOLUTIONS, is_uninitialized
 
@@ -47,7 +48,8 @@ def survey(model: nn.Module, *, fold_batch_norm: bool) -> list[FusionEntry]:
     failures: dict[str, str] = {}
     seen = []
     for region in regions_of(model, failures=failures):
-        known |= _Survey(model, region, names, fold_batch_norm).entries()
+        entries = _Survey(model, region, names, fold_batch_norm).entries()
+        known |= without_those_that_matter(model, region, entries)
         seen.append(region.prefix)
     failures = {prefix: text for prefix, text in failures.items() if prefix not in seen}
     missing = _Missing(tuple(seen), failures)
@@ -199,6 +201,11 @@ class _Survey:
             raise RefusedError(f"{relu.target} is called under torch.no_grad(), and it is not")
 
     def _check_kept(self, node: fx.Node) -> None:
+        if node.meta.get("watched"):
+            raise RefusedError(
+                f"a module that returns or takes the output of {node.target} has backward hooks, "
+                "which would see another gradient"
+            )
         if node.meta.get("kept"):
             raise RefusedError(
                 f"forward() keeps the output of {node.target} beside what it returns, such as in "
@@ -214,6 +221,8 @@ class _Survey:
             relu = type(module) is nn.ReLU
             advice = "; give each convolution an nn.ReLU of its own" if relu else ""
             raise RefusedError(f"{subject} is used more than once{advice}")
+        if module._compiled_call_impl is not None:
+            raise RefusedError(f"{subject} is compiled itself; fuse before you call its compile()")
         if "forward" in module.__dict__:
             raise RefusedError(f"{subject} has a forward() of its own")
         if str(node.target) in self._region.elsewhere:
