@@ -431,6 +431,12 @@ def test_a_forward_of_its_own_is_what_counts() -> None:
     torch.testing.assert_close(model(x), wanted)
 
 
+def test_a_sequence_with_a_forward_of_its_own_has_no_order() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model.forward = functools.partial(nn.Conv2d.__call__, model[0])  # type: ignore[assignment]
+    assert fusion_report(fuse_conv_relu(model)).fused == ()
+
+
 def test_a_compiled_convolution_stays() -> None:
     model = _HasAPair()
     model.conv.compile(backend="eager")

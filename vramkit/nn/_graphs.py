@@ -75,7 +75,7 @@ def regions_of(model: nn.Module, prefix: str = "", *, failures: dict[str, str]) 
         return
     if not isinstance(model, nn.ModuleList | nn.ModuleDict):  # these have no code
         failures[prefix] = _in_words(model, prefix, traced)
-    if type(model) is nn.Sequential:
+    if type(model) is nn.Sequential and "forward" not in model.__dict__:
         yield Region(prefix, (_chain(model),), has_code=False)
     for name, child in model.named_children():
         yield from regions_of(child, f"{prefix}{name}.", failures=failures)
