@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -299,15 +300,16 @@ class _Remembers(nn.Module):
         self.seen.append(x)
         self.last = x
         self.steps += 1
-        return self.relu(self.conv(x)) * torch.rand(1) * random.random()
+        return self.relu(self.conv(x)) * torch.rand(1) * random.random() * float(np.random.rand())
 
 
 def test_looking_through_a_model_leaves_no_trace() -> None:
     model = _Remembers().eval()
-    states = torch.get_rng_state(), random.getstate()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     report = fusion_report(model)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
+    np.testing.assert_equal(np.random.get_state(), states[2])
     assert model.steps.item() == 0
     assert [entry.name for entry in report.fusible] == ["conv"]
     assert model.seen == []
