@@ -49,6 +49,22 @@ class _OneOfMany(_Model):
         return y if a is None and b is not None else self.relu(y)
 
 
+class _Counts(_Model):
+    def forward(self, x: Tensor, others: tuple[Tensor, ...] | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        if self.training or others is None or len(others) == 0:
+            return self.relu(y) + 1
+        return y
+
+
+class _Repeats(_Model):
+    def forward(self, x: Tensor, times: int | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        for _ in range(0 if self.training or times is None else times):
+            y = y + 1
+        return self.relu(y) + 1
+
+
 class _AsksForATensor(_Model):
     def forward(self, x: Tensor | list[Tensor]) -> Tensor:
         return self.conv(x) if isinstance(x, Tensor) else self.relu(self.conv(x[0]))
@@ -97,6 +113,8 @@ class _Slices(nn.Module):
         (_Keyword, {}, "no ReLU follows, but the output of the model"),
         (_Positional, {}, "no ReLU follows, but tanh"),
         (_OneOfMany, {"b": 1.0}, "no ReLU follows, but the output of the model"),
+        (_Counts, {}, "the code of _Counts does not trace"),
+        (_Repeats, {}, "the code of _Repeats does not trace"),
         (_AsksForATensor, {}, "the code of _AsksForATensor does not trace"),
         (_HasAnInner, {}, "the code of inner (_AsksForATensor) does not trace"),
         (_List, {}, "it is also kept outside the model's modules, such as in a list"),

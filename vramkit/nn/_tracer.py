@@ -7,6 +7,7 @@ import gc
 import inspect
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 LEAVES = (*CONVOLUTIONS, *BATCH_NORMS, nn.ReLU)
 # Of the model's optional arguments, those that are tried alone.
 _MOST_ALONE = 8
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH, _FX = str(Path(torch.__file__).parent), str(Path(fx.__file__).parent)
 
 
 def ways_to_call(model: nn.Module) -> Iterator[frozenset[str]]:
@@ -85,7 +86,7 @@ def is_uninitialized(module: nn.Module) -> bool:
     return any(map(is_lazy, own))
 
 
-class _Value(fx.Proxy):
+class _ValueProxy(fx.Proxy):
     """Stands for a value of a model, and is no tensor, so that no code may ask whether it is."""
 
     @property  # type: ignore[misc]  # nothing sets it
@@ -96,10 +97,10 @@ class _Value(fx.Proxy):
 
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
         """Return what stands for an attribute of the value, or for the method of this name."""
-        return _Attribute(self, k)
+        return _AttributeProxy(self, k)
 
 
-class _Attribute(_Value, fx.proxy.Attribute):
+class _AttributeProxy(_ValueProxy, fx.proxy.Attribute):
     """Stands for an attribute of a value, which may be a tensor as well."""
 
 
@@ -218,7 +219,7 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return what stands for a node's value, and note it if fusing may change that value."""
-        proxy = _Value(node, self)
+        proxy = _ValueProxy(node, self)
         if node.op == "call_module" and isinstance(
             self.root.get_submodule(str(node.target)), (*CONVOLUTIONS, *BATCH_NORMS)
         ):
@@ -257,5 +258,6 @@ def _mark_watched(*values: Any) -> None:
 
 def cannot_happen(error: Exception) -> bool:
     """Tell whether an error is the model's own, which each such call raises, and not tracing's."""
-    is_tracings = isinstance(error, fx.proxy.TraceError | NameError)
-    return not is_tracings and "Proxy" not in str(error)
+    is_tracings = isinstance(error, fx.proxy.TraceError | NameError) or "Proxy" in str(error)
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return not (is_tracings or raised_in.startswith(_FX))
