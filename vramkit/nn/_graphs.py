@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from vramkit.nn._pieces import taken_apart
 from vramkit.nn._tracer import (
     LEAVES,
     Tracer,
@@ -57,7 +58,13 @@ class Region:
         ]
 
 
-def regions_of(model: nn.Module, prefix: str = "", *, failures: dict[str, str]) -> Iterator[Region]:
+def regions_of(
+    model: nn.Module,
+    prefix: str = "",
+    *,
+    failures: dict[str, str],
+    around: frozenset[str] = frozenset(),
+) -> Iterator[Region]:
     """Yield the largest parts of a model that trace.
 
     A ``Sequential`` that does not trace still tells the order of its modules.
@@ -66,19 +73,22 @@ def regions_of(model: nn.Module, prefix: str = "", *, failures: dict[str, str]) 
         model: The model, or the part of it.
         prefix: The part's name with a dot at its end; empty for the whole model.
         failures: Gets, by their prefixes, why parts do not trace.
+        around: The names of parts that the code around this one, which does not trace, takes apart.
     """
     if isinstance(model, LEAVES) or not any(True for _ in model.children()):
         return
-    traced = _trace(model, {})
-    if not isinstance(traced, Exception):
+    apart = prefix[:-1].rpartition(".")[-1] in around
+    traced = None if apart else _trace(model, {})
+    if isinstance(traced, tuple):
         yield Region(prefix, *traced)
         return
     if not isinstance(model, nn.ModuleList | nn.ModuleDict):  # these have no code
         failures[prefix] = _in_words(model, prefix, traced)
-    if type(model) is nn.Sequential and "forward" not in model.__dict__:
+    if type(model) is nn.Sequential and "forward" not in model.__dict__ and not apart:
         yield Region(prefix, (_chain(model),), has_code=False)
+    around |= taken_apart(model)
     for name, child in model.named_children():
-        yield from regions_of(child, f"{prefix}{name}.", failures=failures)
+        yield from regions_of(child, f"{prefix}{name}.", failures=failures, around=around)
 
 
 def _trace(
@@ -106,8 +116,13 @@ def _trace(
     return tuple(graphs), frozenset(elsewhere)
 
 
-def _in_words(model: nn.Module, prefix: str, err: Exception) -> str:
-    """Say which module does not trace, in which line of its code, and why."""
+def _in_words(model: nn.Module, prefix: str, err: Exception | None) -> str:
+    """Say which module does not trace, in which line of its code, and why; or is taken apart."""
+    if err is None:
+        return (
+            f"the code around {prefix[:-1]} does not trace, and may use it in parts, as it does "
+            "not only call it"
+        )
     name = f"{prefix.rstrip('.')} ({type(model).__name__})" if prefix else type(model).__name__
     if isinstance(err, UninitializedError):
         return f"{name} is not traced, because {err}"
