@@ -129,3 +129,39 @@ def test_code_without_a_source_tells_nothing() -> None:
     exec("def forward(x): return model.features[0](x)", {"model": model}, names)
     model.forward = names["forward"]  # type: ignore[method-assign]
     assert taken_apart(model) == frozenset()
+
+
+class _Methods(_Block):
+    """Has a method that forward does not call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pair(x) + x
+
+    def pair(self, x: Tensor) -> Tensor:
+        return self.activate(self.conv(x))
+
+    def activate(self, x: Tensor) -> Tensor:
+        y: Tensor = self.relu(x)
+        return y
+
+
+class _Embeds(_Methods):
+    def embed(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y
+
+
+class _EmbedsTheWhole(_Methods):
+    def embed(self, x: Tensor) -> Tensor:
+        y: Tensor = self.relu(self.conv(x))
+        return y
+
+    def start(self) -> None:
+        nn.init.zeros_(self.conv.weight)
+
+
+def test_another_method_may_call_the_convolution_alone() -> None:
+    model = nn.Sequential(_Embeds(), _EmbedsTheWhole())
+    [left], [fusible] = fusion_report(model).left, fusion_report(model).fusible
+    assert left.reason == "_Embeds.embed() calls it, too, and does not name 0.relu"
+    assert fusible.name == "1.conv"

@@ -15,6 +15,7 @@ from vramkit.nn._consumers import keeps_nothing
 from vramkit.nn._graphs import Region, regions_of
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Save
+from vramkit.nn._pieces import called_elsewhere
 from vramkit.nn._rehearsal import without_those_that_matter
 from vramkit.nn._report import FusionEntry
 from vramkit.nn._tracer import BATCH_NORMS, CONVOLUTIONS, is_uninitialized
@@ -152,6 +153,7 @@ class _Survey:
             self._check_relu(user)
             self._check_recording(node, user)
             self._check_kept(node)
+            self._check_methods(str(node.target), str(user.target))
             if norm is not None:
                 self._check_kept(norm)
                 self._check_norm(norm)
@@ -211,6 +213,21 @@ class _Survey:
                 f"forward() keeps the output of {node.target} beside what it returns, such as in "
                 "an attribute, a list or a global variable"
             )
+
+    def _check_methods(self, name: str, relu: str) -> None:
+        """Raise an error if another method than ``forward`` calls a convolution without its ReLU.
+
+        This knows pairs whose modules are attributes of one module.
+        """
+        parent, _, last = name.rpartition(".")
+        relus_parent, _, relus_last = relu.rpartition(".")
+        model = self._modules[parent]
+        if parent == relus_parent and not isinstance(model, nn.Sequential):
+            method = called_elsewhere(model, last, relus_last)
+            if method is not None:
+                raise RefusedError(
+                    f"{type(model).__name__}.{method}() calls it, too, and does not name {relu}"
+                )
 
     def _check_module(self, node: fx.Node, subject: str) -> None:
         module = self._modules[str(node.target)]
