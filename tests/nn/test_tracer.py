@@ -31,6 +31,12 @@ class _Optional(_Model):
         return y if aux is None else self.relu(y) + aux
 
 
+class _Required(_Model):
+    def forward(self, x: Tensor, aux: Tensor | None) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if aux is None else self.relu(y) + aux
+
+
 class _Keyword(_Model):
     def forward(self, x: Tensor, **others: Tensor) -> Tensor:
         y: Tensor = self.conv(x)
@@ -115,6 +121,7 @@ class _Slices(nn.Module):
         (_OneOfMany, {"b": 1.0}, "no ReLU follows, but the output of the model"),
         (_Counts, {}, "the code of _Counts does not trace"),
         (_Repeats, {}, "the code of _Repeats does not trace"),
+        (_Required, {"aux": None}, "no ReLU follows, but the output of the model"),
         (_AsksForATensor, {}, "the code of _AsksForATensor does not trace"),
         (_HasAnInner, {}, "the code of inner (_AsksForATensor) does not trace"),
         (_List, {}, "it is also kept outside the model's modules, such as in a list"),
@@ -123,7 +130,7 @@ class _Slices(nn.Module):
     ],
 )
 def test_what_some_calls_forbid(
-    make: Callable[[], Any], call: dict[str, float], reason: str
+    make: Callable[[], Any], call: dict[str, float | None], reason: str
 ) -> None:
     plain = make()
     model = fuse_conv_relu(copy.deepcopy(plain))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import re
 import sys
 import threading
 import traceback
@@ -33,18 +34,26 @@ def ways_to_call(model: nn.Module) -> Iterator[frozenset[str]]:
     ``forward`` may do otherwise where an argument has its default value, such as None. A flag that
     is passed has its other value; all are first tried with the flags' defaults, as some flags only
     fit alone. Numbers and strings are never passed, as a proxy is neither: it cannot be counted to
-    or compared.
+    or compared. An argument without a default value counts where its annotation allows None.
     """
     parameters = inspect.signature(inspect.unwrap(_forward_of(model)[0])).parameters.values()
     optional = [
         p
         for p in parameters
-        if (p.default is not p.empty or p.kind in _STARRED) and not _is_constant(p)
+        if (_default(p) is not p.empty or p.kind in _STARRED) and not _is_constant(p)
     ]
     every = frozenset(p.name for p in optional)
     unflagged = frozenset(p.name for p in optional if not isinstance(p.default, bool))
     alone = [frozenset([p.name]) for p in optional[:_MOST_ALONE]]
     yield from dict.fromkeys([unflagged, every, frozenset(), *alone])
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    """Return a default value; None for an argument without one whose annotation allows it."""
+    may_be_none = re.search(r"\b(None|Optional)\b", str(parameter.annotation))
+    if parameter.default is parameter.empty and may_be_none and parameter.kind not in _STARRED:
+        return None
+    return parameter.default
 
 
 def _is_constant(parameter: inspect.Parameter) -> bool:
@@ -205,8 +214,8 @@ class Tracer(fx.Tracer):
         for index, parameter in enumerate(order):
             if parameter.kind in _STARRED and parameter.name not in self._given:
                 arguments[index] = _STARRED[parameter.kind]
-            elif parameter.default is not parameter.empty and parameter.name not in self._given:
-                arguments[index] = parameter.default
+            elif _default(parameter) is not parameter.empty and parameter.name not in self._given:
+                arguments[index] = _default(parameter)
             elif isinstance(parameter.default, bool):
                 arguments[index] = not parameter.default
         return call, arguments
