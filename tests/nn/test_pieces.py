@@ -51,6 +51,11 @@ class _Layers(_Model):
         return found, self.blocks(self.block(x))
 
 
+class _LayersOfItsBase(_Layers):
+    def forward(self, x: Tensor, wanted: Sequence[int] = (0, 2)) -> Any:
+        return super().forward(x + 1, wanted)
+
+
 class _First(_Model):
     def compute(self, x: Tensor) -> Any:
         return self.features[0](x), self.block(x)
@@ -95,6 +100,7 @@ FEATURES, BLOCKS, BLOCK = (
     ("make", "fused"),
     [
         (_Layers, [*BLOCKS, BLOCK]),
+        (_LayersOfItsBase, [*BLOCKS, BLOCK]),
         (_First, [*BLOCKS, BLOCK]),
         (_Inner, [*FEATURES, *BLOCKS]),
         (_Property, [*BLOCKS, BLOCK]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def called_elsewhere(model: nn.Module, name: str, follower: str) -> str | None:
     """
     known = _run_by_forward(model)
     for method in dir(type(model)):
-        for code in _codes(type(model), method):
+        for code in itertools.islice(_codes(type(model), method), 1):
             uses = _uses(code)
             if code not in known and name in uses.called and follower not in uses.all:
                 return method
@@ -105,9 +106,10 @@ def _called_or_tested(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _codes(kind: type[nn.Module], name: str) -> Iterator[CodeType]:
-    """Yield the code of the method or the property of a class that has a name."""
-    member = inspect.getattr_static(kind, name, None)
-    yield from _code_of(getattr(member, "fget", getattr(member, "__func__", member)))
+    """Yield the code of the methods or properties that have a name in a class and its bases."""
+    for each in kind.__mro__:
+        member = vars(each).get(name)
+        yield from _code_of(getattr(member, "fget", getattr(member, "__func__", member)))
 
 
 def _code_of(function: Any) -> Iterator[CodeType]:
