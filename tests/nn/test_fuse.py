@@ -234,6 +234,7 @@ def test_batch_norms_are_folded_on_request() -> None:
     model = copy.deepcopy(plain)
     assert fused_names(fuse_conv_relu(model)) == []
     assert "fold_batch_norm=True folds it" in entry_of(model, "0").reason
+    assert entry_of(model, "3").reason == "4 keeps no running statistics that could be folded"
     fuse_conv_relu(model, fold_batch_norm=True)
     assert fused_names(model) == ["0"]
     assert type(model[1]) is nn.Identity

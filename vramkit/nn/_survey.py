@@ -178,14 +178,14 @@ class _Survey:
 
     def _check_norm(self, node: fx.Node) -> None:
         module = self._modules[str(node.target)]
+        self._check_module(node, str(node.target))
+        if getattr(module, "running_var", None) is None:
+            raise RefusedError(f"{node.target} keeps no running statistics that could be folded")
         if not self._fold:
             raise RefusedError(
                 f"batch normalization {node.target} comes before the ReLU; fold_batch_norm=True "
                 "folds it in evaluation mode"
             )
-        self._check_module(node, str(node.target))
-        if getattr(module, "running_var", None) is None:
-            raise RefusedError(f"{node.target} keeps no running statistics that could be folded")
 
     def _check_relu(self, node: fx.Node) -> None:
         if node.op in ("call_function", "call_method") and node.target in _RELU_CALLS:
