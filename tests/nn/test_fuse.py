@@ -179,6 +179,7 @@ def _renamed(model: nn.Module) -> None:
         (lambda m: m.__setitem__(0, _Conv(4, 4, 3)), "_Conv is a subclass"),
         (lambda m: m.__setitem__(1, nn.ReLU6()), "no ReLU follows, but 1 (ReLU6)"),
         (lambda m: setattr(m[1], "forward", torch.sigmoid), "1 has a forward() of its own"),
+        (lambda m: setattr(m[0], "_conv_forward", F.conv2d), "it has a _conv_forward() of its own"),
         (_renamed, "1 is used more than once"),
     ],
 )

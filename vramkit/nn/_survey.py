@@ -240,8 +240,9 @@ class _Survey:
             raise RefusedError(f"{subject} is used more than once{advice}")
         if module._compiled_call_impl is not None:
             raise RefusedError(f"{subject} is compiled itself; fuse before you call its compile()")
-        if "forward" in module.__dict__:
-            raise RefusedError(f"{subject} has a forward() of its own")
+        for name, value in module.__dict__.items():
+            if callable(value) and hasattr(type(module), name):
+                raise RefusedError(f"{subject} has a {name}() of its own")
         if str(node.target) in self._region.elsewhere:
             raise RefusedError(
                 f"{subject} is also kept outside the model's modules, such as in a list, and "
