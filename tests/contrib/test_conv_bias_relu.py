@@ -72,6 +72,12 @@ def test_a_mask(tensors: dict[str, Tensor]) -> None:
     _check(ConvBiasMaskReLU(x, weight, bias, mask, 1, 2), plain.relu(), [x, weight, bias])
 
 
+def test_a_mask_of_more_images_than_there_are() -> None:
+    x, weight, mask = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 1, 1), torch.ones(5, 3, 4, 4)
+    with pytest.raises(RuntimeError, match="must match the existing size"):
+        ConvBiasMaskReLU(x, weight, None, mask, 0, 1)
+
+
 def test_a_frozen_scale(tensors: dict[str, Tensor]) -> None:
     x, weight, scale, bias = (tensors[name] for name in ("x", "weight", "scale", "bias"))
     found = ConvFrozenScaleBiasReLU(x, weight, scale, bias, 1, 2)

@@ -298,6 +298,44 @@ def test_errors_are_torchs(x: Tensor, weight: Tensor, bias: Tensor | None, save:
     assert str(found.value).splitlines()[0] == str(wanted.value).splitlines()[0]
 
 
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_is_no_tensor_is_torchs_error(save: Save, index: int, gradient: bool) -> None:
+    arguments: list[Any] = [
+        torch.ones(1, 2, 5, 5),
+        torch.ones(3, 2, 3, 3, requires_grad=gradient),
+        torch.ones(3),
+    ]
+    arguments[index] = arguments[index].detach().numpy()
+    with pytest.raises(TypeError, match="invalid combination of arguments"):
+        conv_relu(*arguments, save=save)
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_a_class_of_its_own_is_asked(save: Save) -> None:
+    class Own:
+        ndim = 4
+
+        @classmethod
+        def __torch_function__(cls, function: Any, *_: object) -> Any:
+            return cls() if function is F.conv2d else (cls, function)
+
+    found = conv_relu(Own(), torch.ones(3, 2, 3, 3), save=save)  # type: ignore[arg-type]
+    assert found == (Own, torch.relu)
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_autocast_leaves_complex_numbers_to_torch(save: Save) -> None:
+    x, weight = torch.ones(1, 2, 5, 5).cfloat(), torch.ones(1, 2, 3, 3).cfloat().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), _no_warnings():
+        with pytest.raises(NotImplementedError) as wanted:
+            F.relu(F.conv2d(x, weight))
+        with pytest.raises(NotImplementedError) as found:
+            conv_relu(x, weight, save=save)
+    assert str(found.value) == str(wanted.value)
+
+
 def _no_warnings() -> warnings.catch_warnings[None]:
     return warnings.catch_warnings(action="ignore")
 

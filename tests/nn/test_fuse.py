@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -178,6 +179,7 @@ def _renamed(model: nn.Module) -> None:
         (lambda m: m.__setitem__(0, _Conv(4, 4, 3)), "_Conv is a subclass"),
         (lambda m: m.__setitem__(1, nn.ReLU6()), "no ReLU follows, but 1 (ReLU6)"),
         (lambda m: setattr(m[1], "forward", torch.sigmoid), "1 has a forward() of its own"),
+        (lambda m: setattr(m[0], "_conv_forward", F.conv2d), "it has a _conv_forward() of its own"),
         (_renamed, "1 is used more than once"),
     ],
 )
@@ -233,6 +235,7 @@ def test_batch_norms_are_folded_on_request() -> None:
     model = copy.deepcopy(plain)
     assert fused_names(fuse_conv_relu(model)) == []
     assert "fold_batch_norm=True folds it" in entry_of(model, "0").reason
+    assert entry_of(model, "3").reason == "4 keeps no running statistics that could be folded"
     fuse_conv_relu(model, fold_batch_norm=True)
     assert fused_names(model) == ["0"]
     assert type(model[1]) is nn.Identity
@@ -299,15 +302,16 @@ class _Remembers(nn.Module):
         self.seen.append(x)
         self.last = x
         self.steps += 1
-        return self.relu(self.conv(x)) * torch.rand(1) * random.random()
+        return self.relu(self.conv(x)) * torch.rand(1) * random.random() * float(np.random.rand())
 
 
 def test_looking_through_a_model_leaves_no_trace() -> None:
     model = _Remembers().eval()
-    states = torch.get_rng_state(), random.getstate()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     report = fusion_report(model)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
+    np.testing.assert_equal(np.random.get_state(), states[2])
     assert model.steps.item() == 0
     assert [entry.name for entry in report.fusible] == ["conv"]
     assert model.seen == []

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vramkit.nn import fuse_conv_relu, fusion_report
 from vramkit.nn._tracer import ways_to_call
@@ -22,6 +27,12 @@ class _Model(nn.Module):
 
 class _Optional(_Model):
     def forward(self, x: Tensor, aux: Tensor | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y if aux is None else self.relu(y) + aux
+
+
+class _Required(_Model):
+    def forward(self, x: Tensor, aux: Tensor | None) -> Tensor:
         y: Tensor = self.conv(x)
         return y if aux is None else self.relu(y) + aux
 
@@ -42,6 +53,22 @@ class _OneOfMany(_Model):
     def forward(self, x: Tensor, a: float | None = None, b: float | None = None) -> Tensor:
         y: Tensor = self.conv(x)
         return y if a is None and b is not None else self.relu(y)
+
+
+class _Counts(_Model):
+    def forward(self, x: Tensor, others: tuple[Tensor, ...] | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        if self.training or others is None or len(others) == 0:
+            return self.relu(y) + 1
+        return y
+
+
+class _Repeats(_Model):
+    def forward(self, x: Tensor, times: int | None = None) -> Tensor:
+        y: Tensor = self.conv(x)
+        for _ in range(0 if self.training or times is None else times):
+            y = y + 1
+        return self.relu(y) + 1
 
 
 class _AsksForATensor(_Model):
@@ -92,6 +119,9 @@ class _Slices(nn.Module):
         (_Keyword, {}, "no ReLU follows, but the output of the model"),
         (_Positional, {}, "no ReLU follows, but tanh"),
         (_OneOfMany, {"b": 1.0}, "no ReLU follows, but the output of the model"),
+        (_Counts, {}, "the code of _Counts does not trace"),
+        (_Repeats, {}, "the code of _Repeats does not trace"),
+        (_Required, {"aux": None}, "no ReLU follows, but the output of the model"),
         (_AsksForATensor, {}, "the code of _AsksForATensor does not trace"),
         (_HasAnInner, {}, "the code of inner (_AsksForATensor) does not trace"),
         (_List, {}, "it is also kept outside the model's modules, such as in a list"),
@@ -100,7 +130,7 @@ class _Slices(nn.Module):
     ],
 )
 def test_what_some_calls_forbid(
-    make: Callable[[], Any], call: dict[str, float], reason: str
+    make: Callable[[], Any], call: dict[str, float | None], reason: str
 ) -> None:
     plain = make()
     model = fuse_conv_relu(copy.deepcopy(plain))
@@ -315,3 +345,148 @@ def test_the_number_of_ways_is_bounded() -> None:
     assert ways[3:] == [frozenset(name) for name in "abdeghjk"]
     assert list(ways_to_call(_Flag())) == [frozenset(), frozenset(["return_features"])]
     assert list(ways_to_call(_Times())) == [frozenset()]
+
+
+class _AsksInAHelper(_Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.note(y)
+        z: Tensor = self.relu(y)
+        return z + self.least
+
+    def note(self, y: object) -> None:
+        if torch.is_tensor(y):
+            self.least = y.detach().min()
+
+
+class _Wrapped(nn.Module):
+    """Has the convolution and the ReLU in modules that may have hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(x))
+        return y
+
+
+def _lower(_module: object, _input: object, output: object) -> object:
+    return output - 1 if isinstance(output, Tensor) else None
+
+
+def _double(_module: object, gradients: Any, *_outputs: object) -> Any:
+    return tuple(2 * gradient for gradient in gradients)
+
+
+def _with(register: Callable[[_Wrapped], object]) -> Callable[[], _Wrapped]:
+    def make() -> _Wrapped:
+        model = _Wrapped()
+        register(model)
+        return model
+
+    return make
+
+
+def _features(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = self.conv(x)
+    return y, self.relu(y)
+
+
+def _replaced(forward: Callable[[Any], Any]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = _HasAPair()
+        model.forward = forward(model)  # type: ignore[method-assign]
+        return model
+
+    return make
+
+
+class _HasAPair(_Model):
+    def forward(self, x: Tensor) -> Any:
+        return self.relu(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_AsksInAHelper, "_AsksInAHelper.note asks whether a value is a tensor"),
+        (_with(lambda m: m.body.register_forward_hook(_lower)), "no ReLU follows, but the output"),
+        (_with(lambda m: m.body.register_full_backward_hook(_double)), "has backward hooks"),
+        (_with(lambda m: m.body.register_full_backward_pre_hook(_double)), "has backward hooks"),
+        (_with(lambda m: m.head.register_full_backward_hook(_double)), "has backward hooks"),
+        (_replaced(lambda m: MethodType(_features, m)), "the output of conv has 2 consumers"),
+        (_replaced(lambda m: lambda x: (m.conv(x), m.relu(m.conv(x)))), "it is used more than"),
+        (_replaced(lambda m: functools.partial(_features, m)), "its forward was replaced by one"),
+    ],
+)
+def test_what_else_would_notice(make: Callable[[], Any], reason: str) -> None:
+    plain, model = make(), make()
+    model.load_state_dict(plain.state_dict())
+    fuse_conv_relu(model)
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    results = []
+    for module in (plain, model):
+        y = module(x)
+        sum(each.sum() for each in (y if isinstance(y, tuple) else (y,))).backward()
+        results.append((y, [parameter.grad for parameter in module.parameters()]))
+    torch.testing.assert_close(results[0], results[1])
+    assert reason in fusion_report(model).left[0].reason
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_torch_may_ask_what_it_likes(use_reentrant: bool) -> None:
+    class Checkpoints(_HasAPair):
+        def forward(self, x: Tensor) -> Any:
+            return checkpoint(super().forward, x, use_reentrant=use_reentrant)
+
+    assert len(fusion_report(Checkpoints()).fusible) == 1
+
+
+def test_a_forward_of_its_own_is_what_counts() -> None:
+    model = _replaced(lambda m: lambda x: m.relu(m.conv(x)).tanh())()
+    x = torch.randn(2, 3, 5, 5)
+    wanted = model(x)
+    assert len(fusion_report(fuse_conv_relu(model)).fused) == 1
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_a_sequence_with_a_forward_of_its_own_has_no_order() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model.forward = functools.partial(nn.Conv2d.__call__, model[0])  # type: ignore[assignment]
+    assert fusion_report(fuse_conv_relu(model)).fused == ()
+
+
+def test_a_compiled_convolution_stays() -> None:
+    model = _HasAPair()
+    model.conv.compile(backend="eager")
+    [entry] = fusion_report(model).left
+    assert entry.reason == "it is compiled itself; fuse before you call its compile()"
+
+
+def test_other_threads_call_and_fuse_models_meanwhile() -> None:
+    done, failures = threading.Event(), []
+    served, x = fuse_conv_relu(_HasAPair()), torch.randn(1, 3, 5, 5)
+    call, wanted = nn.Module.__call__, served(x)
+
+    def serve() -> None:
+        while not done.is_set():
+            try:
+                assert torch.equal(served(x), wanted)
+            except Exception as err:  # noqa: BLE001 - whatever a trace may cause
+                failures.append(err)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(fuse_conv_relu, [_HasAPair() for _ in range(40)]))
+    done.set()
+    server.join()
+    assert failures == []
+    assert all(len(fusion_report(model).fused) == 1 for model in models)
+    assert nn.Module.__call__ is call

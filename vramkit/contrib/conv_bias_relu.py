@@ -83,7 +83,8 @@ def ConvBiasMaskReLU(  # noqa: N802 - apex's name
         stride: As ``padding``.
 
     Raises:
-        RuntimeError: As PyTorch's convolution, for shapes and dtypes that do not fit.
+        RuntimeError: As PyTorch's convolution, for shapes and dtypes that do not fit; the mask's
+            shape does not fit the output's.
 
     Example:
         >>> import torch
@@ -93,7 +94,7 @@ def ConvBiasMaskReLU(  # noqa: N802 - apex's name
         tensor([0., 2.])
     """
     output = ConvBias(x, weight, bias, padding, stride)
-    return torch.relu_(output * mask.detach().to(output.dtype))
+    return torch.relu_(output * mask.detach().to(output.dtype).expand_as(output))
 
 
 def ConvFrozenScaleBiasReLU(  # noqa: N802 - apex's name

@@ -9,16 +9,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError
-from vramkit.nn._modules import ConvReLU1d, ConvReLU2d, ConvReLU3d
+from vramkit.nn._modules import with_relu
 from vramkit.nn._paths import Save
 from vramkit.nn._report import FusionEntry, FusionReport
 from vramkit.nn._survey import survey
 
-_FUSED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: ConvReLU1d,
-    nn.Conv2d: ConvReLU2d,
-    nn.Conv3d: ConvReLU3d,
-}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -109,7 +104,7 @@ def _check_model(model: nn.Module) -> None:
 def _fuse(model: nn.Module, entry: FusionEntry, save: Save | Literal["auto"]) -> None:
     assert entry.relu is not None
     assert entry.save is not None
-    fused = _with_relu(model.get_submodule(entry.name), entry.save if save == "auto" else save)
+    fused = with_relu(model.get_submodule(entry.name), entry.save if save == "auto" else save)
     if entry.batch_norm is not None:
         _fold(fused, model.get_submodule(entry.batch_norm))
     # The fused module comes first: with its ReLU still there, the model computes the same.
@@ -130,16 +125,6 @@ def _fold(convolution: Any, norm: Any) -> None:
         *(convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps),
         *(norm.weight, norm.bias),
     )
-
-
-def _with_relu(convolution: nn.Module, save: Save) -> nn.Module:
-    """Return the fused module with all attributes of a convolution, and the same parameters."""
-    kind = _FUSED[type(convolution)]
-    fused = kind.__new__(kind)
-    for name, value in convolution.__dict__.items():
-        fused.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
-    fused.__dict__["save"] = save
-    return fused
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -227,3 +227,20 @@ class ConvReLU3d(ConvReLUModule, nn.Conv3d):
             *(bias, padding_mode, device, dtype),
         )
         self.save = save
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: ConvReLU1d,
+    nn.Conv2d: ConvReLU2d,
+    nn.Conv3d: ConvReLU3d,
+}
+
+
+def with_relu(convolution: nn.Module, save: Save) -> nn.Module:
+    """Return a fused module with all attributes of a convolution, and the same parameters."""
+    kind = _FUSED[type(convolution)]
+    fused = kind.__new__(kind)
+    for name, value in convolution.__dict__.items():
+        fused.__dict__[name] = value.copy() if isinstance(value, dict | set) else value
+    fused.__dict__["save"] = save
+    return fused

@@ -20,7 +20,9 @@ _CUDA_KERNELS: bool = torch._C._dispatch_has_kernel_for_dispatch_key("vramkit::b
 def has_kernels(x: Tensor) -> bool:
     """Tell whether the native operators take the output of a convolution of ``x``."""
     device = x.is_cpu or (x.is_cuda and _CUDA_KERNELS)
-    return device and (x.dtype in KERNEL_DTYPES or torch.is_autocast_enabled(x.device.type))
+    if not device or x.dtype.is_complex:  # which autocast leaves as it is
+        return False
+    return x.dtype in KERNEL_DTYPES or torch.is_autocast_enabled(x.device.type)
 
 
 def format_of(tensor: Tensor) -> torch.memory_format | None:

@@ -15,6 +15,8 @@ from vramkit.nn._consumers import keeps_nothing
 from vramkit.nn._graphs import Region, regions_of
 from vramkit.nn._modules import ConvReLUModule
 from vramkit.nn._paths import Save
+from vramkit.nn._pieces import called_elsewhere
+from vramkit.nn._rehearsal import without_those_that_matter
 from vramkit.nn._report import FusionEntry
 from vramkit.nn._tracer import BATCH_NORMS, CONVOLUTIONS, is_uninitialized
 
@@ -47,7 +49,8 @@ def survey(model: nn.Module, *, fold_batch_norm: bool) -> list[FusionEntry]:
     failures: dict[str, str] = {}
     seen = []
     for region in regions_of(model, failures=failures):
-        known |= _Survey(model, region, names, fold_batch_norm).entries()
+        entries = _Survey(model, region, names, fold_batch_norm).entries()
+        known |= without_those_that_matter(model, region, entries)
         seen.append(region.prefix)
     failures = {prefix: text for prefix, text in failures.items() if prefix not in seen}
     missing = _Missing(tuple(seen), failures)
@@ -150,6 +153,7 @@ class _Survey:
             self._check_relu(user)
             self._check_recording(node, user)
             self._check_kept(node)
+            self._check_methods(str(node.target), str(user.target))
             if norm is not None:
                 self._check_kept(norm)
                 self._check_norm(norm)
@@ -174,14 +178,14 @@ class _Survey:
 
     def _check_norm(self, node: fx.Node) -> None:
         module = self._modules[str(node.target)]
+        self._check_module(node, str(node.target))
+        if getattr(module, "running_var", None) is None:
+            raise RefusedError(f"{node.target} keeps no running statistics that could be folded")
         if not self._fold:
             raise RefusedError(
                 f"batch normalization {node.target} comes before the ReLU; fold_batch_norm=True "
                 "folds it in evaluation mode"
             )
-        self._check_module(node, str(node.target))
-        if getattr(module, "running_var", None) is None:
-            raise RefusedError(f"{node.target} keeps no running statistics that could be folded")
 
     def _check_relu(self, node: fx.Node) -> None:
         if node.op in ("call_function", "call_method") and node.target in _RELU_CALLS:
@@ -199,11 +203,31 @@ class _Survey:
             raise RefusedError(f"{relu.target} is called under torch.no_grad(), and it is not")
 
     def _check_kept(self, node: fx.Node) -> None:
+        if node.meta.get("watched"):
+            raise RefusedError(
+                f"a module that returns or takes the output of {node.target} has backward hooks, "
+                "which would see another gradient"
+            )
         if node.meta.get("kept"):
             raise RefusedError(
                 f"forward() keeps the output of {node.target} beside what it returns, such as in "
                 "an attribute, a list or a global variable"
             )
+
+    def _check_methods(self, name: str, relu: str) -> None:
+        """Raise an error if another method than ``forward`` calls a convolution without its ReLU.
+
+        This knows pairs whose modules are attributes of one module.
+        """
+        parent, _, last = name.rpartition(".")
+        relus_parent, _, relus_last = relu.rpartition(".")
+        model = self._modules[parent]
+        if parent == relus_parent and not isinstance(model, nn.Sequential):
+            method = called_elsewhere(model, last, relus_last)
+            if method is not None:
+                raise RefusedError(
+                    f"{type(model).__name__}.{method}() calls it, too, and does not name {relu}"
+                )
 
     def _check_module(self, node: fx.Node, subject: str) -> None:
         module = self._modules[str(node.target)]
@@ -214,8 +238,11 @@ class _Survey:
             relu = type(module) is nn.ReLU
             advice = "; give each convolution an nn.ReLU of its own" if relu else ""
             raise RefusedError(f"{subject} is used more than once{advice}")
-        if "forward" in module.__dict__:
-            raise RefusedError(f"{subject} has a forward() of its own")
+        if module._compiled_call_impl is not None:
+            raise RefusedError(f"{subject} is compiled itself; fuse before you call its compile()")
+        for name, value in module.__dict__.items():
+            if callable(value) and hasattr(type(module), name):
+                raise RefusedError(f"{subject} has a {name}() of its own")
         if str(node.target) in self._region.elsewhere:
             raise RefusedError(
                 f"{subject} is also kept outside the model's modules, such as in a list, and "

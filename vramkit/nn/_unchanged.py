@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,18 +29,29 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     with torch.no_grad():
         buffers = [(buffer, buffer._version, buffer.clone()) for buffer in _written(model)]
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    python = random.getstate()
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), _other_random_numbers():
             yield
     finally:
-        random.setstate(python)
         for module, state in before:
             module.__dict__.clear()
             module.__dict__.update(state)
         for container, content in contents:
             _put_back(container, content)
         _restore(buffers)
+
+
+@contextmanager
+def _other_random_numbers() -> Iterator[None]:
+    """Restore the states of Python's and NumPy's global generators."""
+    numpy = sys.modules.get("numpy")
+    python, others = random.getstate(), None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(others)
 
 
 def _containers(state: dict[str, Any]) -> Iterator[_Container]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.fx
@@ -48,8 +49,8 @@ def conv_relu(
 ) -> Tensor:
     """Compute ``relu(conv(input, weight, bias, ...))``, for one, two or three spatial dimensions.
 
-    Arguments, result and errors are those of ``torch.nn.functional.conv1d``, ``conv2d`` or
-    ``conv3d``, whichever fits the dimensions of ``weight``, followed by ``relu``.
+    Arguments, result and errors are those of ``conv1d``, ``conv2d`` or ``conv3d``, whichever fits
+    the dimensions of ``weight``, and of ``relu`` in ``torch.nn.functional``.
 
     Args:
         input: ``(N, C, *spatial)`` or ``(C, *spatial)``, of any dtype and memory format.
@@ -63,8 +64,7 @@ def conv_relu(
             anyway, or ``"mask"``, one bit an element.
 
     Returns:
-        ``(N, K, *output)`` or ``(K, *output)``, of the dtype of ``input`` (under autocast, of
-        autocast's dtype).
+        ``(N, K, *output)`` or ``(K, *output)``, of the dtype of ``input``, or of autocast's dtype.
 
     Raises:
         RuntimeError: As torch's convolution, for shapes and dtypes that do not fit.
@@ -76,6 +76,8 @@ def conv_relu(
         tensor([[[0., 0.],
                  [3., 3.]]])
     """
+    if not _are_tensors(input, weight, bias):
+        return _of_torch(input, weight, bias, stride, padding, dilation, groups)
     if save == "output" and input.is_cpu and torch_is_best(input, weight, bias):
         convolution = CONVOLUTIONS.get(weight.ndim, conv2d)
         return _relu(convolution(input, weight, bias, stride, padding, dilation, groups))
@@ -84,6 +86,20 @@ def conv_relu(
         if ready is not None:
             return ready(input, weight, bias)
     return _by_path(input, weight, bias, stride, padding, dilation, groups, save)
+
+
+def _are_tensors(x: object, weight: object, bias: object) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and (bias is None or isinstance(bias, Tensor))
+    )
+
+
+def _of_torch(x: Any, weight: Any, *arguments: Any) -> Tensor:
+    """Let PyTorch say what is wrong with what is no tensor, or ask a class of its own."""
+    convolution = CONVOLUTIONS.get(getattr(weight, "ndim", 4), conv2d)
+    return torch.relu(convolution(x, weight, *arguments))
 
 
 def _by_path(
