@@ -139,6 +139,18 @@ def test_what_a_refused_export_advises_works(strict: bool) -> None:
         assert torch.equal(program.module()(ids), table(ids))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_tables_with_a_plain_weight_are_traced() -> None:
+    both = _Looks(
+        SparseEmbeddingCollection({"a": SparseEmbedding(9, 4), "b": SparseEmbedding(9, 2)})
+    )
+    ids = torch.tensor([1, 8])
+    for module in (SparseEmbedding(9, 4), SparseEmbeddingBag(9, 4), both):
+        example = ids[None] if isinstance(module, SparseEmbeddingBag) else ids
+        traced = torch.jit.trace(module, example)
+        assert torch.equal(traced(example.flip(-1)), module(example.flip(-1)))
+
+
 def test_ids_outside_a_table_are_errors_when_compiled() -> None:
     table = SparseEmbedding(9, 4, optimizer="sgd").eval()
     compiled = torch.compile(lambda ids: table(ids) * 2, backend="aot_eager", fullgraph=True)

@@ -46,6 +46,10 @@ from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
 
 
+class NoRateError(InvalidArgumentError, AttributeError):
+    """There is no learning rate to read: ``hasattr`` is False, as torch.jit and inspectors ask."""
+
+
 class EmbeddingModule(nn.Module):
     """An embedding with a fused optimizer (``_table``) or with a plain ``weight``."""
 
@@ -61,6 +65,8 @@ class EmbeddingModule(nn.Module):
     # What to_embedding() gives a table with a fused optimizer, whose own `sparse` is always True:
     # that of the module that from_embedding() took.
     _was_sparse = False
+    # torch.jit would compile it.
+    __jit_unused_properties__ = ("lr",)
     _table: Table | None
 
     def _set_up(
@@ -152,6 +158,8 @@ class EmbeddingModule(nn.Module):
                 f"{type(self).__name__} with a fused optimizer keeps the rows in use only and has "
                 "no weight; look ids up in eval mode, or call to_embedding()"
             )
+        if name == "lr":  # Python asks here for what a property has raised an AttributeError for
+            return self._rate()
         return super().__getattr__(name)
 
     def _replace(self, old: Table, table: Table) -> None:
@@ -174,11 +182,17 @@ class EmbeddingModule(nn.Module):
     @property
     def lr(self) -> float:
         """The fused optimizer's learning rate; set it before each step to follow a schedule."""
-        return self._fused("lr").lr
+        return self._rate()
 
     @lr.setter
     def lr(self, value: float) -> None:
         self._fused("lr").lr = check_rate(value)
+
+    def _rate(self) -> float:
+        try:
+            return self._fused("lr").lr
+        except InvalidArgumentError as err:
+            raise NoRateError(str(err)) from None
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze the module, or let it train again."""
