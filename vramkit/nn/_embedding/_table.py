@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,21 @@ def _close(operators: Any, here: Tensor, number: int) -> None:
         operators.table_close.default(here, number)
 
 
+_living: weakref.WeakSet[Table] = weakref.WeakSet()
+
+
+def _name_states() -> None:
+    """Tell each history the state that a forked child will begin with."""
+    with _disable_current_modes():
+        for table in list(_living):
+            # A forked child cannot use those on a CUDA device.
+            if table.config.device.type == "cpu":
+                table.history.at(table.facts().clock)
+
+
+os.register_at_fork(before=_name_states)
+
+
 class _Native:
     """Owns the number of a native table, which is closed with it."""
 
@@ -111,6 +127,7 @@ class Table(Control):
                 self._here, _on_host(integers, torch.int64), _on_host(numbers, torch.float64)
             )
         self.own(self, _Native(self.operators, self._here, self.number))
+        _living.add(self)
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the row of each id, without changing the table."""
