@@ -268,8 +268,8 @@ class EmbeddingModule(nn.Module):
         """Collect the gradients of several backward passes, and update once at the end.
 
         Args:
-            scaler: The gradient scaler that scaled the losses; the gradients are divided by its
-                scale.
+            scaler: The gradient scaler that scaled the losses; the gradients are divided by the
+                scale that it has when the block begins.
             max_norm: The most that the 2-norm of the table's gradient may be; a larger gradient is
                 scaled down, as ``torch.nn.utils.clip_grad_norm_`` does. If it is not finite, the
                 update is skipped with a warning. Without ``scaler`` and ``max_norm``, gradients
@@ -306,8 +306,10 @@ class EmbeddingModule(nn.Module):
             raise InvalidArgumentError("accumulate() is active already for this table")
         table.held = True
         try:
+            # Before the block, which may end with scaler.update().
+            scale = None if scaler is None else float(scaler.get_scale())
             yield
-            factor = _factor(table, scaler, max_norm)
+            factor = _factor(table, scale, max_norm)
             if factor is not None:
                 table.update_held(factor)
         finally:
@@ -435,10 +437,10 @@ class EmbeddingModule(nn.Module):
         return ", ".join(parts)
 
 
-def _factor(table: Table, scaler: GradScaler | None, max_norm: float | None) -> float | None:
+def _factor(table: Table, scale: float | None, max_norm: float | None) -> float | None:
     """What the gradients are multiplied by; None if they are not finite."""
-    factor = 1.0 if scaler is None else 1.0 / float(scaler.get_scale())
-    if scaler is None and max_norm is None:
+    factor = 1.0 if scale is None else 1.0 / scale
+    if scale is None and max_norm is None:
         return factor
     norm = table.pending_norm() * factor
     if not math.isfinite(norm):
