@@ -113,6 +113,7 @@ def table_mark(dump: dict[str, torch.Tensor]) -> int:
     ("since", "error", "text"),
     [
         (-3, InvalidArgumentError, "since must be an earlier dump, its mark, or -1.*got -3"),
+        (1 << 64, InvalidArgumentError, "a mark is at most 4294967295"),
         (1.0, ArgumentTypeError, r"an earlier dump or int\(dump\['counters'\]\[1\]\), got float"),
         ({"keys": torch.ones(1)}, InvalidArgumentError, "a dump without 'counters'; it has"),
     ],

@@ -105,9 +105,10 @@ def mark_of(since: int | Mapping[str, Tensor]) -> int:
         raise ArgumentTypeError(
             f"since must be an earlier dump or int(dump['counters'][1]), got {type(since).__name__}"
         )
-    if since < -1:
+    if not -1 <= since <= _LAST_CLOCK:
         raise InvalidArgumentError(
-            f"since must be an earlier dump, its mark, or -1 for all rows, got {since}"
+            f"since must be an earlier dump, its mark, or -1 for all rows, got {since}; a mark is "
+            f"at most {_LAST_CLOCK}"
         )
     return since
 

@@ -159,12 +159,13 @@ class SparseEmbedding(EmbeddingModule):
             True
         """
         check_module(module, nn.Embedding, SparseEmbedding)
-        if options.get("optimizer") is not None:
+        fused = options.get("optimizer") is not None
+        if fused:
             options.setdefault("dtype", module.weight.dtype)
         result = cls.from_pretrained(
             *(module.weight.detach(), not module.weight.requires_grad, module.padding_idx),
             *(module.max_norm, module.norm_type, module.scale_grad_by_freq),
-            sparse=options.pop("sparse", not module.scale_grad_by_freq or "optimizer" in options),
+            sparse=options.pop("sparse", fused or not module.scale_grad_by_freq),
             **options,
         )
         result._was_sparse = module.sparse
