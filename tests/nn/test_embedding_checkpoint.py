@@ -172,6 +172,32 @@ def test_dumps_hold_what_has_changed() -> None:
         fresh.apply_changes({name: value for name, value in dump.items() if name != "rows"})
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda dump: dump.update(since=-1), "since must be a dense tensor .* got -1"),
+        (
+            lambda dump: dump.update(since=torch.tensor([-1])),
+            r"since has shape \(1,\), expected 0 d",
+        ),
+        (lambda dump: dump.update(present=[1]), r"present must be a dense tensor .* got \[1\]"),
+        (lambda dump: dump.update(present=dump["present"].int()), "present has dtype torch.int32"),
+        (lambda dump: dump.update(present=dump["present"][None]), r"present has shape \(1, 3\)"),
+        (lambda dump: dump.update(present=dump["present"] + 9), "present lacks keys of the dump's"),
+        (lambda dump: dump.update(scales=-dump["scales"]), "scales has a negative number"),
+    ],
+)
+def test_damaged_dumps_change_nothing(change: Any, text: str) -> None:
+    table, other = _trained(), _trained(seed=2, dtype=torch.int8)
+    dump = other.changes()
+    change(dump)
+    before = table.state_dict()
+    with pytest.raises(InvalidArgumentError, match=text):
+        table.apply_changes(dump)
+    for key, value in table.state_dict().items():
+        assert torch.equal(before[key], value)
+
+
 def test_dumps_are_applied_in_their_order() -> None:
     table, copy = _trained(), SparseEmbedding(None, 5, optimizer="adam")
     dumps = [table.changes()]
