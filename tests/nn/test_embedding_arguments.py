@@ -122,6 +122,19 @@ def test_no_ids_may_be_in_no_bags() -> None:
     assert bag.stats().rows_in_use == 0
 
 
+def test_a_fused_table_takes_no_weight() -> None:
+    table = SparseEmbedding(3, 2, optimizer="sgd")
+    weight = nn.Parameter(torch.ones(3, 2))
+    for change in (
+        lambda: setattr(table, "weight", weight),
+        lambda: torch.func.functional_call(table, {"weight": weight}, torch.tensor([1])),
+    ):
+        with pytest.raises(AttributeError, match=r"no weight to set.*load_state_dict\({'weight'"):
+            change()
+    table.load_state_dict({"weight": weight})
+    assert torch.equal(table.eval()(torch.arange(3)), weight)
+
+
 def test_collections_say_what_they_need() -> None:
     table = SparseEmbedding(9, 4, optimizer="sgd")
     tables = SparseEmbeddingCollection({"a": table})

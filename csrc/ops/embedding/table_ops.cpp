@@ -67,8 +67,7 @@ void in_parallel(int64_t begin, int64_t end, int64_t grain, const Loop& loop) {
   if (first != nullptr) std::rethrow_exception(first);
 }
 
-Bags checked_bags_of(const Wanted& wanted) {
-  const Bags bags = wanted.bags();
+void check_bounds(const Bags& bags) {
   check_ends(bags);
   for (int64_t bag = 0; bags.bounds != nullptr && bag < bags.bags; ++bag) {
     if (bags.begin_of(bag) <= bags.end_of(bag)) continue;
@@ -76,7 +75,24 @@ Bags checked_bags_of(const Wanted& wanted) {
                                 std::to_string(bags.begin_of(bag)) + " before " +
                                 std::to_string(bags.end_of(bag)));
   }
+}
+
+Bags checked_bags_of(const Wanted& wanted) {
+  const Bags bags = wanted.bags();
+  check_bounds(bags);
   return bags;
+}
+
+/// Throws std::invalid_argument where the bags of a lookup have got other bounds since.
+void check_unchanged(const Bags& bags) {
+  try {
+    check_bounds(bags);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(
+        std::string("the offsets have been changed between forward and backward, by other means "
+                    "than PyTorch's, such as a NumPy array of the same memory: ") +
+        error.what());
+  }
 }
 
 Tensor new_argmax(const Tensor& ids, const Table& table, const Bags& bags) {
@@ -250,6 +266,7 @@ std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts,
     const int64_t* const planned = &plan[i * kPlanned];
     const Bags bags = bags_of(part[kIds], part[kBounds], part[kWeights], planned[kMode]);
     check_gradient(part, bags, dim, kHead + 2 * bags.positions);
+    check_unchanged(bags);
     Head head;
     std::memcpy(&head, part[kDistinct].const_data_ptr(), sizeof head);
     const int64_t* const keys = read<int64_t>(part[kDistinct]) + kHead;
@@ -295,6 +312,7 @@ Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct,
                         int64_t mode) {
   const std::shared_ptr<Table> table = table_of(number);
   const Bags bags = bags_of(ids, bounds, torch::stable::new_empty(ids, {0}), mode);
+  check_unchanged(bags);
   const std::shared_lock lock(table->mutex);
   Head head{};
   if (distinct.numel() != 0) std::memcpy(&head, distinct.const_data_ptr(), sizeof head);

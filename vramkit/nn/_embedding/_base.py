@@ -152,6 +152,15 @@ class EmbeddingModule(nn.Module):
         if weight is not None:
             load_weight(self._table, weight)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and self.__dict__.get("_table") is not None:
+            raise AttributeError(
+                f"{type(self).__name__} with a fused optimizer has no weight to set, so it cannot "
+                "share one; store values with load_state_dict({'weight': values}), or build it "
+                "with optimizer=None"
+            )
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and self.__dict__.get("_table") is not None:
             raise AttributeError(

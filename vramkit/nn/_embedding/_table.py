@@ -135,9 +135,10 @@ class Table(Control):
 
     def weights_gradient(self, grad: Tensor, request: Request, distinct: Tensor) -> Tensor:
         """Return the gradient of the weights of a batch in bags."""
-        result: Tensor = self.operators.table_weights_gradient.default(
-            grad, request.ids, request.bounds, distinct, self.number, request.mode
-        )
+        with own_errors():
+            result: Tensor = self.operators.table_weights_gradient.default(
+                grad, request.ids, request.bounds, distinct, self.number, request.mode
+            )
         return result
 
     def pending_norm(self) -> float:
