@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from typing import Any
 
@@ -88,6 +89,47 @@ def test_another_native_table_is_noticed() -> None:
         assert torch.equal(compiled(ids), other(ids) + 1)
         other.train()(ids).sum().backward()
         other.eval()
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_compiled_models_stay_valid_when_states_are_loaded(joint: bool) -> None:
+    trainer, table, other = _table_of(), _table_of(), _table_of(seed=6)
+    both = SparseEmbeddingCollection({"a": table, "b": other}).eval()
+    module = (lambda ids: both({"a": ids, "b": ids})["a"]) if joint else table
+    compiled = torch.compile(lambda ids: module(ids) + 1, backend="eager", fullgraph=True)
+    ids = torch.arange(50)
+    dump: Any = -1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(4):
+            trainer.train()(ids[number:]).square().sum().backward()
+            dump = trainer.eval().changes(since=dump)
+            table.apply_changes(dump)
+            assert torch.equal(compiled(ids), trainer(ids) + 1)
+        table.load_state_dict(other.state_dict())
+        assert torch.equal(compiled(ids), other(ids) + 1)
+        table.reset_parameters()
+        assert torch.equal(compiled(ids), table(ids) + 1)
+
+
+def test_a_table_and_the_one_in_its_place_are_apart() -> None:
+    table = _table_of()
+    old: Any = table._table
+    ids = torch.arange(50)
+    before = old.read(ids)
+    copies = [table(ids)]
+    table.reset_parameters()
+    new: Any = table._table
+    assert new.name not in (old.name, new.number, old.number)
+    assert torch.equal(old.read(ids), before)
+    del old
+    gc.collect()
+    copies.append(table(ids))
+    assert not torch.equal(*copies)
+    name, operators, here = new.name, new.operators, new._here
+    del table, new
+    gc.collect()
+    with pytest.raises(RuntimeError, match=f"there is no table {name}"):
+        operators.table_name.default(here, 0, name)
 
 
 def test_training_goes_on_around_a_graph_break() -> None:

@@ -67,32 +67,10 @@ void in_parallel(int64_t begin, int64_t end, int64_t grain, const Loop& loop) {
   if (first != nullptr) std::rethrow_exception(first);
 }
 
-void check_bounds(const Bags& bags) {
-  check_ends(bags);
-  for (int64_t bag = 0; bags.bounds != nullptr && bag < bags.bags; ++bag) {
-    if (bags.begin_of(bag) <= bags.end_of(bag)) continue;
-    throw std::invalid_argument("offsets must not decrease, got " +
-                                std::to_string(bags.begin_of(bag)) + " before " +
-                                std::to_string(bags.end_of(bag)));
-  }
-}
-
 Bags checked_bags_of(const Wanted& wanted) {
   const Bags bags = wanted.bags();
   check_bounds(bags);
   return bags;
-}
-
-/// Throws std::invalid_argument where the bags of a lookup have got other bounds since.
-void check_unchanged(const Bags& bags) {
-  try {
-    check_bounds(bags);
-  } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(
-        std::string("the offsets have been changed between forward and backward, by other means "
-                    "than PyTorch's, such as a NumPy array of the same memory: ") +
-        error.what());
-  }
 }
 
 Tensor new_argmax(const Tensor& ids, const Table& table, const Bags& bags) {
@@ -124,6 +102,10 @@ int64_t create(Tensor /*selects the CPU*/, Tensor integers, Tensor numbers) {
 }
 
 void close(Tensor /*selects the CPU*/, int64_t number) { tables().remove(number); }
+
+int64_t name(Tensor /*selects the CPU*/, int64_t number, int64_t table) {
+  return tables().name(number, table);
+}
 
 Tensor look_up(const Wanted& wanted) {
   const std::shared_ptr<Table> table = table_of(wanted.table);
@@ -454,6 +436,7 @@ void check(Tensor /*selects the CPU*/, int64_t number) {
 STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def("table_create(Tensor like, Tensor integers, Tensor numbers) -> int");
   m.def("table_close(Tensor like, int table) -> ()");
+  m.def("table_name(Tensor like, int number, int table) -> int");
   m.def(
       "table_read(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, ScalarType "
       "dtype, int dim, float max_norm, float norm_type) -> Tensor");
@@ -480,6 +463,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
 STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
   m.impl("table_create", TORCH_BOX(&create));
   m.impl("table_close", TORCH_BOX(&close));
+  m.impl("table_name", TORCH_BOX(&name));
   m.impl("table_read", TORCH_BOX(&read_bags));
   m.impl("tables_read", TORCH_BOX(&read_many));
   m.impl("table_insert", TORCH_BOX(&insert_bags));

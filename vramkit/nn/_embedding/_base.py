@@ -178,6 +178,7 @@ class EmbeddingModule(nn.Module):
                 "draw rows before it or after it"
             )
         old.is_replaced = True
+        table.take_place(old)
         self._table = table
 
     def _fused(self, what: str) -> Table:

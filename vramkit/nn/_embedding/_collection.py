@@ -204,6 +204,10 @@ class SparseEmbeddingCollection(nn.Module):
                 request, weights = module._request(*arguments)
             except VramkitError as err:
                 raise of_feature(err, feature, name) from err
+            except Exception as err:
+                # PyTorch's own, of a plain weight or of a hook.
+                err.add_note(f"in feature {feature!r} of table {name!r}")
+                raise
             train = module.training and not module.frozen
             # Where no table is trained, gradients of weights concern one output alone.
             alone = feature if weights is not None and not train else None

@@ -127,7 +127,26 @@ class Table(Control):
                 self._here, _on_host(integers, torch.int64), _on_host(numbers, torch.float64)
             )
         self.own(self, _Native(self.operators, self._here, self.number))
+        # By which lookups in evaluation know the table. On the CPU, a table that takes its place
+        # takes it over, so that torch.compile's programs stay valid; on a CUDA device, CUDA graphs
+        # hold addresses of its rows.
+        self.name = self.number
+        self._name: _Native | None = None
+        if config.device.type == "cpu" and hasattr(self.operators, "table_name"):
+            self.name = self._give_name(0)
+            self._name = _Native(self.operators, self._here, self.name)
         _living.add(self)
+
+    def _give_name(self, name: int) -> int:
+        result: int = self.operators.table_name.default(self._here, name, self.number)
+        return result
+
+    def take_place(self, of: Table) -> None:
+        """Be found by the name of another table from now on, where both may have one."""
+        if self._name is not None and of._name is not None:
+            self._give_name(of.name)
+            self.name, self._name = of.name, of._name
+            of.name, of._name = of.number, None
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the row of each id, without changing the table."""
