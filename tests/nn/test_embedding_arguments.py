@@ -122,6 +122,20 @@ def test_no_ids_may_be_in_no_bags() -> None:
     assert bag.stats().rows_in_use == 0
 
 
+def test_tables_on_the_cpu_where_the_default_device_is_another() -> None:
+    with torch.device("meta"):
+        table = SparseEmbedding(3, 2, optimizer="sgd", device="cpu")
+        table.reset_parameters()
+        bag = SparseEmbeddingBag.from_embedding(
+            nn.EmbeddingBag(3, 2, device="cpu"), optimizer="sgd"
+        )
+        for module, ids in ((table, [1, 2]), (bag, [[1, 2]])):
+            module(torch.tensor(ids, device="cpu")).sum().backward()
+            module.load_state_dict(module.state_dict())
+            module.apply_changes(module.changes())
+            assert module.stats().rows_in_use > 0
+
+
 def test_a_fused_table_takes_no_weight() -> None:
     table = SparseEmbedding(3, 2, optimizer="sgd")
     weight = nn.Parameter(torch.ones(3, 2))

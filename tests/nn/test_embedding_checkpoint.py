@@ -85,6 +85,21 @@ def test_a_smaller_budget_keeps_the_latest_rows() -> None:
         strict.load_state_dict(table.state_dict())
 
 
+@pytest.mark.parametrize("when_full", ["evict_lru", "evict_lfu"])
+def test_a_smaller_budget_keeps_the_right_rows_of_an_old_table(when_full: Any) -> None:
+    table = SparseEmbedding(None, 16, optimizer="sgd")
+    table(torch.arange(1000))
+    state = dict(table.state_dict())
+    # Stamps are unsigned: the newer half of the rows has those above 2**31.
+    stamps = state["keys"][:, None].expand(-1, 3) + (1 << 31) - 500
+    state["stamps"] = stamps.to(torch.int32)
+    state["counters"] = torch.tensor([0, 1 << 32, 7]) - torch.tensor([0, 1, 0])
+    small = SparseEmbedding(None, 16, optimizer="sgd", budget="16KiB", when_full=when_full)
+    small.load_state_dict(state)
+    capacity = small.stats().capacity
+    assert small.keys().sort().values.tolist() == list(range(1000))[-capacity:]
+
+
 def test_no_row_of_a_plain_embedding_is_evicted() -> None:
     plain = nn.Embedding(100, 4)
     options: Any = {"optimizer": "adam", "budget": 2048}

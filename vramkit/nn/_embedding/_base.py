@@ -37,6 +37,7 @@ from vramkit.nn._embedding._config import (
     check_options,
     check_plain,
     check_rate,
+    drawn_seed,
     padding_of,
     table_config,
     table_device,
@@ -127,8 +128,8 @@ class EmbeddingModule(nn.Module):
         """Draw new initial values; a table with a fused optimizer forgets its rows."""
         table = self._table
         if table is not None:
-            seed = int(torch.randint(1 << 62, ()))
-            self._replace(table, Table(replace(table.config, seed=seed), table.lr))
+            config = replace(table.config, seed=drawn_seed())
+            self._replace(table, Table(config, table.lr))
             return
         nn.init.normal_(self.weight)
         if self.padding_idx is not None:

@@ -187,11 +187,15 @@ def _check_counters(state: Mapping[str, Tensor]) -> None:
         return
     if state["rows"].dtype is torch.int8 and bool((state["scales"] < 0).any()):
         raise InvalidArgumentError("scales has a negative number: the state is damaged")
-    latest = int((state["stamps"][:, :2].long() & _LAST_CLOCK).max())
+    latest = int(_unsigned(state["stamps"][:, :2]).max())
     if latest > clock:
         raise InvalidArgumentError(
             f"stamps has a row of time {latest}, the clock is at {clock}: the state is damaged"
         )
+
+
+def _unsigned(stamps: Tensor) -> Tensor:
+    return stamps.long() & _LAST_CLOCK
 
 
 def converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -282,7 +286,7 @@ def _that_fit(table: Table, state: Mapping[str, Tensor]) -> Tensor:
             f"bytes holds {capacity:,}; raise budget, or choose when_full='evict_lru'"
         )
     by = 2 if table.config.when_full == "evict_lfu" else 1
-    order = state["stamps"][:, by].cpu().argsort(descending=True, stable=True)
+    order = _unsigned(state["stamps"][:, by].cpu()).argsort(descending=True, stable=True)
     return order[:capacity].sort().values
 
 
