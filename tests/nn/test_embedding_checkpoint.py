@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
+from vramkit.nn._embedding import _checkpoint
+from vramkit.nn._embedding._table import Table
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -98,6 +100,21 @@ def test_a_smaller_budget_keeps_the_right_rows_of_an_old_table(when_full: Any) -
     small.load_state_dict(state)
     capacity = small.stats().capacity
     assert small.keys().sort().values.tolist() == list(range(1000))[-capacity:]
+
+
+def test_a_table_trains_after_a_load_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    table = _trained()
+    for owner, name in ((_checkpoint, "_load_part"), (Table, "resume"), (Table, "take_place")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                table.load_state_dict(table.state_dict())
+    before = table.eval()(torch.tensor([4]))
+    table.train()(torch.tensor([4])).sum().backward()
+    assert not torch.equal(table.eval()(torch.tensor([4])), before)
 
 
 def test_no_row_of_a_plain_embedding_is_evicted() -> None:

@@ -178,9 +178,10 @@ class EmbeddingModule(nn.Module):
                 "accumulate() is active and holds gradients for the present rows; load, convert or "
                 "draw rows before it or after it"
             )
+        # First, so that the module has a table that trains wherever a signal's handler stops this.
+        self._table = table
         old.is_replaced = True
         table.take_place(old)
-        self._table = table
 
     def _fused(self, what: str) -> Table:
         if self._table is None:
