@@ -106,15 +106,30 @@ def test_a_table_trains_after_a_load_that_was_interrupted(monkeypatch: pytest.Mo
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    table = _trained()
-    for owner, name in ((_checkpoint, "_load_part"), (Table, "resume"), (Table, "take_place")):
+    def take_name(new: Table, old: Table) -> None:
+        of_tables(new, old)
+        if new is not old:
+            raise KeyboardInterrupt
+
+    of_tables = Table.take_name
+    table, ids = _trained(), torch.tensor([4])
+    rows = table.eval()(ids)
+    for owner, name, put in (
+        (_checkpoint, "_load_part", interrupt),
+        (Table, "resume", interrupt),
+        (Table, "take_name", take_name),
+        (Table, "leave_name", interrupt),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, interrupt)
+            patch.setattr(owner, name, put)
             with pytest.raises(KeyboardInterrupt):
-                table.load_state_dict(table.state_dict())
-    before = table.eval()(torch.tensor([4]))
-    table.train()(torch.tensor([4])).sum().backward()
-    assert not torch.equal(table.eval()(torch.tensor([4])), before)
+                table.load_state_dict(_trained(seed=2).state_dict())
+        if name != "leave_name":
+            assert torch.equal(table.eval()(ids), rows)
+        table.train()(ids).sum().backward()
+        trained = table.eval()(ids)
+        assert not torch.equal(trained, rows)
+        rows = trained
 
 
 def test_no_row_of_a_plain_embedding_is_evicted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import threading
 from typing import Any
 
 import pytest
@@ -109,6 +110,19 @@ def test_compiled_models_stay_valid_when_states_are_loaded(joint: bool) -> None:
         assert torch.equal(compiled(ids), other(ids) + 1)
         table.reset_parameters()
         assert torch.equal(compiled(ids), table(ids) + 1)
+
+
+def test_compiled_models_stay_valid_while_another_thread_loads() -> None:
+    table = _table_of()
+    compiled = torch.compile(lambda ids: table(ids) + 1, backend="eager")
+    ids, state = torch.arange(50), table.state_dict()
+    wanted = compiled(ids)
+    loads = threading.Thread(target=lambda: [table.load_state_dict(state) for _ in range(300)])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        loads.start()
+        while loads.is_alive():
+            assert torch.equal(compiled(ids), wanted)
+    loads.join()
 
 
 def test_a_table_and_the_one_in_its_place_are_apart() -> None:

@@ -178,10 +178,16 @@ class EmbeddingModule(nn.Module):
                 "accumulate() is active and holds gradients for the present rows; load, convert or "
                 "draw rows before it or after it"
             )
-        # First, so that the module has a table that trains wherever a signal's handler stops this.
-        self._table = table
-        old.is_replaced = True
-        table.take_place(old)
+        # Other threads may look up meanwhile, and a signal's handler may stop this anywhere.
+        try:
+            table.take_name(old)
+            self._table = table
+            old.is_replaced = True
+        except BaseException:
+            if self._table is old:
+                old.take_name(old)
+            raise
+        old.leave_name()
 
     def _fused(self, what: str) -> Table:
         if self._table is None:

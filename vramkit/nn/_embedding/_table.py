@@ -141,12 +141,15 @@ class Table(Control):
         result: int = self.operators.table_name.default(self._here, name, self.number)
         return result
 
-    def take_place(self, of: Table) -> None:
+    def take_name(self, of: Table) -> None:
         """Be found by the name of another table from now on, where both may have one."""
         if self._name is not None and of._name is not None:
             self._give_name(of.name)
             self.name, self._name = of.name, of._name
-            of.name, of._name = of.number, None
+
+    def leave_name(self) -> None:
+        """Be found by the number only, as another table has the name."""
+        self.name, self._name = self.number, None
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the row of each id, without changing the table."""
