@@ -1,4 +1,4 @@
-"""Tables in processes that are started after them."""
+"""Tables in processes that are started after them, and in groups of processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,37 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.pools import run_script
 from torch.multiprocessing import get_context
 
 from vramkit.errors import InvalidArgumentError
 from vramkit.nn import SparseEmbedding
 
 IDS = torch.tensor([3, 4])
+_IN_DDP = """
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+import pytest
+from vramkit.errors import TableUsageError
+from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+ids = torch.tensor([[1, 2]])
+for kind in (SparseEmbedding, SparseEmbeddingBag):
+    module = kind(9, 4)
+    for fits in (kind(9, 4, sparse=False), module.to_embedding()):
+        DistributedDataParallel(nn.Sequential(fits))(ids).sum().backward()
+        assert fits.weight.grad is not None
+    for wrapped in (module, kind(9, 4, optimizer="sgd")):
+        model = DistributedDataParallel(nn.ModuleList([wrapped, nn.Linear(1, 1)]))
+        model.module.forward = wrapped.forward
+        with pytest.raises(TableUsageError, match="sparse=False, or"):
+            model(ids)
+        with torch.no_grad():
+            model(ids)
+"""
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
@@ -78,3 +103,7 @@ def test_a_forked_child_may_save_the_state_of_its_parent(tmp_path: Path) -> None
     follower.load_state_dict(state)
     follower.apply_changes(trainer.changes(since=state))
     assert torch.equal(follower.eval()(IDS), trainer.eval()(IDS))
+
+
+def test_what_ddp_takes() -> None:
+    run_script(_IN_DDP)
