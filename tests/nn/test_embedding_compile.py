@@ -195,6 +195,21 @@ def test_what_a_refused_export_advises_works(strict: bool) -> None:
         assert torch.equal(program.module()(ids), table(ids))
 
 
+def test_fx_keeps_fused_tables_as_leaves_or_not_at_all() -> None:
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            own = isinstance(m, SparseEmbedding | SparseEmbeddingBag)
+            return own or super().is_leaf_module(m, module_qualified_name)
+
+    bag = SparseEmbeddingBag(50, 4, optimizer="adam")
+    for table, ids in ((_table_of(), [1, 9]), (bag, [[1, 9]])):
+        model = nn.Sequential(table, nn.Linear(4, 2))
+        with pytest.raises(TableUsageError, match=r"torch.fx cannot trace .* is_leaf_module\(\)"):
+            torch.fx.symbolic_trace(model)
+        traced = torch.fx.GraphModule(model, Leaves().trace(model))
+        assert torch.equal(traced(torch.tensor(ids)), model(torch.tensor(ids)))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 def test_tables_with_a_plain_weight_are_traced() -> None:
     both = _Looks(

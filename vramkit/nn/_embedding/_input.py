@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableUsageError
 
 # The module may be imported while something traces, or in inference mode.
 with torch.inference_mode(False), _disable_current_modes():
@@ -20,6 +20,11 @@ OPEN, ROWS = 4, 8
 def check_tensor(what: str, value: Any) -> None:
     """Raise an error for what is no dense tensor."""
     if not isinstance(value, Tensor):
+        if isinstance(value, torch.fx.Proxy):
+            raise TableUsageError(
+                "torch.fx cannot trace a lookup in a table with a fused optimizer, whose rows are "
+                "not in the graph; use a torch.fx.Tracer whose is_leaf_module() is True for it"
+            )
         raise ArgumentTypeError(f"{what} must be a tensor, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
         kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
