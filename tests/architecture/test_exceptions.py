@@ -44,6 +44,7 @@ _ALLOWED = {
     "loader/_registered_rows.py": {"NotRegisteredError": _CAUGHT},
     "loader/_stream_collate.py": {"StopIteration": _ITERATION},
     "loader/_threads.py": {"RuntimeError": _TORCHS, "StopIteration": _ITERATION},
+    "nn/_embedding": {"NoRateError": "an InvalidArgumentError that hasattr() understands"},
     "nn/_embedding/_base.py": {"AttributeError": "Python's protocol for attributes"},
     "nn/_survey.py": {"RefusedError": _CAUGHT},
     "nn/_tracer.py": {"TraceError": _CAUGHT, "UninitializedError": _CAUGHT},

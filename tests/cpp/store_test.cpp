@@ -122,6 +122,23 @@ TEST(Store, GrowsAndKeepsEveryRow) {
   EXPECT_EQ(store.facts().capacity, -1);
 }
 
+TEST(Store, AlignsWhatItKeepsOfARow) {
+  for (const int64_t rows : {1, 2, 3}) {
+    for (const uint32_t dim : {1, 4, 12, 70'000}) {
+      StoreConfig config = config_for(RowType::kFloat32, Rule::kSgd, dim);
+      config.num_rows = rows;
+      Store store(config, from_heap);
+      std::vector<int64_t> ids(static_cast<size_t>(rows));
+      std::iota(ids.begin(), ids.end(), 0);
+      insert(store, ids);
+      for (uint32_t slot = 0; slot < store.size(); ++slot) {
+        EXPECT_EQ(reinterpret_cast<uintptr_t>(&store.meta(slot)) % alignof(Meta), 0);
+        EXPECT_EQ(reinterpret_cast<uintptr_t>(store.row(slot)) % 16, 0);
+      }
+    }
+  }
+}
+
 TEST(Store, EvictsAsADictionaryModel) {
   const uint64_t seed = stress_seed();
   std::mt19937_64 random(seed);

@@ -64,6 +64,8 @@ def test_modules_and_weights_of_other_kinds() -> None:
     for call, error, text in cases:
         with pytest.raises(error, match=text):
             call()
+    counted = nn.Embedding(3, 2, scale_grad_by_freq=True)
+    assert not SparseEmbedding.from_embedding(counted, optimizer=None).sparse
     plain = SparseEmbedding(3, 2)
     fused = SparseEmbedding.from_embedding(plain, optimizer="sgd")  # type: ignore[arg-type]
     assert torch.equal(fused.eval()(torch.arange(3)), plain.weight)
@@ -82,6 +84,11 @@ def test_modules_and_weights_of_other_kinds() -> None:
             InvalidArgumentError,
             "the offsets are on meta, the ids are on cpu",
         ),
+        (
+            (torch.tensor([1, 2]), torch.tensor([]).long()),
+            InvalidArgumentError,
+            "they are empty, so none of the 2 ids is in a bag",
+        ),
         ((torch.tensor([[1]]), None, [1.0]), ArgumentTypeError, "weights must be a tensor"),
         (
             (torch.tensor([[1]]), None, torch.ones(1, 1, dtype=torch.complex64)),
@@ -98,6 +105,48 @@ def test_modules_and_weights_of_other_kinds() -> None:
 def test_inputs_of_bags_that_are_refused(arguments: Any, error: Any, text: str) -> None:
     with pytest.raises(error, match=text):
         SparseEmbeddingBag(9, 4, mode="sum", optimizer="sgd")(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_ids_are_refused() -> None:
+    ids = torch.nested.nested_tensor([torch.tensor([1, 2]), torch.tensor([3])])
+    with pytest.raises(ArgumentTypeError, match="ids must be a dense tensor, got a nested tensor"):
+        SparseEmbedding(9, 4, optimizer="sgd")(ids)
+
+
+def test_no_ids_may_be_in_no_bags() -> None:
+    bag, nothing = SparseEmbeddingBag(9, 4, optimizer="sgd"), torch.tensor([]).long()
+    output = bag(nothing, nothing)
+    output.sum().backward()
+    assert output.shape == (0, 4)
+    assert bag.stats().rows_in_use == 0
+
+
+def test_tables_on_the_cpu_where_the_default_device_is_another() -> None:
+    with torch.device("meta"):
+        table = SparseEmbedding(3, 2, optimizer="sgd", device="cpu")
+        table.reset_parameters()
+        bag = SparseEmbeddingBag.from_embedding(
+            nn.EmbeddingBag(3, 2, device="cpu"), optimizer="sgd"
+        )
+        for module, ids in ((table, [1, 2]), (bag, [[1, 2]])):
+            module(torch.tensor(ids, device="cpu")).sum().backward()
+            module.load_state_dict(module.state_dict())
+            module.apply_changes(module.changes())
+            assert module.stats().rows_in_use > 0
+
+
+def test_a_fused_table_takes_no_weight() -> None:
+    table = SparseEmbedding(3, 2, optimizer="sgd")
+    weight = nn.Parameter(torch.ones(3, 2))
+    for change in (
+        lambda: setattr(table, "weight", weight),
+        lambda: torch.func.functional_call(table, {"weight": weight}, torch.tensor([1])),
+    ):
+        with pytest.raises(AttributeError, match=r"no weight to set.*load_state_dict\({'weight'"):
+            change()
+    table.load_state_dict({"weight": weight})
+    assert torch.equal(table.eval()(torch.arange(3)), weight)
 
 
 def test_collections_say_what_they_need() -> None:

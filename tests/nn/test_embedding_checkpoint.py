@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableFullError
 from vramkit.nn import SparseEmbedding, SparseEmbeddingBag
+from vramkit.nn._embedding import _checkpoint
+from vramkit.nn._embedding._table import Table
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -83,6 +85,51 @@ def test_a_smaller_budget_keeps_the_latest_rows() -> None:
     strict = SparseEmbedding(None, 16, optimizer="sgd", budget="16KiB")
     with pytest.raises(RuntimeError, match="the state has 1,000 rows, the budget of 16,384 bytes"):
         strict.load_state_dict(table.state_dict())
+
+
+@pytest.mark.parametrize("when_full", ["evict_lru", "evict_lfu"])
+def test_a_smaller_budget_keeps_the_right_rows_of_an_old_table(when_full: Any) -> None:
+    table = SparseEmbedding(None, 16, optimizer="sgd")
+    table(torch.arange(1000))
+    state = dict(table.state_dict())
+    # Stamps are unsigned: the newer half of the rows has those above 2**31.
+    stamps = state["keys"][:, None].expand(-1, 3) + (1 << 31) - 500
+    state["stamps"] = stamps.to(torch.int32)
+    state["counters"] = torch.tensor([0, 1 << 32, 7]) - torch.tensor([0, 1, 0])
+    small = SparseEmbedding(None, 16, optimizer="sgd", budget="16KiB", when_full=when_full)
+    small.load_state_dict(state)
+    capacity = small.stats().capacity
+    assert small.keys().sort().values.tolist() == list(range(1000))[-capacity:]
+
+
+def test_a_table_trains_after_a_load_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def take_name(new: Table, old: Table) -> None:
+        of_tables(new, old)
+        if new is not old:
+            raise KeyboardInterrupt
+
+    of_tables = Table.take_name
+    table, ids = _trained(), torch.tensor([4])
+    rows = table.eval()(ids)
+    for owner, name, put in (
+        (_checkpoint, "_load_part", interrupt),
+        (Table, "resume", interrupt),
+        (Table, "take_name", take_name),
+        (Table, "leave_name", interrupt),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, put)
+            with pytest.raises(KeyboardInterrupt):
+                table.load_state_dict(_trained(seed=2).state_dict())
+        if name != "leave_name":
+            assert torch.equal(table.eval()(ids), rows)
+        table.train()(ids).sum().backward()
+        trained = table.eval()(ids)
+        assert not torch.equal(trained, rows)
+        rows = trained
 
 
 def test_no_row_of_a_plain_embedding_is_evicted() -> None:
@@ -170,6 +217,32 @@ def test_dumps_hold_what_has_changed() -> None:
         fresh.apply_changes({"keys": dump["keys"]})
     with pytest.raises(InvalidArgumentError, match="the state has no rows"):
         fresh.apply_changes({name: value for name, value in dump.items() if name != "rows"})
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda dump: dump.update(since=-1), "since must be a dense tensor .* got -1"),
+        (
+            lambda dump: dump.update(since=torch.tensor([-1])),
+            r"since has shape \(1,\), expected 0 d",
+        ),
+        (lambda dump: dump.update(present=[1]), r"present must be a dense tensor .* got \[1\]"),
+        (lambda dump: dump.update(present=dump["present"].int()), "present has dtype torch.int32"),
+        (lambda dump: dump.update(present=dump["present"][None]), r"present has shape \(1, 3\)"),
+        (lambda dump: dump.update(present=dump["present"] + 9), "present lacks keys of the dump's"),
+        (lambda dump: dump.update(scales=-dump["scales"]), "scales has a negative number"),
+    ],
+)
+def test_damaged_dumps_change_nothing(change: Any, text: str) -> None:
+    table, other = _trained(), _trained(seed=2, dtype=torch.int8)
+    dump = other.changes()
+    change(dump)
+    before = table.state_dict()
+    with pytest.raises(InvalidArgumentError, match=text):
+        table.apply_changes(dump)
+    for key, value in table.state_dict().items():
+        assert torch.equal(before[key], value)
 
 
 def test_dumps_are_applied_in_their_order() -> None:

@@ -248,6 +248,13 @@ def test_errors_of_a_table_with_hooks_name_the_feature() -> None:
         _of({"a": items})({"a": torch.tensor([50])})
 
 
+def test_errors_of_a_plain_weight_have_a_note_with_the_feature() -> None:
+    both = SparseEmbeddingCollection({"a": SparseEmbedding(5, 2)}, features={"seen": "a"})
+    with pytest.raises(IndexError) as caught:
+        both({"seen": torch.tensor([9])})
+    assert caught.value.__notes__ == ["in feature 'seen' of table 'a'"]
+
+
 def test_errors_about_another_call_stay_as_they_are() -> None:
     err, request = RowIndexError("of an earlier call"), _embedding(50)._request(torch.tensor([1]))
     assert feature_at_fault(err, [("a", request[0])]) is None

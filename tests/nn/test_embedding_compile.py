@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import threading
 from typing import Any
 
 import pytest
@@ -90,6 +92,60 @@ def test_another_native_table_is_noticed() -> None:
         other.eval()
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_compiled_models_stay_valid_when_states_are_loaded(joint: bool) -> None:
+    trainer, table, other = _table_of(), _table_of(), _table_of(seed=6)
+    both = SparseEmbeddingCollection({"a": table, "b": other}).eval()
+    module = (lambda ids: both({"a": ids, "b": ids})["a"]) if joint else table
+    compiled = torch.compile(lambda ids: module(ids) + 1, backend="eager", fullgraph=True)
+    ids = torch.arange(50)
+    dump: Any = -1
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(4):
+            trainer.train()(ids[number:]).square().sum().backward()
+            dump = trainer.eval().changes(since=dump)
+            table.apply_changes(dump)
+            assert torch.equal(compiled(ids), trainer(ids) + 1)
+        table.load_state_dict(other.state_dict())
+        assert torch.equal(compiled(ids), other(ids) + 1)
+        table.reset_parameters()
+        assert torch.equal(compiled(ids), table(ids) + 1)
+
+
+def test_compiled_models_stay_valid_while_another_thread_loads() -> None:
+    table = _table_of()
+    compiled = torch.compile(lambda ids: table(ids) + 1, backend="eager")
+    ids, state = torch.arange(50), table.state_dict()
+    wanted = compiled(ids)
+    loads = threading.Thread(target=lambda: [table.load_state_dict(state) for _ in range(300)])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        loads.start()
+        while loads.is_alive():
+            assert torch.equal(compiled(ids), wanted)
+    loads.join()
+
+
+def test_a_table_and_the_one_in_its_place_are_apart() -> None:
+    table = _table_of()
+    old: Any = table._table
+    ids = torch.arange(50)
+    before = old.read(ids)
+    copies = [table(ids)]
+    table.reset_parameters()
+    new: Any = table._table
+    assert new.name not in (old.name, new.number, old.number)
+    assert torch.equal(old.read(ids), before)
+    del old
+    gc.collect()
+    copies.append(table(ids))
+    assert not torch.equal(*copies)
+    name, operators, here = new.name, new.operators, new._here
+    del table, new
+    gc.collect()
+    with pytest.raises(RuntimeError, match=f"there is no table {name}"):
+        operators.table_name.default(here, 0, name)
+
+
 def test_training_goes_on_around_a_graph_break() -> None:
     tables = [_table_of(lr=1.0).train() for _ in range(2)]
     ids = torch.tensor([1, 9])
@@ -137,6 +193,33 @@ def test_what_a_refused_export_advises_works(strict: bool) -> None:
     for module in (table.to_embedding(), SparseEmbedding.from_embedding(table.to_embedding())):
         program = torch.export.export(module, (ids,), strict=strict)
         assert torch.equal(program.module()(ids), table(ids))
+
+
+def test_fx_keeps_fused_tables_as_leaves_or_not_at_all() -> None:
+    class Leaves(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            own = isinstance(m, SparseEmbedding | SparseEmbeddingBag)
+            return own or super().is_leaf_module(m, module_qualified_name)
+
+    bag = SparseEmbeddingBag(50, 4, optimizer="adam")
+    for table, ids in ((_table_of(), [1, 9]), (bag, [[1, 9]])):
+        model = nn.Sequential(table, nn.Linear(4, 2))
+        with pytest.raises(TableUsageError, match=r"torch.fx cannot trace .* is_leaf_module\(\)"):
+            torch.fx.symbolic_trace(model)
+        traced = torch.fx.GraphModule(model, Leaves().trace(model))
+        assert torch.equal(traced(torch.tensor(ids)), model(torch.tensor(ids)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_tables_with_a_plain_weight_are_traced() -> None:
+    both = _Looks(
+        SparseEmbeddingCollection({"a": SparseEmbedding(9, 4), "b": SparseEmbedding(9, 2)})
+    )
+    ids = torch.tensor([1, 8])
+    for module in (SparseEmbedding(9, 4), SparseEmbeddingBag(9, 4), both):
+        example = ids[None] if isinstance(module, SparseEmbeddingBag) else ids
+        traced = torch.jit.trace(module, example)
+        assert torch.equal(traced(example.flip(-1)), module(example.flip(-1)))
 
 
 def test_ids_outside_a_table_are_errors_when_compiled() -> None:

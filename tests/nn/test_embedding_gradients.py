@@ -96,6 +96,27 @@ def test_accumulating_keeps_what_a_batch_was() -> None:
     assert torch.equal(_rows(bag, IDS), _rows(wanted, IDS))
 
 
+def test_accumulating_keeps_what_a_gradient_was() -> None:
+    table = SparseEmbedding(None, 2, optimizer="sgd", lr=1.0, init_std=0.0)
+    grad = torch.empty(1, 2)
+    with table.accumulate():
+        for key in (1, 2):
+            table(torch.tensor([key])).backward(grad.fill_(key))
+    assert table.eval()(torch.tensor([1, 2])).tolist() == [[-1.0, -1.0], [-2.0, -2.0]]
+
+
+def test_a_scale_that_changes_while_gradients_are_held() -> None:
+    table, weight = SparseEmbedding(None, 2, optimizer="sgd", lr=1.0, init_std=0.0), torch.ones(2)
+    adam = torch.optim.Adam([weight.requires_grad_()])
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1)
+    with table.accumulate(scaler=scaler):
+        scaler.scale((table(torch.tensor([1])) * weight.clamp(1)).sum()).backward()
+        scaler.step(adam)
+        scaler.update()
+    assert scaler.get_scale() == 128.0
+    assert table.eval()(torch.tensor([1])).tolist() == [[-1.0, -1.0]]
+
+
 def test_ids_of_inference_mode() -> None:
     with torch.inference_mode():
         ids = torch.tensor([[1, 2]])

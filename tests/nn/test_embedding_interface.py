@@ -40,6 +40,20 @@ def test_the_learning_rate_of_a_collection_is_that_of_its_tables() -> None:
         SparseEmbeddingCollection({"plain": SparseEmbedding(9, 4)}).lr = 0.1
 
 
+def test_a_missing_learning_rate_is_a_missing_attribute() -> None:
+    plain = SparseEmbedding(9, 2)
+    two = {name: _table() for name in "ab"}
+    for module in (plain, SparseEmbeddingCollection({"a": plain})):
+        assert not hasattr(module, "lr")
+        with pytest.raises(InvalidArgumentError, match="lr is for tables with a fused optimizer"):
+            _ = module.lr
+    collection = SparseEmbeddingCollection(two)
+    collection.lr, two["a"].lr = 0.5, 0.25
+    assert not hasattr(collection, "lr")
+    with pytest.raises(InvalidArgumentError, match="different learning rates"):
+        _ = collection.lr
+
+
 def test_statistics_of_each_table() -> None:
     both = _collection()
     both(_ids(1, 2))
@@ -99,6 +113,7 @@ def table_mark(dump: dict[str, torch.Tensor]) -> int:
     ("since", "error", "text"),
     [
         (-3, InvalidArgumentError, "since must be an earlier dump, its mark, or -1.*got -3"),
+        (1 << 64, InvalidArgumentError, "a mark is at most 4294967295"),
         (1.0, ArgumentTypeError, r"an earlier dump or int\(dump\['counters'\]\[1\]\), got float"),
         ({"keys": torch.ones(1)}, InvalidArgumentError, "a dump without 'counters'; it has"),
     ],

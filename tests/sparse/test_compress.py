@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -63,10 +65,45 @@ def test_sparse_tensors_are_taken_too() -> None:
         assert torch.equal(found.tensor.to_dense(), eye)
 
 
+def test_a_sparse_tensor_is_not_made_dense() -> None:
+    indices, values = [[5, 5, 7], [9, 9, 1]], [1.0, 2.0, 0.0]
+    wide = torch.sparse_coo_tensor(indices, values, (10**7, 10**7), check_invariants=True)
+    found = vramkit.sparse.compress(wide)
+    assert (found.layout, found.bytes_by_layout["coo"]) == ("coo", 20)
+    assert found.tensor.indices().tolist() == [[5], [9]]
+    assert found.tensor.values().tolist() == [3.0]
+
+
+@given(shape=st.lists(st.integers(0, 6), min_size=2, max_size=4), dense_dims=st.integers(0, 1))
+def test_sparse_tensors_with_zeros_and_dense_dimensions(shape: list[int], dense_dims: int) -> None:
+    dense = (torch.rand(shape) < 0.1) * torch.ones(shape)
+    full = torch.ones(shape).to_sparse(len(shape) - dense_dims)
+    given_tensor = torch.sparse_coo_tensor(
+        full.indices(),
+        dense[tuple(full.indices())],
+        shape,
+        is_coalesced=True,
+        check_invariants=True,
+    )
+    found = vramkit.sparse.compress(given_tensor)
+    back = found.tensor if found.layout == "dense" else found.tensor.to_dense()
+    assert torch.equal(back, dense)
+    assert found.bytes_by_layout == vramkit.sparse.compress(dense).bytes_by_layout
+    assert _bytes_of(found.tensor) == found.bytes_by_layout[found.layout]
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(torch.tensor(1.0), "layout torch.strided"), ([1.0], "got list")],
+    [
+        (lambda: torch.tensor(1.0), "layout torch.strided of 0 dimensions"),
+        (lambda: [1.0], "got list"),
+        (lambda: torch.zeros(2, 2, device="meta"), "a tensor on meta, which has no values"),
+        (lambda: torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.qint8), "a quantized"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "a nested tensor"),
+    ],
 )
-def test_what_it_does_not_take(value: object, text: str) -> None:
+def test_what_it_does_not_take(value: Callable[[], Any], text: str) -> None:
     with pytest.raises(ArgumentTypeError, match=text):
-        vramkit.sparse.compress(value)  # type: ignore[arg-type]
+        vramkit.sparse.compress(value())

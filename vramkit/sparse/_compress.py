@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,16 +44,18 @@ def compress(tensor: Tensor) -> Compressed:
     """Choose COO, CSR or dense for a tensor, by the bytes that each takes.
 
     Indices are int64 in COO and, where they fit, int32 in CSR. NaN counts as not zero, negative
-    zeros become zero.
+    zeros become zero. A sparse tensor is made dense only if that is the smallest layout.
 
     Args:
-        tensor: A strided, COO or CSR tensor of at least one dimension, of any dtype and device.
+        tensor: A strided, COO or CSR tensor of at least one dimension, of any device and dtype that
+            is not quantized.
 
     Returns:
         The tensor in the smallest layout, with the bytes of all; without a gradient.
 
     Raises:
-        ArgumentTypeError: The tensor has another layout, or no dimension.
+        ArgumentTypeError: The tensor has another layout, no dimension or no values, or is nested or
+            quantized.
 
     Example:
         >>> import torch
@@ -62,37 +65,63 @@ def compress(tensor: Tensor) -> Compressed:
         >>> print(vramkit.sparse.compress(matrix))
         coo: 20 B, saves 3.8 MiB of 3.8 MiB
     """
-    allowed = (torch.strided, torch.sparse_coo, torch.sparse_csr)
-    if not isinstance(tensor, Tensor) or tensor.layout not in allowed or tensor.ndim == 0:
-        what = f"layout {tensor.layout}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ArgumentTypeError(
-            f"compress takes a strided, COO or CSR tensor of at least one dimension, got {what}"
-        )
+    _check(tensor)
     plain = tensor.detach()
-    dense = plain if plain.layout is torch.strided else plain.to_dense()
-    values = dense[dense != 0]
-    index = torch.int32 if max(values.numel(), *dense.shape) < 1 << 31 else torch.int64
-    sizes = {
-        "dense": dense.numel() * dense.element_size(),
-        "coo": values.numel() * (8 * dense.ndim + dense.element_size()),
-    }
-    if dense.ndim == 2:
-        entry = index.itemsize + dense.element_size()
-        sizes["csr"] = values.numel() * entry + (len(dense) + 1) * index.itemsize
+    is_strided = plain.layout is torch.strided
+    found = None if is_strided else _entries(plain)
+    count = int((plain != 0).sum()) if found is None else found[1].numel()
+    shape, each = plain.shape, plain.dtype.itemsize
+    index = torch.int32 if max(count, *shape) < 1 << 31 else torch.int64
+    sizes = {"dense": math.prod(shape) * each, "coo": count * (8 * len(shape) + each)}
+    if len(shape) == 2:
+        entry = index.itemsize + each
+        sizes["csr"] = count * entry + (shape[0] + 1) * index.itemsize
     layout = min(sizes, key=lambda name: (sizes[name], name != "dense"))
-    return Compressed(_converted(dense, values, layout, index), layout, sizes)
-
-
-def _converted(dense: Tensor, values: Tensor, layout: str, index: torch.dtype) -> Tensor:
     if layout == "dense":
-        return dense
-    positions = (dense != 0).nonzero().T.contiguous()
+        return Compressed(plain if is_strided else plain.to_dense(), layout, sizes)
+    positions, values = _entries(plain) if found is None else found
+    return Compressed(_sparse(positions, values, shape, layout, index), layout, sizes)
+
+
+def _check(tensor: object) -> None:
+    allowed = (torch.strided, torch.sparse_coo, torch.sparse_csr)
+    what = type(tensor).__name__
+    if isinstance(tensor, Tensor):
+        if tensor.is_nested or tensor.is_quantized:
+            what = "a nested tensor" if tensor.is_nested else "a quantized tensor"
+        elif tensor.device.type == "meta":
+            what = "a tensor on meta, which has no values"
+        elif tensor.layout in allowed and tensor.ndim > 0:
+            return
+        else:
+            what = f"layout {tensor.layout} of {tensor.ndim} dimensions"
+    raise ArgumentTypeError(
+        f"compress takes a strided, COO or CSR tensor of at least one dimension, got {what}"
+    )
+
+
+def _entries(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where a tensor is not zero, ``(dimensions, entries)`` in order, and its values."""
+    if tensor.layout is torch.strided:
+        is_entry = tensor != 0
+        return is_entry.nonzero().T.contiguous(), tensor[is_entry]
+    stored = tensor.to_sparse_coo().coalesce()
+    values = stored.values()  # zeros too, and with dense dimensions after the first
+    is_entry = values != 0
+    first, *others = is_entry.nonzero().T
+    positions = [*stored.indices()[:, first], *others]
+    return torch.stack(positions), values[is_entry]
+
+
+def _sparse(
+    positions: Tensor, values: Tensor, shape: torch.Size, layout: str, index: torch.dtype
+) -> Tensor:
     if layout == "coo":
         return torch.sparse_coo_tensor(
-            positions, values, dense.shape, is_coalesced=True, check_invariants=False
+            positions, values, shape, is_coalesced=True, check_invariants=False
         )
-    starts = torch.zeros(len(dense) + 1, dtype=torch.int64, device=dense.device)
-    starts[1:] = torch.bincount(positions[0], minlength=len(dense)).cumsum(0)
+    starts = torch.zeros(shape[0] + 1, dtype=torch.int64, device=values.device)
+    starts[1:] = torch.bincount(positions[0], minlength=shape[0]).cumsum(0)
     return torch.sparse_csr_tensor(
-        *(starts.to(index), positions[1].to(index), values, dense.shape), check_invariants=False
+        *(starts.to(index), positions[1].to(index), values, shape), check_invariants=False
     )

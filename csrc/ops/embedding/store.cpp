@@ -209,11 +209,13 @@ void Store::add_pages(uint64_t count) {
   pages_.reserve(pages_.size() + count);
   std::unique_ptr<Memory> slab = allocate_(count * page_bytes());
   const uint64_t rows = count << shift_;
-  auto* const metas = reinterpret_cast<Meta*>(slab->data() + rows * stride_);
+  // They come first, as a single row may be less than they are aligned to.
+  auto* const metas = reinterpret_cast<Meta*>(slab->data());
+  char* const values = slab->data() + rows * sizeof(Meta);
   std::memset(metas, 0, rows * sizeof(Meta));
   for (uint64_t page = 0; page < count; ++page) {
     const uint64_t first = page << shift_;
-    pages_.push_back({slab->data() + first * stride_, metas + first});
+    pages_.push_back({values + first * stride_, metas + first});
   }
   slabs_.push_back(std::move(slab));
 }

@@ -69,13 +69,7 @@ void in_parallel(int64_t begin, int64_t end, int64_t grain, const Loop& loop) {
 
 Bags checked_bags_of(const Wanted& wanted) {
   const Bags bags = wanted.bags();
-  check_ends(bags);
-  for (int64_t bag = 0; bags.bounds != nullptr && bag < bags.bags; ++bag) {
-    if (bags.begin_of(bag) <= bags.end_of(bag)) continue;
-    throw std::invalid_argument("offsets must not decrease, got " +
-                                std::to_string(bags.begin_of(bag)) + " before " +
-                                std::to_string(bags.end_of(bag)));
-  }
+  check_bounds(bags);
   return bags;
 }
 
@@ -108,6 +102,10 @@ int64_t create(Tensor /*selects the CPU*/, Tensor integers, Tensor numbers) {
 }
 
 void close(Tensor /*selects the CPU*/, int64_t number) { tables().remove(number); }
+
+int64_t name(Tensor /*selects the CPU*/, int64_t number, int64_t table) {
+  return tables().name(number, table);
+}
 
 Tensor look_up(const Wanted& wanted) {
   const std::shared_ptr<Table> table = table_of(wanted.table);
@@ -250,6 +248,7 @@ std::vector<GradientBatch> batches_of(const std::vector<Tensor>& parts,
     const int64_t* const planned = &plan[i * kPlanned];
     const Bags bags = bags_of(part[kIds], part[kBounds], part[kWeights], planned[kMode]);
     check_gradient(part, bags, dim, kHead + 2 * bags.positions);
+    check_unchanged(bags);
     Head head;
     std::memcpy(&head, part[kDistinct].const_data_ptr(), sizeof head);
     const int64_t* const keys = read<int64_t>(part[kDistinct]) + kHead;
@@ -295,6 +294,7 @@ Tensor weights_gradient(Tensor grad, Tensor ids, Tensor bounds, Tensor distinct,
                         int64_t mode) {
   const std::shared_ptr<Table> table = table_of(number);
   const Bags bags = bags_of(ids, bounds, torch::stable::new_empty(ids, {0}), mode);
+  check_unchanged(bags);
   const std::shared_lock lock(table->mutex);
   Head head{};
   if (distinct.numel() != 0) std::memcpy(&head, distinct.const_data_ptr(), sizeof head);
@@ -436,6 +436,7 @@ void check(Tensor /*selects the CPU*/, int64_t number) {
 STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
   m.def("table_create(Tensor like, Tensor integers, Tensor numbers) -> int");
   m.def("table_close(Tensor like, int table) -> ()");
+  m.def("table_name(Tensor like, int number, int table) -> int");
   m.def(
       "table_read(Tensor ids, Tensor bounds, Tensor weights, int table, int mode, ScalarType "
       "dtype, int dim, float max_norm, float norm_type) -> Tensor");
@@ -462,6 +463,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(vramkit, m) {
 STABLE_TORCH_LIBRARY_IMPL(vramkit, CPU, m) {
   m.impl("table_create", TORCH_BOX(&create));
   m.impl("table_close", TORCH_BOX(&close));
+  m.impl("table_name", TORCH_BOX(&name));
   m.impl("table_read", TORCH_BOX(&read_bags));
   m.impl("tables_read", TORCH_BOX(&read_many));
   m.impl("table_insert", TORCH_BOX(&insert_bags));

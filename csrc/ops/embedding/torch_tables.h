@@ -39,6 +39,14 @@ class TablesOf {
     tables_.emplace(++latest_, std::move(table));
     return latest_;
   }
+  /// Has `number`, or a new one where it is 0, stand for the table of `other` too.
+  int64_t name(int64_t number, int64_t other) {
+    std::shared_ptr<Table> table = find(other);
+    const std::lock_guard lock(mutex_);
+    if (number == 0) number = ++latest_;
+    std::swap(tables_[number], table);
+    return number;
+  }
   std::shared_ptr<Table> find(int64_t number) {
     const std::lock_guard lock(mutex_);
     const auto found = tables_.find(number);
@@ -151,6 +159,29 @@ inline void check_ends(const Bags& bags) {
     throw std::invalid_argument(format(
         "with include_last_offset, the last offset must be the number of ids, %lld, got %lld",
         static_cast<long long>(bags.positions), static_cast<long long>(last)));
+  }
+}
+
+/// The same for all bounds, and for those that decrease.
+inline void check_bounds(const Bags& bags) {
+  check_ends(bags);
+  for (int64_t bag = 0; bags.bounds != nullptr && bag < bags.bags; ++bag) {
+    if (bags.begin_of(bag) <= bags.end_of(bag)) continue;
+    throw std::invalid_argument("offsets must not decrease, got " +
+                                std::to_string(bags.begin_of(bag)) + " before " +
+                                std::to_string(bags.end_of(bag)));
+  }
+}
+
+/// Throws std::invalid_argument where the bags of a lookup have got other bounds since.
+inline void check_unchanged(const Bags& bags) {
+  try {
+    check_bounds(bags);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(
+        std::string("the offsets have been changed between forward and backward, by other means "
+                    "than PyTorch's, such as a NumPy array of the same memory: ") +
+        error.what());
   }
 }
 

@@ -19,7 +19,7 @@ from vramkit.nn._embedding._input import (
     int64_ids,
     matrix_shape,
 )
-from vramkit.nn._embedding._lookup import look_up
+from vramkit.nn._embedding._lookup import check_sparse_gradient, look_up
 from vramkit.nn._embedding._request import MODES, Asked, Request, check_device
 
 Mode = Literal["sum", "mean", "max"]
@@ -148,6 +148,8 @@ class SparseEmbeddingBag(EmbeddingModule):
         if self._table is not None:
             request, weights = self._request(input, offsets, per_sample_weights)
             return look_up((request,), (weights,), train=self.training and not self.frozen)[0]
+        if self.sparse:
+            check_sparse_gradient(self.weight)
         return embedding_bag(
             *(input, self.weight, offsets, self.max_norm, self.norm_type, self.scale_grad_by_freq),
             *(self.mode, self.sparse, per_sample_weights, self.include_last_offset),

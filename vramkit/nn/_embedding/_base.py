@@ -37,6 +37,7 @@ from vramkit.nn._embedding._config import (
     check_options,
     check_plain,
     check_rate,
+    drawn_seed,
     padding_of,
     table_config,
     table_device,
@@ -44,6 +45,10 @@ from vramkit.nn._embedding._config import (
 from vramkit.nn._embedding._input import check_tensor, int64_ids
 from vramkit.nn._embedding._stats import TableStats
 from vramkit.nn._embedding._table import Table
+
+
+class NoRateError(InvalidArgumentError, AttributeError):
+    """There is no learning rate to read: ``hasattr`` is False, as torch.jit and inspectors ask."""
 
 
 class EmbeddingModule(nn.Module):
@@ -61,6 +66,8 @@ class EmbeddingModule(nn.Module):
     # What to_embedding() gives a table with a fused optimizer, whose own `sparse` is always True:
     # that of the module that from_embedding() took.
     _was_sparse = False
+    # torch.jit would compile it.
+    __jit_unused_properties__ = ("lr",)
     _table: Table | None
 
     def _set_up(
@@ -121,8 +128,8 @@ class EmbeddingModule(nn.Module):
         """Draw new initial values; a table with a fused optimizer forgets its rows."""
         table = self._table
         if table is not None:
-            seed = int(torch.randint(1 << 62, ()))
-            self._replace(table, Table(replace(table.config, seed=seed), table.lr))
+            config = replace(table.config, seed=drawn_seed())
+            self._replace(table, Table(config, table.lr))
             return
         nn.init.normal_(self.weight)
         if self.padding_idx is not None:
@@ -146,12 +153,23 @@ class EmbeddingModule(nn.Module):
         if weight is not None:
             load_weight(self._table, weight)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and self.__dict__.get("_table") is not None:
+            raise AttributeError(
+                f"{type(self).__name__} with a fused optimizer has no weight to set, so it cannot "
+                "share one; store values with load_state_dict({'weight': values}), or build it "
+                "with optimizer=None"
+            )
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and self.__dict__.get("_table") is not None:
             raise AttributeError(
                 f"{type(self).__name__} with a fused optimizer keeps the rows in use only and has "
                 "no weight; look ids up in eval mode, or call to_embedding()"
             )
+        if name == "lr":  # Python asks here for what a property has raised an AttributeError for
+            return self._rate()
         return super().__getattr__(name)
 
     def _replace(self, old: Table, table: Table) -> None:
@@ -160,8 +178,16 @@ class EmbeddingModule(nn.Module):
                 "accumulate() is active and holds gradients for the present rows; load, convert or "
                 "draw rows before it or after it"
             )
-        old.is_replaced = True
-        self._table = table
+        # Other threads may look up meanwhile, and a signal's handler may stop this anywhere.
+        try:
+            table.take_name(old)
+            self._table = table
+            old.is_replaced = True
+        except BaseException:
+            if self._table is old:
+                old.take_name(old)
+            raise
+        old.leave_name()
 
     def _fused(self, what: str) -> Table:
         if self._table is None:
@@ -174,11 +200,17 @@ class EmbeddingModule(nn.Module):
     @property
     def lr(self) -> float:
         """The fused optimizer's learning rate; set it before each step to follow a schedule."""
-        return self._fused("lr").lr
+        return self._rate()
 
     @lr.setter
     def lr(self, value: float) -> None:
         self._fused("lr").lr = check_rate(value)
+
+    def _rate(self) -> float:
+        try:
+            return self._fused("lr").lr
+        except InvalidArgumentError as err:
+            raise NoRateError(str(err)) from None
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze the module, or let it train again."""
@@ -254,8 +286,8 @@ class EmbeddingModule(nn.Module):
         """Collect the gradients of several backward passes, and update once at the end.
 
         Args:
-            scaler: The gradient scaler that scaled the losses; the gradients are divided by its
-                scale.
+            scaler: The gradient scaler that scaled the losses; the gradients are divided by the
+                scale that it has when the block begins.
             max_norm: The most that the 2-norm of the table's gradient may be; a larger gradient is
                 scaled down, as ``torch.nn.utils.clip_grad_norm_`` does. If it is not finite, the
                 update is skipped with a warning. Without ``scaler`` and ``max_norm``, gradients
@@ -292,8 +324,10 @@ class EmbeddingModule(nn.Module):
             raise InvalidArgumentError("accumulate() is active already for this table")
         table.held = True
         try:
+            # Before the block, which may end with scaler.update().
+            scale = None if scaler is None else float(scaler.get_scale())
             yield
-            factor = _factor(table, scaler, max_norm)
+            factor = _factor(table, scale, max_norm)
             if factor is not None:
                 table.update_held(factor)
         finally:
@@ -421,10 +455,10 @@ class EmbeddingModule(nn.Module):
         return ", ".join(parts)
 
 
-def _factor(table: Table, scaler: GradScaler | None, max_norm: float | None) -> float | None:
+def _factor(table: Table, scale: float | None, max_norm: float | None) -> float | None:
     """What the gradients are multiplied by; None if they are not finite."""
-    factor = 1.0 if scaler is None else 1.0 / float(scaler.get_scale())
-    if scaler is None and max_norm is None:
+    factor = 1.0 if scale is None else 1.0 / scale
+    if scale is None and max_norm is None:
         return factor
     norm = table.pending_norm() * factor
     if not math.isfinite(norm):

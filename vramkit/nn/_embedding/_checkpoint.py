@@ -105,9 +105,10 @@ def mark_of(since: int | Mapping[str, Tensor]) -> int:
         raise ArgumentTypeError(
             f"since must be an earlier dump or int(dump['counters'][1]), got {type(since).__name__}"
         )
-    if since < -1:
+    if not -1 <= since <= _LAST_CLOCK:
         raise InvalidArgumentError(
-            f"since must be an earlier dump, its mark, or -1 for all rows, got {since}"
+            f"since must be an earlier dump, its mark, or -1 for all rows, got {since}; a mark is "
+            f"at most {_LAST_CLOCK}"
         )
     return since
 
@@ -143,7 +144,7 @@ def _check_tensor(name: str, value: Any) -> None:
     if not dense or value.device.type == "meta":
         what = f"{value.layout} on {value.device}" if isinstance(value, Tensor) else repr(value)
         raise InvalidArgumentError(f"{name} must be a dense tensor with values, got {what}")
-    integers = dict.fromkeys(("keys", "counters", "history"), torch.int64)
+    integers = dict.fromkeys(("keys", "counters", "history", "present", "since"), torch.int64)
     integers["stamps"] = torch.int32
     if name in integers:
         fits = value.dtype is integers[name]
@@ -184,11 +185,17 @@ def _check_counters(state: Mapping[str, Tensor]) -> None:
         )
     if state["keys"].numel() == 0:
         return
-    latest = int((state["stamps"][:, :2].long() & _LAST_CLOCK).max())
+    if state["rows"].dtype is torch.int8 and bool((state["scales"] < 0).any()):
+        raise InvalidArgumentError("scales has a negative number: the state is damaged")
+    latest = int(_unsigned(state["stamps"][:, :2]).max())
     if latest > clock:
         raise InvalidArgumentError(
             f"stamps has a row of time {latest}, the clock is at {clock}: the state is damaged"
         )
+
+
+def _unsigned(stamps: Tensor) -> Tensor:
+    return stamps.long() & _LAST_CLOCK
 
 
 def converted(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -222,6 +229,7 @@ def with_changes(table: Table, changes: Mapping[str, Tensor]) -> Table:
             f"the dump has no {' and no '.join(missing)}; take it with changes()"
         )
     check_state(table.config, changes)
+    _check_marks(changes)
     _check_order(int(changes["since"]), int(changes["counters"][1]), table.facts().clock)
     state = state_of(table)
     if int(changes["since"]) >= 0:
@@ -241,6 +249,19 @@ def with_changes(table: Table, changes: Mapping[str, Tensor]) -> Table:
             f"{len(merged['keys']):,}; apply the dumps in their order, from the first"
         )
     return filled(table, merged)
+
+
+def _check_marks(changes: Mapping[str, Tensor]) -> None:
+    """Raise an error where what a dump has besides a state is damaged."""
+    for name, dims in (("present", 1), ("since", 0)):
+        _check_tensor(name, changes[name])
+        shape = tuple(changes[name].shape)
+        if len(shape) != dims:
+            raise InvalidArgumentError(
+                f"{name} has shape {shape}, expected {counted(dims, 'dimension')}"
+            )
+    if not bool(torch.isin(changes["keys"], changes["present"]).all()):
+        raise InvalidArgumentError("present lacks keys of the dump's own rows: the dump is damaged")
 
 
 def _check_order(since: int, until: int, clock: int) -> None:
@@ -265,7 +286,7 @@ def _that_fit(table: Table, state: Mapping[str, Tensor]) -> Tensor:
             f"bytes holds {capacity:,}; raise budget, or choose when_full='evict_lru'"
         )
     by = 2 if table.config.when_full == "evict_lfu" else 1
-    order = state["stamps"][:, by].cpu().argsort(descending=True, stable=True)
+    order = _unsigned(state["stamps"][:, by].cpu()).argsort(descending=True, stable=True)
     return order[:capacity].sort().values
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from vramkit.errors import ArgumentTypeError, InvalidArgumentError, VramkitError
 from vramkit.nn._embedding._bag import SparseEmbeddingBag
-from vramkit.nn._embedding._base import EmbeddingModule
+from vramkit.nn._embedding._base import EmbeddingModule, NoRateError
 from vramkit.nn._embedding._embedding import SparseEmbedding
 from vramkit.nn._embedding._faults import NAMELESS, feature_at_fault, of_feature
 from vramkit.nn._embedding._lookup import look_up
@@ -55,6 +55,8 @@ class SparseEmbeddingCollection(nn.Module):
         [(1, 4), (2, 4)]
     """
 
+    __jit_unused_properties__ = ("lr",)
+
     def __init__(
         self,
         tables: Mapping[str, SparseEmbedding | SparseEmbeddingBag],
@@ -94,17 +96,27 @@ class SparseEmbeddingCollection(nn.Module):
         Raises:
             InvalidArgumentError: No table has one, or the tables have different ones.
         """
-        rates = {name: table.lr for name, table in self._fused("lr").items()}
-        if len(set(rates.values())) > 1:
-            raise InvalidArgumentError(
-                f"the tables have different learning rates, {rates}; read them by tables[name].lr"
-            )
-        return next(iter(rates.values()))
+        return self._rate()
 
     @lr.setter
     def lr(self, value: float) -> None:
         for table in self._fused("lr").values():
             table.lr = value
+
+    def _rate(self) -> float:
+        try:
+            tables = self._fused("lr")
+        except InvalidArgumentError as err:
+            raise NoRateError(str(err)) from None
+        rates = {name: table.lr for name, table in tables.items()}
+        if len(set(rates.values())) > 1:
+            raise NoRateError(
+                f"the tables have different learning rates, {rates}; read them by tables[name].lr"
+            )
+        return next(iter(rates.values()))
+
+    def __getattr__(self, name: str) -> Any:
+        return self._rate() if name == "lr" else super().__getattr__(name)
 
     def stats(self) -> dict[str, TableStats]:
         """Return the statistics of each table, by its name; see :class:`TableStats`."""
@@ -192,6 +204,10 @@ class SparseEmbeddingCollection(nn.Module):
                 request, weights = module._request(*arguments)
             except VramkitError as err:
                 raise of_feature(err, feature, name) from err
+            except Exception as err:
+                # PyTorch's own, of a plain weight or of a hook.
+                err.add_note(f"in feature {feature!r} of table {name!r}")
+                raise
             train = module.training and not module.frozen
             # Where no table is trained, gradients of weights concern one output alone.
             alone = feature if weights is not None and not train else None

@@ -245,10 +245,15 @@ def _check_cached(budget: int | str | None, when_full: str) -> None:
 def _seed(options: TableOptions) -> int:
     seed = options.get("seed")
     if seed is None:
-        return int(torch.randint(1 << 62, ()))
+        return drawn_seed()
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 63:
         raise InvalidArgumentError(f"seed must be an integer in [0, 2**63), got {seed!r}")
     return seed
+
+
+def drawn_seed() -> int:
+    """Draw a seed from PyTorch's generator, whatever the default device is."""
+    return int(torch.randint(1 << 62, (), device="cpu"))
 
 
 def as_float(name: str, value: Any) -> float:

@@ -11,7 +11,7 @@ from torch.nn.functional import embedding
 from vramkit.nn._embedding._base import EmbeddingModule
 from vramkit.nn._embedding._config import TableOptions
 from vramkit.nn._embedding._input import NOTHING, check_module, int64_ids, matrix_shape
-from vramkit.nn._embedding._lookup import look_up
+from vramkit.nn._embedding._lookup import check_sparse_gradient, look_up
 from vramkit.nn._embedding._request import MODES, Asked, Request, check_device
 
 
@@ -53,7 +53,8 @@ class SparseEmbedding(EmbeddingModule):
         RowIndexError: In forward, an id outside a fixed table.
         TableFullError: In forward, the budget holds fewer rows than are needed, or host memory
             cannot be locked.
-        TableUsageError: In forward under ``DistributedDataParallel``.
+        TableUsageError: In forward under ``DistributedDataParallel``, unless ``optimizer=None`` and
+            ``sparse=False``.
 
     Example:
         >>> import torch
@@ -105,6 +106,8 @@ class SparseEmbedding(EmbeddingModule):
         if self._table is not None:
             request, _ = self._request(input)
             return look_up((request,), (None,), train=self.training and not self.frozen)[0]
+        if self.sparse:
+            check_sparse_gradient(self.weight)
         return embedding(
             *(input, self.weight, self.padding_idx, self.max_norm, self.norm_type),
             *(self.scale_grad_by_freq, self.sparse),
@@ -159,12 +162,13 @@ class SparseEmbedding(EmbeddingModule):
             True
         """
         check_module(module, nn.Embedding, SparseEmbedding)
-        if options.get("optimizer") is not None:
+        fused = options.get("optimizer") is not None
+        if fused:
             options.setdefault("dtype", module.weight.dtype)
         result = cls.from_pretrained(
             *(module.weight.detach(), not module.weight.requires_grad, module.padding_idx),
             *(module.max_norm, module.norm_type, module.scale_grad_by_freq),
-            sparse=options.pop("sparse", not module.scale_grad_by_freq or "optimizer" in options),
+            sparse=options.pop("sparse", fused or not module.scale_grad_by_freq),
             **options,
         )
         result._was_sparse = module.sparse

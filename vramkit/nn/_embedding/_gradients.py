@@ -143,8 +143,8 @@ def _of_running_pass(table: Table) -> Gradients:
 def _hold(control: Tensor, parts: Sequence[Tensor], plan: Sequence[int]) -> None:
     """Take a gradient that the running pass may not apply, from C++ too.
 
-    What the caller owns is copied, as it is kept beyond the pass: batches may be read into the same
-    memory.
+    What the caller may own is copied, as it is kept beyond the pass: batches, and gradients that
+    backward() is given, may be written into the same memory.
     """
     table = table_of(control)
     if table is None or table.is_replaced:
@@ -152,9 +152,8 @@ def _hold(control: Tensor, parts: Sequence[Tensor], plan: Sequence[int]) -> None
             "the rows of the table have been loaded, converted or drawn anew since forward, and "
             "the gradient is that of the former ones; call forward again before backward"
         )
-    grad, *others = parts
-    asked = [of.clone() for of in others[:_ASKED]]
-    table.kept.add(table, (grad, *asked, *others[_ASKED:]), plan)
+    owned = [of.clone() for of in parts[: 1 + _ASKED]]
+    table.kept.add(table, (*owned, *parts[1 + _ASKED :]), plan)
 
 
 def _raise_error(kind: str, text: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vramkit.errors import ArgumentTypeError, InvalidArgumentError
+from vramkit.errors import ArgumentTypeError, InvalidArgumentError, TableUsageError
 
 # The module may be imported while something traces, or in inference mode.
 with torch.inference_mode(False), _disable_current_modes():
@@ -20,9 +20,15 @@ OPEN, ROWS = 4, 8
 def check_tensor(what: str, value: Any) -> None:
     """Raise an error for what is no dense tensor."""
     if not isinstance(value, Tensor):
+        if isinstance(value, torch.fx.Proxy):
+            raise TableUsageError(
+                "torch.fx cannot trace a lookup in a table with a fused optimizer, whose rows are "
+                "not in the graph; use a torch.fx.Tracer whose is_leaf_module() is True for it"
+            )
         raise ArgumentTypeError(f"{what} must be a tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided:
-        raise ArgumentTypeError(f"{what} must be a dense tensor, got layout {value.layout}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise ArgumentTypeError(f"{what} must be a dense tensor, got {kind}")
 
 
 def int64_ids(ids: Tensor, what: str = "ids") -> Tensor:
@@ -47,7 +53,7 @@ def bounds_of(ids: Tensor, offsets: Tensor | None, *, with_last: bool) -> tuple[
     Raises:
         ArgumentTypeError: They are no dense tensors of int64 or int32.
         InvalidArgumentError: ``ids`` is neither 1-D with offsets nor 2-D without, or the offsets
-            are on another device.
+            are on another device or empty.
     """
     check_tensor("ids", ids)
     if ids.ndim == 2:
@@ -65,8 +71,14 @@ def bounds_of(ids: Tensor, offsets: Tensor | None, *, with_last: bool) -> tuple[
         raise InvalidArgumentError(
             f"the offsets are on {offsets.device}, the ids are on {ids.device}; move one of them"
         )
-    if with_last and offsets.shape[0] == 0:
-        raise InvalidArgumentError("include_last_offset needs at least one offset")
+    if offsets.shape[0] == 0:
+        if with_last:
+            raise InvalidArgumentError("include_last_offset needs at least one offset")
+        if ids.shape[0] != 0:
+            raise InvalidArgumentError(
+                f"offsets must begin with 0; they are empty, so none of the {ids.shape[0]} ids is "
+                "in a bag"
+            )
     return bounds, 0 if with_last else OPEN
 
 

@@ -64,8 +64,9 @@ def _differentiable(
     if train and DistributedDataParallel._active_ddp_module is not None:
         raise TableUsageError(
             "a table with a fused optimizer updates itself, so DistributedDataParallel cannot "
-            "average its gradients and the ranks would drift apart; build it with optimizer=None, "
-            "or keep the module outside the one that DistributedDataParallel wraps"
+            "average its gradients and the ranks would drift apart; build it with optimizer=None "
+            "and sparse=False, or keep the module outside the one that DistributedDataParallel "
+            "wraps"
         )
     # Transforms of torch.func say what they do not support of the node in Python only.
     if not with_weights and not torch._C._are_functorch_transforms_active():
@@ -75,6 +76,25 @@ def _differentiable(
     anchor = _ANCHOR if train else None
     outputs: Sequence[Tensor] = _LookUp.apply(anchor, requests, *weights)  # type: ignore[no-untyped-call]
     return outputs
+
+
+def check_sparse_gradient(weight: Tensor) -> None:
+    """Raise an error for a weight whose sparse gradient would fail in backward.
+
+    Raises:
+        TableUsageError: ``DistributedDataParallel`` averages its gradient.
+    """
+    if torch.compiler.is_compiling():
+        return
+    wrapper = DistributedDataParallel._active_ddp_module
+    if wrapper is None or not (torch.is_grad_enabled() and weight.requires_grad):
+        return
+    if any(of is weight for of in wrapper._module_parameters):
+        raise TableUsageError(
+            "DistributedDataParallel takes sparse gradients from nn.Embedding and nn.EmbeddingBag "
+            "only; build the module with sparse=False, or put what to_embedding() returns in its "
+            "place"
+        )
 
 
 _break_graph = torch.compiler.disable(

@@ -62,9 +62,10 @@ def read(requests: Sequence[Request]) -> list[Tensor]:
     """Look up without changing a table. The tables are on one device."""
     try:
         if len(requests) == 1:
-            arguments = _single(requests[0])
+            arguments = _single(requests[0], requests[0].table.name)
             return [requests[0].table.operators.table_read.default(*arguments)]
-        outputs: list[Tensor] = requests[0].table.operators.tables_read.default(*_joint(requests))
+        arguments = _joint(requests, [of.table.name for of in requests])
+        outputs: list[Tensor] = requests[0].table.operators.tables_read.default(*arguments)
     except NATIVE_ERRORS as err:
         raise own_error(err) from None
     return outputs
@@ -80,9 +81,10 @@ def insert(requests: Sequence[Request]) -> Sequence[Tensor]:
     try:
         found: Sequence[Tensor]
         if len(requests) == 1:
-            found = operators.table_insert.default(*_single(requests[0]))
+            arguments = _single(requests[0], requests[0].table.number)
+            found = operators.table_insert.default(*arguments)
         else:
-            found = operators.tables_insert.default(*_joint(requests))
+            found = operators.tables_insert.default(*_joint(requests, _numbers(requests)))
     except NATIVE_ERRORS as err:
         raise own_error(err) from None
     return found
@@ -99,7 +101,7 @@ def train_natively(kind: int, requests: Sequence[Request]) -> Sequence[Tensor]:
     by_frequency = [of.by_frequency for of in requests]
     try:
         outputs: Sequence[Tensor] = torch.ops.vramkit.train_tables.default(
-            kind, *_joint(requests), controls, by_frequency
+            kind, *_joint(requests, _numbers(requests)), controls, by_frequency
         )
     except NATIVE_ERRORS as err:
         raise own_error(err) from None
@@ -114,21 +116,27 @@ def check_device(ids: Tensor, device: torch.device) -> None:
         )
 
 
-def _single(of: Request) -> tuple[Any, ...]:
-    table = of.table
+def _numbers(requests: Sequence[Request]) -> list[int]:
+    return [of.table.number for of in requests]
+
+
+def _single(of: Request, number: int) -> tuple[Any, ...]:
+    config = of.table.config
     return (
-        *(of.ids, of.bounds, of.weights, table.number, of.mode, table.config.output_dtype),
-        *(table.config.dim, of.max_norm, of.norm_type),
+        *(of.ids, of.bounds, of.weights, number, of.mode, config.output_dtype),
+        *(config.dim, of.max_norm, of.norm_type),
     )
 
 
-def _joint(requests: Sequence[Request]) -> tuple[list[Tensor], list[int], list[float]]:
+def _joint(
+    requests: Sequence[Request], numbers: Sequence[int]
+) -> tuple[list[Tensor], list[int], list[float]]:
     parts: list[Tensor] = []
     plan: list[int] = []
     limits: list[float] = []
-    for of in requests:
+    for of, number in zip(requests, numbers, strict=True):
         table = of.table
         parts += (of.ids, of.bounds, of.weights)
-        plan += (table.number, of.mode, table.output_type, table.config.dim)
+        plan += (number, of.mode, table.output_type, table.config.dim)
         limits += (of.max_norm, of.norm_type)
     return parts, plan, limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,21 @@ def _close(operators: Any, here: Tensor, number: int) -> None:
         operators.table_close.default(here, number)
 
 
+_living: weakref.WeakSet[Table] = weakref.WeakSet()
+
+
+def _name_states() -> None:
+    """Tell each history the state that a forked child will begin with."""
+    with _disable_current_modes():
+        for table in list(_living):
+            # A forked child cannot use those on a CUDA device.
+            if table.config.device.type == "cpu":
+                table.history.at(table.facts().clock)
+
+
+os.register_at_fork(before=_name_states)
+
+
 class _Native:
     """Owns the number of a native table, which is closed with it."""
 
@@ -111,6 +127,29 @@ class Table(Control):
                 self._here, _on_host(integers, torch.int64), _on_host(numbers, torch.float64)
             )
         self.own(self, _Native(self.operators, self._here, self.number))
+        # By which lookups in evaluation know the table. On the CPU, a table that takes its place
+        # takes it over, so that torch.compile's programs stay valid; on a CUDA device, CUDA graphs
+        # hold addresses of its rows.
+        self.name = self.number
+        self._name: _Native | None = None
+        if config.device.type == "cpu" and hasattr(self.operators, "table_name"):
+            self.name = self._give_name(0)
+            self._name = _Native(self.operators, self._here, self.name)
+        _living.add(self)
+
+    def _give_name(self, name: int) -> int:
+        result: int = self.operators.table_name.default(self._here, name, self.number)
+        return result
+
+    def take_name(self, of: Table) -> None:
+        """Be found by the name of another table from now on, where both may have one."""
+        if self._name is not None and of._name is not None:
+            self._give_name(of.name)
+            self.name, self._name = of.name, of._name
+
+    def leave_name(self) -> None:
+        """Be found by the number only, as another table has the name."""
+        self.name, self._name = self.number, None
 
     def read(self, ids: Tensor) -> Tensor:
         """Return the row of each id, without changing the table."""
@@ -118,9 +157,10 @@ class Table(Control):
 
     def weights_gradient(self, grad: Tensor, request: Request, distinct: Tensor) -> Tensor:
         """Return the gradient of the weights of a batch in bags."""
-        result: Tensor = self.operators.table_weights_gradient.default(
-            grad, request.ids, request.bounds, distinct, self.number, request.mode
-        )
+        with own_errors():
+            result: Tensor = self.operators.table_weights_gradient.default(
+                grad, request.ids, request.bounds, distinct, self.number, request.mode
+            )
         return result
 
     def pending_norm(self) -> float:
