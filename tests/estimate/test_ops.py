@@ -13,20 +13,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.phases import Case, changes_inside, trace_call
 from torch.nn import functional
 
 import vramkit._ops  # noqa: F401 - defines its operators
 from vramkit.estimate import find_target
 from vramkit.estimate._ops import RULES, is_unknown
 from vramkit.estimate._ops._attention import Attention, choose
-from vramkit.estimate._trace import trace
 
 _RECORDED = json.loads(Path(__file__).with_name("operators-h100.json").read_text(encoding="utf-8"))
 _H100 = find_target("h100")
 _BF16, _F32 = torch.bfloat16, torch.float32
 
-# Makes the inputs on the device and returns the function of them and the inputs.
-Case = Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
 _FORWARD: dict[str, Case] = {}
 _TRAINED: dict[str, Case] = {}
 
@@ -192,33 +190,7 @@ _TRAINED["bce loss (4096, 4096)"] = _loss(functional.binary_cross_entropy_with_l
 
 def recorded_by(make: Case, *, trained: bool, backward: bool) -> list[int]:
     """Trace the forward or the backward pass; returns blocks taken (+) and dropped (-)."""
-
-    def make_step() -> Callable[[], Any]:
-        function, inputs = make()
-        kept: list[Any] = []
-        if not backward:
-
-            def forward() -> None:
-                with torch.set_grad_enabled(trained):
-                    kept.append(function(*inputs))
-
-            return forward
-        kept.append(function(*inputs))
-        gradient = torch.zeros_like(kept[0])
-
-        def backward_pass() -> tuple[Any, ...]:
-            kept.pop().backward(gradient)
-            return inputs  # they outlive the step
-
-        return backward_pass
-
-    found = trace(make_step, target=_H100, steps=1)
-    seq = []
-    for change in found.changes[found.step_starts[0] :]:
-        block = found.blocks[change if change >= 0 else ~change]
-        if not block.operator.startswith("cuBLAS"):
-            seq.append(block.size_bytes if change >= 0 else -block.size_bytes)
-    return seq
+    return changes_inside(trace_call(make, _H100, trained=trained, backward=backward))
 
 
 @pytest.mark.parametrize("name", _FORWARD)

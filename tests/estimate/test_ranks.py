@@ -95,6 +95,13 @@ def test_buckets_are_made_anew_in_the_order_of_the_gradients() -> None:
     assert _buckets(kept, 1) == []
 
 
+@pytest.mark.parametrize(("shares", "sets"), [(False, 1), (True, 0)], ids=["copies", "views"])
+def test_replaced_buckets_may_stay(shares: bool, sets: int) -> None:
+    found = traced(_data_parallel(gradient_as_bucket_view=shares))
+    assert sum(found.more_bytes.values()) == sets * _MODEL
+    assert all("replaces its buckets" in sentence for sentence in found.more_bytes)
+
+
 def test_gradients_may_be_accumulated_without_communication() -> None:
     def make_step() -> Callable[[], None]:
         model = DistributedDataParallel(_layers(), gradient_as_bucket_view=True)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from helpers.phases import Case
 from torch.nn import functional
 
-Case = Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
 _BF16 = torch.bfloat16
 
 
@@ -171,7 +171,6 @@ for _name, _function in {
     "adaptive_avg_pool2d": lambda x: functional.adaptive_avg_pool2d(x, 7),
     "adaptive_max_pool2d": lambda x: functional.adaptive_max_pool2d(x, 7),
     "lp_pool2d": lambda x: functional.lp_pool2d(x, 2.0, 2),
-    "fractional": lambda x: functional.fractional_max_pool2d(x, 2, output_ratio=0.5),
     "pad reflect": lambda x: functional.pad(x, (1, 1, 1, 1), mode="reflect"),
     "pad replicate": lambda x: functional.pad(x, (1, 1, 1, 1), mode="replicate"),
     "pad circular": lambda x: functional.pad(x, (1, 1, 1, 1), mode="circular"),
@@ -245,9 +244,6 @@ for _name, _function in {
         x.flatten(1), 256, window=torch.ones(256, device=x.device), return_complex=True
     ).abs(),
     "complex": lambda x: torch.view_as_real(torch.complex(x, x) * torch.complex(x, x)),
-    "conv_transpose": lambda x: functional.conv_transpose2d(
-        x, x[:, :16, :3, :3].reshape(128, 16, 3, 3)[:16]
-    ),
     "renorm": lambda x: x.renorm(2, 0, 1.0),
     "layer_norm": lambda x: functional.layer_norm(x, (64, 64)),
     "rms_norm": lambda x: functional.rms_norm(x, (64,)),
@@ -288,7 +284,6 @@ for _name, _function in {
     "kl": lambda a, b: functional.kl_div(a.log_softmax(-1), b.softmax(-1), reduction="batchmean"),
     "gaussian": lambda a, b: functional.gaussian_nll_loss(a, b, torch.ones_like(a)),
     "poisson nll": functional.poisson_nll_loss,
-    "soft margin": functional.soft_margin_loss,
     "margin ranking": lambda a, b: functional.margin_ranking_loss(a, b, torch.ones_like(a)),
     "triplet": lambda a, b: functional.triplet_margin_loss(a, b, a * 2),
     "cosine embedding": lambda a, b: functional.cosine_embedding_loss(a, b, a.new_ones(256)),
@@ -333,24 +328,3 @@ for _name, _function in {
     "advanced slice": lambda x, i: x[:, i],
 }.items():
     SWEPT[_name] = _with_ids(_function, (2048, 5000), 2048)
-for _name, _function in {
-    "inv": torch.linalg.inv,
-    "det": torch.linalg.det,
-    "slogdet": lambda x: torch.linalg.slogdet(x)[1],
-    "cholesky": torch.linalg.cholesky,
-    "qr": lambda x: torch.linalg.qr(x)[0],
-    "eigh": lambda x: torch.linalg.eigh(x)[0],
-    "svdvals": torch.linalg.svdvals,
-    "solve": lambda x: torch.linalg.solve(x, x * 2),
-    "triangular": lambda x: torch.linalg.solve_triangular(x, x * 2, upper=True),
-    "matrix_exp": torch.linalg.matrix_exp,
-    "matrix_power": lambda x: torch.linalg.matrix_power(x, 5),
-    "pinv": torch.linalg.pinv,
-    "nuclear": lambda x: torch.linalg.matrix_norm(x, "nuc"),
-    "spectral": lambda x: torch.linalg.matrix_norm(x, 2),
-}.items():
-    for _size in ((64, 64), (8, 64, 64), (512, 512)):
-        SWEPT[f"{_name} {_size}"] = lambda f=_function, s=_size: (
-            f,
-            ((torch.eye(s[-1], device="cuda") * 2 + 0.01).expand(s).clone().requires_grad_(),),
-        )

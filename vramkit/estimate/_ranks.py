@@ -47,12 +47,15 @@ class Groups:
 
 
 @contextlib.contextmanager
-def ranks(groups: Groups, mark: Callable[[Any], None]) -> Iterator[None]:
+def ranks(
+    groups: Groups, *, mark: Callable[[Any], None], may_stay: Callable[[str, int], None]
+) -> Iterator[None]:
     """Be rank 0 of several until the scope ends; no process group is left behind.
 
     Args:
         groups: How many ranks there are; counts their process groups.
         mark: Called with each bucket of gradients.
+        may_stay: Called with bytes that a rank may hold for longer, and why.
 
     Raises:
         ScopeError: The process is part of a process group already.
@@ -87,7 +90,7 @@ def ranks(groups: Groups, mark: Callable[[Any], None]) -> Iterator[None]:
         scope.enter_context(patched(c10d, default_pg_nccl_timeout=timedelta(minutes=10)))
         dist.init_process_group(_FAKE, store=fake.FakeStore(), rank=0, world_size=size)
         scope.enter_context(_dtensor_asks_aside())
-        scope.enter_context(patched(dist, **_reducers(mark)))
+        scope.enter_context(patched(dist, **_reducers(mark=mark, may_stay=may_stay)))
         scope.enter_context(patched(dist, **functions))
         scope.enter_context(patched(_module_of_fsdp(), __init__=_refuse_fsdp))
         scope.enter_context(patched(c10d, **functions))
@@ -109,10 +112,10 @@ def _refuse_fsdp(*_: Any, **__: Any) -> None:
     )
 
 
-def _reducers(mark: Callable[[Any], None]) -> dict[str, Any]:
+def _reducers(**calls: Any) -> dict[str, Any]:
     """What DistributedDataParallel takes from ``torch.distributed``."""
     return {
-        "Reducer": functools.partial(_reducer.Reducer, mark=mark),
+        "Reducer": functools.partial(_reducer.Reducer, **calls),
         "Logger": _reducer.Logger,
         "_verify_params_across_processes": lambda *_: None,
         "_register_comm_hook": _reducer.refuse_hook,

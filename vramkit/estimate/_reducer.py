@@ -18,6 +18,11 @@ from vramkit.estimate._attribution import line_of_caller
 
 # Places of arguments of torch._C._distributed_c10d.Reducer that only newer releases have.
 _REBUILT_LIMITS, _BATCHED_COPY = 12, 13
+_REPLACED = (
+    "DistributedDataParallel replaces its buckets of gradients after the first step; one of two "
+    "measured ranks still held the first ones at its peak, the other one did not "
+    "(gradient_as_bucket_view=True: neither did)."
+)
 
 
 class Reducer:
@@ -37,8 +42,12 @@ class Reducer:
         first_bytes: int,
         *newer: Any,
         mark: Callable[[torch.Tensor], None],
+        may_stay: Callable[[str, int], None],
     ) -> None:
-        """Take the first buckets, and call ``mark`` with each of them."""
+        """Take the first buckets, and call ``mark`` with each of them.
+
+        Once they are replaced, ``may_stay`` is called with their bytes.
+        """
         place = 10
         options = dict(enumerate(newer, place))
         if any(sparse):
@@ -51,7 +60,7 @@ class Reducer:
         self._static = self._rebuilt = False
         # Indices of parameters in the order of their gradients, in the first backward pass.
         self._order: list[int] = []
-        self._mark = mark
+        self._mark, self._may_stay = mark, may_stay
         self._pending: set[int] = set()
         self._expects = False
         self._buckets: list[torch.Tensor] = []
@@ -118,6 +127,8 @@ class Reducer:
             ordered, self._limits, sparse, list(self._order)
         )
         self._rebuilt = True
+        if not self._shares:
+            self._may_stay(_REPLACED, sum(bucket.nbytes for bucket in self._buckets))
         self._take(buckets)
         return True
 

@@ -13,6 +13,7 @@ from vramkit.errors import UntraceableError
 from vramkit.estimate import _ctc, _cumprod, _engine, _packed, _recurrent, _sparse
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._dtypes import check_alike
+from vramkit.estimate._one_hot import one_hot
 from vramkit.estimate._ops import _attention
 from vramkit.estimate._ops import _recurrent as _cells
 from vramkit.estimate._ops._plan import Plan
@@ -137,6 +138,7 @@ REWRITES: dict[str, Rewrite] = {
     "aten::add.Tensor": _add,
     "aten::index.Tensor": _index,
     "aten::index_put": _index_put,
+    "aten::put": _in_place(_aten.put_.default),
     "aten::scatter.src": _in_place(_aten.scatter_.src),
     "aten::scatter_add": _in_place(_aten.scatter_add_.default, but="ScatterReduce"),
     "aten::index_add": _in_place(_aten.index_add_.default),
@@ -185,6 +187,7 @@ def operators_of_cuda(
                 library.impl(name, results, "Meta")
         composites: dict[str, Callable[..., Any]] = {
             "linear": _linear,
+            "one_hot": one_hot,
             "scaled_dot_product_attention": _attention_for(target, count),
             **_recurrent.composites(known),
             **_packed.composites(known),

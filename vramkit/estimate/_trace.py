@@ -67,7 +67,13 @@ def trace(
     with contextlib.ExitStack() as scope:
         tracer.between_operators = scope.enter_context(interrupts_deferred())
         if world_size is not None:
-            scope.enter_context(ranks(groups, lambda bucket: tracer.mark(bucket, Kind.GRADIENT)))
+            scope.enter_context(
+                ranks(
+                    groups,
+                    mark=lambda bucket: tracer.mark(bucket, Kind.GRADIENT),
+                    may_stay=tracer.may_need,
+                )
+            )
         scope.enter_context(tracing(tracer, target, make_step))
         try:
             found = _run(tracer, make_step, steps, progress)

@@ -438,6 +438,11 @@ class Tracer(TorchDispatchMode):
             for parameter in module.parameters():
                 self.mark(parameter.grad, Kind.GRADIENT, self._owners.get(id(parameter), ""))
 
+    def may_need(self, sentence: str, size_bytes: int) -> None:
+        """Count bytes that the program may need besides."""
+        _, before = self.more_bytes.get(sentence, ("", 0))
+        self.more_bytes[sentence] = sentence, before + size_bytes
+
     def _mark_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         self.more_bytes[id(optimizer)] = _branches.missing_history(optimizer)
         for group in optimizer.param_groups:

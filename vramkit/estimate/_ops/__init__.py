@@ -5,6 +5,7 @@ from vramkit.estimate._ops import (
     _collectives,
     _convolution,
     _cudnn_rnn,
+    _distance,
     _embedding,
     _embedding_bag,
     _fold,
@@ -29,8 +30,19 @@ from vramkit.estimate._ops._unknown import is_unknown
 RULES: dict[str, Rule] = {
     name: rule
     for family in (
-        *(_attention, _collectives, _convolution, _cudnn_rnn, _embedding, _embedding_bag),
-        *(_fold, _foreach, _loss, _matmul, _norm, _random, _quantize, _rectify, _recurrent),
+        *(_attention, _collectives, _convolution, _cudnn_rnn, _distance, _embedding),
+        *(
+            _embedding_bag,
+            _fold,
+            _foreach,
+            _loss,
+            _matmul,
+            _norm,
+            _random,
+            _quantize,
+            _rectify,
+            _recurrent,
+        ),
         *(_reduce, _scan, _softmax, _sort, _topk, _zeros),
     )
     for name, rule in family.RULES.items()

@@ -9,7 +9,7 @@ ALIGNMENT = 256
 # Elements of a tile of the scans that find those that differ and those that are not zero, and of
 # scans that add up.
 UNIQUE_TILE, UNIQUE_PAIRS_TILE, SELECT_TILE = 4480, 4928, 4224
-SUM_TILE, WIDE_SUM_TILE, EXCLUSIVE_TILE, BY_KEY_TILE = 1920, 960, 896, 1536
+SUM_TILE, WIDE_SUM_TILE, HALF_SUM_TILE, EXCLUSIVE_TILE, BY_KEY_TILE = 1920, 960, 7680, 896, 1536
 # Up to so many pairs one block of threads sorts alone.
 _ONE_BLOCK = 2304
 # Elements of a tile of a radix sort with 64-bit values, by the bytes of a key, and without values.

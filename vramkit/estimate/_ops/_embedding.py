@@ -64,7 +64,10 @@ def _index_put(call: Call) -> Plan:
     of_indices = Take(_INDEX * count)
     sorts = scratch(radix_bytes(count, bits=_index_bits(call.args[0], call.args[1])))
     sorting: list[Step] = [of_indices, of_indices, of_indices, *sorts]
-    return [*checks, of_indices, of_indices, Drop(), *sorting, Drop(4)]
+    # Places of the first indices, to which those of the others are added.
+    places: list[Step] = [of_indices, of_indices, Drop()]
+    places += [of_indices, of_indices, Drop(2, below=1)] * (len(indices) - 1)
+    return [*checks, *places, *sorting, Drop(4)]
 
 
 def _index_bits(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> int:

@@ -100,6 +100,8 @@ def _layer_norm_sums(call: Call) -> Plan:
 
 def _group_norm(call: Call) -> Plan:
     x, samples, channels = call.args[0], call.args[3], call.args[4]
+    if call.args[1] is None and call.args[2] is None:
+        return []
     scale = int(samples * channels) * max(x.element_size(), 4)
     return scratch(scale, scale)
 
@@ -109,7 +111,14 @@ def _group_norm_backward(call: Call) -> Plan:
     item = max(x.element_size(), 4)
     of_channels, of_groups = int(samples * channels) * item, int(samples * groups) * item
     sums = [Take(of_channels), Take(of_channels), Take(of_groups), Take(of_groups)]
+    if call.args[4] is None:
+        return [*_all_given(call), *sums, Drop(4)]
     return [*_all_given(call), *sums, Take(of_channels), Drop(2, below=1), Drop(3)]
+
+
+def _renorm(call: Call) -> Plan:
+    x, dim = call.args[0], call.args[2]
+    return scratch(x.shape[dim] * max(x.element_size(), 4))
 
 
 def _all_given(call: Call) -> list[Step]:
@@ -122,5 +131,6 @@ RULES = {
     "aten::native_batch_norm": _batch_norm,
     "aten::native_batch_norm_backward": _batch_norm_backward,
     "aten::native_layer_norm": _layer_norm,
+    "aten::renorm": _renorm,
     "aten::native_layer_norm_backward": _layer_norm_backward,
 }

@@ -62,7 +62,13 @@ def _checks(call: Call) -> list[Step]:
     return [*bounds, *summed, Take(1), Drop(2, below=1), *scratch(1)]
 
 
+def _normal(call: Call) -> Plan:
+    """Numbers of the standard distribution are scaled by a tensor of factors."""
+    return [Give(0), Take(size_of(call.outputs[0])), Drop()]
+
+
 RULES = {
+    "aten::normal.Tensor_float": _normal,
     "aten::native_dropout": _dropout,
     **dict.fromkeys(("aten::randperm", "aten::randperm.generator"), _randperm),
     "aten::multinomial": _multinomial,

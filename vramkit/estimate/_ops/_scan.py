@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vramkit.estimate._ops._cub import (
     EXCLUSIVE_TILE,
+    HALF_SUM_TILE,
     SELECT_TILE,
     SUM_TILE,
     WIDE_SUM_TILE,
@@ -20,6 +21,8 @@ def scanning(count: int, element_bytes: int) -> list[Step]:
     """Return what adding up all elements of a vector takes."""
     if element_bytes > _COUNT_BYTES:
         return scratch(scan_bytes(count, WIDE_SUM_TILE, element_bytes))
+    if element_bytes < _COUNT_BYTES:
+        return scratch(scan_bytes(count, HALF_SUM_TILE))
     return scratch(scan_bytes(count, SUM_TILE, _COUNT_BYTES))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 _FAMILIES = (
-    *("aten::_fft_", "aten::linalg_", "aten::_linalg_", "aten::_cdist"),
-    *("aten::cdist", "aten::mode"),
+    *("aten::_fft_", "aten::linalg_", "aten::_linalg_", "aten::_cdist_backward", "aten::mode"),
     *("aten::_cudnn_ctc", "aten::_unique"),
     *("aten::unique", "aten::_transformer_encoder_layer", "aten::_native_multi_head_attention"),
     *("aten::bincount", "aten::_sparse", "aten::cholesky", "aten::triangular"),

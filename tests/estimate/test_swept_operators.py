@@ -1,0 +1,115 @@
+"""What calls allocate is what an H200's allocator was asked for, block by block.
+
+``swept-operators-h200.json`` is what ``scripts/record_operators.py`` recorded (torch 2.11.0+cu130).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.phases import changes_inside, one_a_step, trace_call
+from helpers.swept_operators import SWEPT
+
+from vramkit.errors import UntraceableError
+from vramkit.estimate import find_target
+from vramkit.estimate._trace import trace
+
+_RECORDED: dict[str, dict[str, list[int]]] = json.loads(
+    Path(__file__).with_name("swept-operators-h200.json").read_text(encoding="utf-8")
+)
+_H200 = find_target("h200")
+# Fakes take another way than a GPU, which asks the data.
+_OTHER_WAY = ("bilinear", "corrcoef", "cov", "multi_margin")
+_OTHER_WAY_BACK = ("prod", "put", "bce", "bce logits")
+# C++ leaves the order of arguments to the compiler.
+_OTHER_ORDER = ("logcumsumexp", "pdist", "atan2")
+_UNKNOWN = ("affine grid", "fft", "fft2", "stft", "cdist 1", "cdist exact")
+_REFUSED = ("quantize",)
+_CASES_A_TRACE = 40
+
+
+def _name_of(case: str) -> str:
+    return case.partition(" (")[0]
+
+
+_COMPARED = [case for case in SWEPT if _name_of(case) not in (*_OTHER_WAY, *_UNKNOWN, *_REFUSED)]
+_PARTS = [
+    _COMPARED[begin : begin + _CASES_A_TRACE] for begin in range(0, len(_COMPARED), _CASES_A_TRACE)
+]
+
+
+def _phases(case: str) -> list[Callable[[], None]]:
+    """Inputs, the call, its gradient, and the backward pass, each of them a step."""
+    made: dict[str, Any] = {}
+
+    def inputs() -> None:
+        made["function"], made["inputs"] = SWEPT[case]()
+
+    def call() -> None:
+        made["result"] = made["function"](*made["inputs"])
+
+    def gradient() -> None:
+        made["gradient"] = torch.zeros_like(made["result"])
+
+    def backward() -> None:
+        made.pop("result").backward(made["gradient"])
+
+    def end() -> None:
+        made.clear()
+
+    if "bwd" not in _RECORDED[case]:
+        return [inputs, call, end]
+    return [inputs, call, gradient, backward, end]
+
+
+def test_every_call_is_recorded() -> None:
+    assert set(SWEPT) == set(_RECORDED)
+    known = {_name_of(case) for case in SWEPT}
+    excepted = (*_OTHER_WAY, *_OTHER_WAY_BACK, *_OTHER_ORDER, *_UNKNOWN, *_REFUSED)
+    assert known.issuperset(excepted)
+
+
+@pytest.mark.parametrize("cases", _PARTS, ids=[part[0] for part in _PARTS])
+def test_calls_allocate_what_was_recorded(cases: list[str]) -> None:
+    phases = {case: _phases(case) for case in cases}
+    steps = sum(map(len, phases.values()))
+    every = [phase for case in cases for phase in phases[case]]
+    found = trace(lambda: one_a_step(*every), target=_H200, steps=steps)
+    assert found.unknown == ()
+    place = 0
+    for case in cases:
+        for way, step in (("fwd", place + 1), ("bwd", place + 3)):
+            if way in _RECORDED[case]:
+                _compare(case, way, changes_inside(found, step))
+        place += len(phases[case])
+
+
+def _compare(case: str, way: str, sizes: list[int]) -> None:
+    name, recorded = _name_of(case), _RECORDED[case][way]
+    if way == "bwd" and name in _OTHER_WAY_BACK:
+        return
+    if name in _OTHER_ORDER:
+        assert _peak(sizes) == _peak(recorded), (case, way)
+        return
+    assert sizes == recorded, (case, way)
+
+
+def _peak(sizes: list[int]) -> int:
+    return max(itertools.accumulate(sizes, initial=0))
+
+
+@pytest.mark.parametrize("case", _UNKNOWN)
+def test_what_is_not_known_is_named(case: str) -> None:
+    ways = [trace_call(SWEPT[case], _H200, trained=True, backward=way) for way in (False, True)]
+    assert any(found.unknown for found in ways)
+
+
+def test_what_cannot_be_followed_is_refused() -> None:
+    with pytest.raises(UntraceableError, match="fake_quantize"):
+        trace_call(SWEPT["quantize"], _H200, trained=True, backward=False)
