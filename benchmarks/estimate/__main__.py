@@ -162,18 +162,21 @@ def compare_parallel(names: list[str], *, record: bool, commit: str | None) -> i
     print(f"| step of {ranks} ranks | {' | '.join(f'{key} %' for key in parallel_run.COLUMNS)} |")
     print("|---" + "|---:" * len(parallel_run.COLUMNS) + "|")
     with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
-        found = parallel_run.compare(Path(folder), ranks, names)
-    for each in found:
-        cells = []
-        for key in parallel_run.COLUMNS:
-            own, measured = (float(each[part][key]) for part in ("predicted", "measured"))
-            cells.append(f"{100 * (own / measured - 1):+.3f}")
-            if recorder is not None:
-                name, sizes = f"parallel {each['step']}", (summarize([own]), summarize([measured]))
-                row = (sizes[0], {"ranks": ranks}, "measured", sizes[1])
-                recorder.add(Row("estimate", name, f"{key}_bytes", "B", *row))
-        print(f"| {each['step']} | {' | '.join(cells)} |")
+        for each in parallel_run.compare(Path(folder), ranks, names):
+            _report_parallel(each, ranks, recorder)
     return 0
+
+
+def _report_parallel(found: dict[str, Any], ranks: int, recorder: Recorder | None) -> None:
+    cells = []
+    for key in _COLUMNS:
+        own, measured = (float(found[part][key]) for part in ("predicted", "measured"))
+        cells.append(f"{100 * (own / measured - 1):+.3f}")
+        if recorder is not None:
+            name, sizes = f"parallel {found['step']}", (summarize([own]), summarize([measured]))
+            row = (sizes[0], {"ranks": ranks}, "measured", sizes[1])
+            recorder.add(Row("estimate", name, f"{key}_bytes", "B", *row))
+    print(f"| {found['step']} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,15 @@ def measure(name: str) -> dict[str, Any]:
     return {**found, "device": total - free}
 
 
-def compare(folder: Path, ranks: int, names: list[str] | None = None) -> list[dict[str, Any]]:
-    """Calibrate, estimate and measure; returns the figures of each step.
+def compare(folder: Path, ranks: int, names: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Calibrate, estimate and measure; yields the figures of each step as soon as they are known.
 
     Args:
         folder: Where the file of the calibration is written.
         ranks: How many GPUs take part, at least two.
         names: The steps; all by default.
 
-    Returns:
+    Yields:
         For each step ``predicted`` and ``measured``, of rank 0.
     """
     from benchmarks.estimate.parallel import PARALLEL
@@ -71,12 +72,10 @@ def compare(folder: Path, ranks: int, names: list[str] | None = None) -> list[di
     words = ["-m", _MODULE, "predict", "--ranks", str(ranks), "--target", str(file)]
     predicted = own_run.run(*words, *chosen)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    found = []
     for each in predicted:
         lines = own_run.run(*launch, "-m", _MODULE, "measure", each["step"])
         first = next(line for line in lines if line["rank"] == 0)
-        found.append({"step": each["step"], "predicted": each, "measured": first})
-    return found
+        yield {"step": each["step"], "predicted": each, "measured": first}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from vramkit.errors import ArgumentTypeError, InvalidArgumentError, UntraceableE
 from vramkit.estimate import _guesses
 from vramkit.estimate._interrupts import interrupts_deferred
 from vramkit.estimate._ranks import Groups, check_world_size, ranks
-from vramkit.estimate._recorder import Kind, Trace
+from vramkit.estimate._recorder import Trace
 from vramkit.estimate._scope import tracing
 from vramkit.estimate._target import Target
 from vramkit.estimate._tracer import Tracer
@@ -67,13 +67,7 @@ def trace(
     with contextlib.ExitStack() as scope:
         tracer.between_operators = scope.enter_context(interrupts_deferred())
         if world_size is not None:
-            scope.enter_context(
-                ranks(
-                    groups,
-                    mark=lambda bucket: tracer.mark(bucket, Kind.GRADIENT),
-                    may_stay=tracer.may_need,
-                )
-            )
+            scope.enter_context(ranks(groups, mark=tracer.mark_bucket, may_stay=tracer.may_need))
         scope.enter_context(tracing(tracer, target, make_step))
         try:
             found = _run(tracer, make_step, steps, progress)

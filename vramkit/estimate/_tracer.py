@@ -438,6 +438,10 @@ class Tracer(TorchDispatchMode):
             for parameter in module.parameters():
                 self.mark(parameter.grad, Kind.GRADIENT, self._owners.get(id(parameter), ""))
 
+    def mark_bucket(self, bucket: Any) -> None:
+        """Mark what holds the gradients of several parameters."""
+        self.mark(bucket, Kind.GRADIENT)
+
     def may_need(self, sentence: str, size_bytes: int) -> None:
         """Count bytes that the program may need besides."""
         _, before = self.more_bytes.get(sentence, ("", 0))
