@@ -113,3 +113,22 @@ def test_what_is_not_known_is_named(case: str) -> None:
 def test_what_cannot_be_followed_is_refused() -> None:
     with pytest.raises(UntraceableError, match="fake_quantize"):
         trace_call(SWEPT["quantize"], _H200, trained=True, backward=False)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.flatten()[:0].multinomial(1),
+        lambda x: x.flatten()[:0].sort()[0],
+        lambda x: x.flatten()[:0].topk(0)[0],
+        lambda x: torch.randperm(0, device="cuda"),
+        lambda x: x.sum().sort()[0],
+        lambda x: x.sum().cumsum(0),
+        lambda x: x.mT.sort(0)[0],
+    ],
+)
+def test_empty_and_single_elements_are_followed(call: Callable[[Any], Any]) -> None:
+    found = trace_call(
+        lambda: (call, (torch.ones(3, 4, device="cuda"),)), _H200, trained=True, backward=False
+    )
+    assert _peak(changes_inside(found)) < 1000

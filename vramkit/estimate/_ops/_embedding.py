@@ -73,7 +73,7 @@ def _index_put(call: Call) -> Plan:
 def _index_bits(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> int:
     """How many bits tell the slices apart that indices can name."""
     places = [place for place, index in enumerate(indices) if index is not None]
-    slices = math.prod(tensor.shape[place] for place in range(places[-1] + 1))
+    slices = math.prod(tensor.shape[: places[-1] + 1])
     return max(1, (slices - 1).bit_length())
 
 

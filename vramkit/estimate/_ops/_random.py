@@ -38,6 +38,8 @@ def _multinomial(call: Call) -> Plan:
         whole = x.dim() > 0 and x.numel() == x.shape[-1]
         sums = scanning(x.numel(), x.element_size()) if whole else []
         return [Give(0), *[Take(size_of(x))] * 3, *sums, Drop(3)]
+    if not x.numel():
+        return []
     rows = x.numel() // x.shape[-1]
     ratios = Take(size_of(x))
     if samples == 1:
