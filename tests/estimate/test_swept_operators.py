@@ -121,7 +121,7 @@ def test_what_cannot_be_followed_is_refused() -> None:
         lambda x: x.flatten()[:0].multinomial(1),
         lambda x: x.flatten()[:0].sort()[0],
         lambda x: x.flatten()[:0].topk(0)[0],
-        lambda x: torch.randperm(0, device="cuda"),
+        lambda _: torch.randperm(0, device="cuda"),
         lambda x: x.sum().sort()[0],
         lambda x: x.sum().cumsum(0),
         lambda x: x.mT.sort(0)[0],
