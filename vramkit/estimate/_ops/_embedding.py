@@ -9,7 +9,7 @@ import torch
 
 from vramkit.estimate._ops._cub import UNIQUE_TILE, WIDE_SUM_TILE, radix_bytes, scan_bytes
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
-from vramkit.estimate._ops._reduce import Kernel, staging
+from vramkit.estimate._ops._reduce import Kernel, reduced_dims, staging
 
 # Up to so many indices the gradient is made without sorting (ATen/native/cuda/Embedding.cu).
 _UNSORTED = 3072
@@ -57,7 +57,7 @@ def _index_put(call: Call) -> Plan:
     checks: list[Step] = []
     if not call.argument(4, "unsafe", False):
         for index in indices:
-            staged = staging(index, set(range(index.dim())), call.target, Kernel(_INDEX))
+            staged = staging(index, reduced_dims(index, None), call.target, Kernel(_INDEX))
             extreme = [Take(_INDEX), *scratch(*staged), *scratch(1), Drop()]
             checks += [*extreme, *extreme]
     count = torch.broadcast_shapes(*(index.shape for index in indices)).numel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
-from vramkit.estimate._ops._reduce import staging
+from vramkit.estimate._ops._reduce import reduced_dims, staging
 
 _NO_REDUCTION = 0
 
@@ -42,7 +42,7 @@ def _cross_entropy(call: Call) -> Plan:
 
 
 def _reducing(x: torch.Tensor, call: Call) -> list[Step]:
-    return scratch(*staging(x.contiguous(), set(range(x.dim())), call.target))
+    return scratch(*staging(x.contiguous(), reduced_dims(x, None), call.target))
 
 
 RULES = {

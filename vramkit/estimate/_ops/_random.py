@@ -6,7 +6,7 @@ import math
 
 from vramkit.estimate._ops._cub import radix_bytes
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
-from vramkit.estimate._ops._reduce import Kernel, staging
+from vramkit.estimate._ops._reduce import Kernel, reduced_dims, staging
 from vramkit.estimate._ops._scan import scanning
 from vramkit.estimate._ops._topk import choosing
 
@@ -53,7 +53,7 @@ def _multinomial(call: Call) -> Plan:
 def _checks(call: Call) -> list[Step]:
     """Whether the weights are finite and not below zero, and whether each row has one above it."""
     x = call.args[0]
-    element, every = x.element_size(), set(range(x.dim()))
+    element, every = x.element_size(), reduced_dims(x, None)
     extreme = [Take(element), *scratch(*staging(x, every, call.target)), Take(1)]
     bounds = [*extreme, *extreme, Take(1), Drop(4, below=1)]
     if x.dim() == 1:

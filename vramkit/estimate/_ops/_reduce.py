@@ -230,7 +230,7 @@ def _histogram(call: Call) -> Plan:
     tensor, least, most = call.args[0], call.argument(2, "min", 0), call.argument(3, "max", 0)
     if least != most or not tensor.numel():
         return []
-    staged = staging(tensor, set(range(tensor.dim())), call.target)
+    staged = staging(tensor, reduced_dims(tensor, None), call.target)
     limit = scratch(tensor.element_size(), *staged)
     return [Give(0), *limit, *limit]
 

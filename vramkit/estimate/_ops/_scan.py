@@ -35,11 +35,9 @@ def nonzero(count: int, target: Target, births: Step) -> list[Step]:
         births: The block of the places that are found.
     """
     later = int(isinstance(births, Take))
-    sizes = (
-        scratch(reduction_bytes(count, target)),
-        scratch(scan_bytes(count, SELECT_TILE, _COUNT_BYTES)),
-    )
-    return [Take(_COUNT_BYTES), *sizes[0], births, *sizes[1], Drop(1, below=later)]
+    counting = scratch(reduction_bytes(count, target))
+    selecting = scratch(scan_bytes(count, SELECT_TILE, _COUNT_BYTES))
+    return [Take(_COUNT_BYTES), *counting, births, *selecting, Drop(1, below=later)]
 
 
 def _nonzero(call: Call) -> Plan:
