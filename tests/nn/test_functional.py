@@ -391,6 +391,7 @@ def test_a_compiled_graph_keeps_the_mask() -> None:
         return conv_relu(x, weight, save="mask").mean()
 
     elements = 2 * 16 * 30 * 30
-    saved = call(x, weight).grad_fn.saved_tensors
+    output = call(x, weight)
+    saved = output.grad_fn.saved_tensors
     assert [t.nbytes for t in saved if t.dtype == torch.uint8] == [elements // 8]
     assert all(tensor.nbytes < 4 * elements for tensor in saved)

@@ -360,7 +360,8 @@ def test_the_nodes_have_their_languages_names(
     monkeypatch.setattr("vramkit.nn._explain.choose_path", lambda *_: path)
     layer, x = ConvReLU2d(8, 8, 3, save=save), torch.randn(1, 8, 6, 6)
     monkeypatch.setattr(_selection._State, "mode", "default")
-    name = layer(x).grad_fn.name()
+    output = layer(x)
+    name = output.grad_fn.name()
     assert ("CppNode" in name) == (node == "C++")
     found = explain(layer, x)
     assert found.node is not None

@@ -131,7 +131,7 @@ def _check_call(module: ConvReLUModule, x: Tensor, padding: str | int | tuple[in
     # Fake tensors do not report other devices or dtypes of the weight as real ones do, where the
     # call fails at once.
     weight = module.weight
-    alike = x.device == weight.device and (x.dtype == weight.dtype or _is_autocast(x.device.type))
+    alike = x.device == weight.device and _computed(x) == _computed(weight)
     fake = FakeTensorMode() if alike else None
     # Autocast would keep what it casts of a tensor that needs a gradient.
     tensors = [each.detach() for each in tensors]
@@ -146,8 +146,13 @@ def _check_call(module: ConvReLUModule, x: Tensor, padding: str | int | tuple[in
         )
 
 
-def _is_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+def _computed(tensor: Tensor) -> torch.dtype:
+    """Return the dtype that a convolution takes of a tensor; autocast leaves float64 as it is."""
+    kind = tensor.device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if casts and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype
 
 
 def _node(path: Path) -> str:
