@@ -1,8 +1,9 @@
-"""Records what a GPU's allocator is asked for by the swept operators: ``FILE``.
+"""Records what a GPU's allocator is asked for by calls of operators: ``swept|strided FILE``.
 
 Each block taken (+) and given back (-) between the call of an operator, or its backward pass, and
 its end, the results included; the second of two calls, as libraries allocate at their first use.
-``tests/estimate/swept-operators-h200.json`` was made so (torch 2.11.0+cu130).
+``tests/estimate/swept-operators-h200.json`` and ``strided-operators-h200.json`` were made so (torch
+2.11.0+cu130).
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from helpers.swept_operators import SWEPT, Case
+from helpers.phases import Case
+from helpers.strided_operators import STRIDED
+from helpers.swept_operators import SWEPT
+
+_CATALOGUES = {"swept": SWEPT, "strided": STRIDED}
 
 _SIGNS = {"alloc": 1, "free_requested": -1}
 _ENTRIES = 100_000
@@ -55,7 +60,7 @@ def main() -> int:
         print("no GPU: there is nothing to record")
         return 75
     lines = []
-    for name, case in sorted(SWEPT.items()):
+    for name, case in sorted(_CATALOGUES[sys.argv[1]].items()):
         try:
             record(case)
             found = record(case)
@@ -63,7 +68,7 @@ def main() -> int:
             print(f"{name} is left out: {err}")
             continue
         lines.append(f" {json.dumps(name)}: {json.dumps(found)}")
-    Path(sys.argv[1]).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    Path(sys.argv[2]).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return 0
 
 

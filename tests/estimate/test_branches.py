@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from helpers.estimated_calls import CALLS
 from torch import distributions
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -205,6 +206,80 @@ def test_branches_of_the_closure_are_the_program_s() -> None:
         UntraceableError, match=r"is_nonzero|_local_scalar_dense at .*test_branches"
     ):
         trace(_fitting([], use), target=_H100, steps=1)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_adafactor_compares_numbers_that_decide_no_memory(foreach: bool) -> None:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(64, 96, bias=False, device="cuda")
+        optimizer = torch.optim.Adafactor(layer.parameters(), foreach=foreach)
+        x = torch.randn(8, 64, device="cuda")
+
+        def step() -> None:
+            layer(x).square().mean().backward()
+            optimizer.step()
+            [state] = optimizer.state.values()
+            assert state["row_var"].shape == (96, 1)
+
+        return step
+
+    found = trace(make_step, target=_H100, steps=2)
+    assert found.guesses == {}
+    assert found.assumptions == {}
+    states = [each for each in found.blocks if each.kind is Kind.OPTIMIZER_STATE]
+    assert sorted(each.size_bytes for each in states) == [4 * 64, 4 * 96]
+
+
+def test_transformers_adafactor_scales_by_the_size_of_its_parameters() -> None:
+    def make_step() -> Callable[[], None]:
+        layer = torch.nn.Linear(64, 96, device="cuda")
+        optimizer = transformers.Adafactor(layer.parameters(), relative_step=True, lr=None)
+        x = torch.randn(8, 64, device="cuda")
+
+        def step() -> None:
+            layer(x).square().mean().backward()
+            optimizer.step()
+
+        return step
+
+    assert trace(make_step, target=_H100, steps=2).guesses == {}
+
+
+def _generating(words: int, **options: Any) -> Trace:
+    def make_step() -> Callable[[], None]:
+        config = transformers.LlamaConfig(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=128,
+            eos_token_id=2,
+        )
+        model = transformers.LlamaForCausalLM(config).to("cuda").eval()
+        ids = torch.randint(3, 128, (4, 16), device="cuda")
+
+        def step() -> None:
+            found = model.generate(ids, max_new_tokens=words, pad_token_id=0, **options)
+            assert found.shape == (4, 16 + words)
+
+        return step
+
+    return trace(make_step, target=_H100, steps=1)
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True}, {"num_beams": 2}])
+def test_generate_goes_on_to_its_longest(options: dict[str, Any]) -> None:
+    found = _generating(5, **options)
+    assert found.guesses == {}
+    assert any(
+        each.startswith("generate() finds no end of a sequence") for each in found.assumptions
+    )
+    assert "generate() finds no padding in its prompts." in found.assumptions
+    longer = _generating(9, **options)
+    caches = [each for each in longer.blocks if each.kind is Kind.KV_CACHE]
+    beams = options.get("num_beams", 1)
+    # The last word that is made is not read again.
+    assert max(each.size_bytes for each in caches) == 4 * beams * 64 * (16 + 9 - 1) * 4
 
 
 def test_the_call_that_a_gpu_is_to_record() -> None:

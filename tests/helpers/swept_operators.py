@@ -157,7 +157,8 @@ for _count in (2, 1000, 2049, 5000, 20_000, 40_000, 200_000, 3_000_000):
     )
 
 _IMAGE = (8, 16, 64, 64)
-for _name, _function in {
+# Functions of a tensor of four dimensions.
+OF_IMAGES: dict[str, Callable[[Any], Any]] = {
     "interpolate bilinear": lambda x: functional.interpolate(x, scale_factor=2, mode="bilinear"),
     "interpolate antialias": lambda x: functional.interpolate(
         x, size=(32, 32), mode="bilinear", antialias=True
@@ -266,7 +267,8 @@ for _name, _function in {
     "randn_like": lambda x: x + torch.randn_like(x),
     "poisson": lambda x: torch.poisson(x.abs()),
     "exponential": lambda x: x + torch.empty_like(x).exponential_(),
-}.items():
+}
+for _name, _function in OF_IMAGES.items():
     SWEPT[_name] = _of(_function, _IMAGE)
 
 _PAIRS = ((256, 128), (256, 128))

@@ -1,9 +1,11 @@
-"""PyTorch's own branches on values that depend on data, where a rule decides them.
+"""Branches on values that depend on data, where a rule decides them: PyTorch's, transformers'.
 
-``ReduceLROnPlateau`` compares a metric, which decides the learning rate and no memory. ``LBFGS``
-asks whether to stop: the rule is that it does not before ``max_iter`` or ``max_eval``.
-Distributions ask whether their arguments are valid, and raise if not: the rule is that they are.
-Each is an assumption that the report names.
+``ReduceLROnPlateau`` compares a metric, which decides the learning rate and no memory, as what
+``Adafactor`` compares decides the size of its steps. ``LBFGS`` asks whether to stop: the rule is
+that it does not before ``max_iter`` or ``max_eval``. Distributions ask whether their arguments are
+valid, and raise if not: the rule is that they are. ``generate`` of transformers asks which
+sequences have ended: the rule is that none has, so that it goes on to its longest, and that its
+prompts have no padding. All but the steps' sizes are assumptions that the report names.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import functools
 import linecache
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -20,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import constraints, distribution
-from torch.optim import lbfgs
+from torch.optim import _adafactor, lbfgs
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vramkit.estimate import _readings
@@ -30,6 +33,23 @@ from vramkit.units import counted, format_mib
 
 _FILE = lbfgs.__file__
 _CHECKS = (distribution.__file__, constraints.__file__)
+# Files of transformers, which may be imported while a step is built.
+_OPTIMIZERS = f"{os.sep}transformers{os.sep}optimization.py"
+_GENERATION = f"{os.sep}transformers{os.sep}generation{os.sep}utils.py"
+_CRITERIA = f"{os.sep}transformers{os.sep}generation{os.sep}stopping_criteria.py"
+# What functions of generation ask by which operators, and the answers.
+_PADDING = {"isin.Tensor_Tensor": False, "eq.Tensor": False, "eq.Scalar": False, "ne.Tensor": True}
+_ANSWERS = {
+    "_prepare_attention_mask_for_generation": _PADDING,
+    "generate": _PADDING,
+    "_beam_search_has_unfinished_sequences": {"any": True, "all": False},
+    "_beam_search": {"_to_copy": True},  # Has a word been made at this place?
+}
+_ENDLESS = (
+    "generate() finds no end of a sequence, so it goes on to the longest that its settings allow."
+)
+_ASKED = {name for answers in _ANSWERS.values() for name in answers}
+_UNPADDED = "generate() finds no padding in its prompts."
 # Conditions in the source of LBFGS that hold; all others do not, so that it goes on: a new
 # direction is kept, the first step is short, and a search finds its bracket at the second point
 # and ends with the third.
@@ -56,6 +76,10 @@ class Notes(_readings.Notes, Protocol):
 
 def decide() -> bool | None:
     """Return what a condition of PyTorch's own code is, if that code asks and a rule says."""
+    if _frame_in(_adafactor.__file__) is not None:
+        return False  # max(least, number) is the least, a number too
+    if _is_called_by(_OPTIMIZERS):
+        return True  # max(least, tensor) is the tensor, as in a model that has weights
     frame = _frame_in(_FILE)
     if frame is None:
         return None
@@ -75,6 +99,41 @@ def is_factor() -> bool:
 def checks_arguments() -> bool:
     """Tell whether a distribution of PyTorch's asks whether its arguments are valid."""
     return _frame_in(*_CHECKS) is not None
+
+
+def answer_of_generation(name: str, out: Any) -> tuple[bool, str] | None:
+    """Return what transformers finds when it looks for words, and how the report says so.
+
+    Args:
+        name: The operator that it asks by.
+        out: The operator's result, truths if it is an answer.
+    """
+    kind = name.removeprefix("aten::")
+    if kind not in _ASKED or out.dtype != torch.bool:
+        return None
+    frame = _calling_frame()
+    if frame is None:
+        return None
+    file, function = frame.f_code.co_filename, frame.f_code.co_name
+    if file.endswith(_CRITERIA) and kind == "isin.Tensor_Tensor":
+        return False, _ENDLESS
+    answers = _ANSWERS.get(function, {}) if file.endswith(_GENERATION) else {}
+    if kind not in answers:
+        return None
+    return answers[kind], _UNPADDED if answers is _PADDING else _ENDLESS
+
+
+def _is_called_by(file: str) -> bool:
+    """Tell whether the code outside torch and vramkit that runs is in a file that ends so."""
+    frame = _calling_frame()
+    return frame is not None and frame.f_code.co_filename.endswith(file)
+
+
+def _calling_frame() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
 
 
 def _frame_in(*files: str) -> FrameType | None:

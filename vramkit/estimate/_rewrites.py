@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from vramkit.errors import UntraceableError
-from vramkit.estimate import _ctc, _cumprod, _engine, _packed, _recurrent, _sparse
+from vramkit.estimate import _ctc, _cumprod, _engine, _known_masks, _packed, _recurrent, _sparse
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._dtypes import check_alike
 from vramkit.estimate._one_hot import one_hot
@@ -96,6 +96,9 @@ def _index_put(runner: Runner, _: Any, args: tuple[Any, ...], kwargs: dict[str, 
     """The indices of a gradient were compared with the size before."""
     if not _engine.from_engine():
         return NotImplemented
+    out = _known_masks.index_put(runner, args, unsafe=True)
+    if out is not NotImplemented:
+        return out
     runner.run(_aten.index_put_.default, args, kwargs)
     runner.record_hidden("aten::_index_put_impl_", args, {**kwargs, "unsafe": True})
     return args[0]
@@ -113,10 +116,14 @@ def _logits_gradient(inplace: Any) -> Rewrite:
     return rewrite
 
 
+def _index_put_in_place(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
+    return _known_masks.index_put(runner, args)
+
+
 def _index(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
-    return (
-        _sparse.without_padding(runner, args) if _sparse.chooses_padding(args) else NotImplemented
-    )
+    if _sparse.chooses_padding(args):
+        return _sparse.without_padding(runner, args)
+    return _known_masks.index(runner, args)
 
 
 def _pin(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
@@ -138,6 +145,8 @@ REWRITES: dict[str, Rewrite] = {
     "aten::add.Tensor": _add,
     "aten::index.Tensor": _index,
     "aten::index_put": _index_put,
+    "aten::index_put_": _index_put_in_place,
+    "aten::masked_select": _known_masks.masked_select,
     "aten::put": _in_place(_aten.put_.default),
     "aten::scatter.src": _in_place(_aten.scatter_.src),
     "aten::scatter_add": _in_place(_aten.scatter_add_.default, but="ScatterReduce"),

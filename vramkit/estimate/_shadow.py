@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 _aten = torch.ops.aten
 
-# Elements up to which values are computed.
-_MOST_ELEMENTS = 1 << 16
+# Elements up to which values are computed: of numbers, and of integers and truths, as in masks.
+_MOST_ELEMENTS, _MOST_WHOLE = 1 << 16, 1 << 20
 _NAME = "_vramkit_shadow"
 # Elements of a tensor of truths up to which all() and any() of it are computed.
 _MOST_TRUTHS = 1 << 26
@@ -32,6 +32,12 @@ _RANDOM = (
 _OVERWRITES = (
     *("aten::zero_", "aten::fill_.Scalar", "aten::random_", "aten::random_.from"),
     *("aten::random_.to", "aten::uniform_", "aten::normal_", "aten::bernoulli_.float"),
+)
+# Fill a tensor of another one's shape, whatever that holds. (Floating-point numbers made so are not
+# asked for; most are states of optimizers.)
+_OF_SHAPES = (
+    *("aten::ones_like", "aten::zeros_like", "aten::full_like"),
+    *("aten::new_ones", "aten::new_zeros", "aten::new_full"),
 )
 # Finds no overflow, as in all but a few steps of a real run, so that the optimizer is seen to run.
 _KEEPS_FLAGS = "aten::_amp_foreach_non_finite_check_and_unscale_"
@@ -52,6 +58,13 @@ class Shadows:
     def set(self, fake: torch.Tensor, value: torch.Tensor) -> None:
         """Say what a fake tensor holds."""
         setattr(fake, _NAME, value)
+
+    def set_truth(self, fake: torch.Tensor, truth: bool) -> torch.Tensor:
+        """Say that all elements of a fake tensor are true, or false; returns its value."""
+        with _disable_current_modes():
+            value = torch.tensor(truth).expand(fake.shape)
+        self.set(fake, value)
+        return value
 
     def of(self, tensor: Any) -> torch.Tensor | None:
         """Return the value of a tensor, or None where it is not known."""
@@ -125,7 +138,7 @@ class Shadows:
         if not concerned or self._take_as_finite(func, args, outputs):
             return
         name = func.name()
-        known = all(tensor.numel() <= _MOST_ELEMENTS for tensor in concerned)
+        known = all(tensor.numel() <= _most_elements(tensor) for tensor in concerned)
         known = known and "empty" not in name
         if any(word in name for word in _RANDOM):
             # The host's generator is the real one, seeded as the program seeds it.
@@ -134,14 +147,24 @@ class Shadows:
             self._forget(written)
 
     def _compute(self, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
-        leaves = tree_leaves((args, kwargs))
         if func.name() in _OVERWRITES or self._permutes(func, args):
             self._unknown.discard(id(args[0]))
             self._give_room(args[0])
-        values = {id(leaf): self.of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)}
-        if any(value is None for value in values.values()) or any(map(_is_nan, leaves)):
+        if func.name() in _OF_SHAPES and not out.dtype.is_floating_point:
+            args = (_any_of_shape(args[0]), *args[1:])
+        result = self.compute(func, args, kwargs)
+        if result is NotImplemented:
             _drop_constants(out)
             return False
+        self._attach(out, result)
+        return True
+
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operator's results hold, or NotImplemented where that is not known."""
+        leaves = tree_leaves((args, kwargs))
+        values = {id(leaf): self.of(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        if any(value is None for value in values.values()) or any(map(_is_nan, leaves)):
+            return NotImplemented
 
         def on_host(leaf: Any) -> Any:
             if isinstance(leaf, torch.Tensor):
@@ -155,15 +178,13 @@ class Shadows:
                     result = result.clone()
                 results = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
                 if not all(map(_can_be_kept, results)):
-                    _drop_constants(out)
-                    return False
+                    return NotImplemented
         except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
-            return False  # no such operator on the host: the value is unknown
+            return NotImplemented  # no such operator on the host: the value is unknown
         if any(follows_from_finite(value) for value in values.values()):
             for each in results:
                 setattr(each, _AS_FINITE, True)
-        self._attach(out, result)
-        return True
+        return result
 
     def _permutes(self, func: Any, args: Any) -> bool:
         """Tell whether an operator writes every element, by indices that are a permutation."""
@@ -180,10 +201,7 @@ class Shadows:
         truth = _of_finite(func, args)
         if truth is None or self.of(args[0]) is not None or args[0].numel() > _MOST_TRUTHS:
             return False
-        with _disable_current_modes():
-            value = torch.tensor(truth).expand(args[0].shape)
-        setattr(value, _AS_FINITE, True)
-        self.set(outputs[0], value)
+        setattr(self.set_truth(outputs[0], truth), _AS_FINITE, True)
         return True
 
     def _attach(self, out: Any, result: Any) -> None:
@@ -208,6 +226,17 @@ class Shadows:
             shadow = getattr(tensor, _NAME, None)
             if shadow is not None:
                 self._stale[shadow.untyped_storage()._cdata] = shadow
+
+
+def _most_elements(tensor: torch.Tensor) -> int:
+    numbers = tensor.is_floating_point() or tensor.is_complex()
+    return _MOST_ELEMENTS if numbers else _MOST_WHOLE
+
+
+def _any_of_shape(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the same shape and dtype without memory for its elements."""
+    with _disable_current_modes():
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def _is_nan(leaf: Any) -> bool:

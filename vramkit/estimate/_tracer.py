@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import (
     is_traceable_wrapper_subclass,
     is_traceable_wrapper_subclass_type,
 )
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate import _branches, _engine, _guesses, _sparse, _streams
@@ -37,6 +37,10 @@ from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
 _READS = (_aten._local_scalar_dense.default, _aten.is_nonzero.default)
+_SIZED_BY_DATA = (
+    *(_aten.nonzero.default, _aten.masked_select.default, _aten.repeat_interleave.Tensor),
+    *(_aten._unique2.default, _aten.unique_dim.default, _aten.unique_consecutive.default),
+)
 _ON_HOST = -1
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _CACHE_FILE = "cache_utils.py"
@@ -197,7 +201,7 @@ class Tracer(TorchDispatchMode):
         """Run an operator on fakes, without the births of its results."""
         check_devices(func, args)
         check_dtypes(func, args)
-        known = self._known_value(func, args)
+        known = self._known_value(func, args, kwargs)
         if known is not NotImplemented:
             return known
         before = self.shadows.keep(func, args, kwargs)
@@ -206,6 +210,10 @@ class Tracer(TorchDispatchMode):
         except _REFUSED as err:
             return self._guess(func, args, err)
         self.shadows.follow(func, args, kwargs, out, before)
+        answer = _branches.answer_of_generation(func.name(), out)
+        if answer is not None and self.shadows.of(out) is None:
+            self.shadows.set_truth(out, answer[0])
+            self.assume(answer[1])
         return out
 
     def record(self, args: Any, kwargs: Any, outputs: tuple[Any, ...]) -> None:
@@ -233,15 +241,15 @@ class Tracer(TorchDispatchMode):
                 block = self.recorder.blocks[number]
                 block.kind, block.module = kind, owner or block.module
 
-    def _known_value(self, func: Any, args: Any) -> Any:
+    def _known_value(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in _READS:
             value = self.shadows.of(args[0])
             if follows_from_finite(value):
                 self.take_as_finite()
             with _disable_current_modes():
                 return NotImplemented if value is None else value.item()
-        if func is _aten.nonzero.default:
-            return self._known_places(args[0])
+        if func in _SIZED_BY_DATA:
+            return self._known_result(func, args, kwargs)
         if func is _aten.equal.default:
             first, second = map(self.shadows.of, args[:2])
             with _disable_current_modes():
@@ -249,18 +257,20 @@ class Tracer(TorchDispatchMode):
                     return torch.equal(first, second)
         return NotImplemented
 
-    def _known_places(self, tensor: Any) -> Any:
-        """Where a tensor is not zero, if its values are known; this decides the result's size."""
-        value = self.shadows.of(tensor)
-        if value is None:
+    def _known_result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A result whose size depends on values, if these are known."""
+        value = self.shadows.compute(func, args, kwargs)
+        if value is NotImplemented:
             return NotImplemented
-        if follows_from_finite(value):
+        if any(map(follows_from_finite, tree_leaves(value))):
             self.take_as_finite()
-        with _disable_current_modes():
-            places = value.nonzero()
-        found = tensor.new_empty(places.shape, dtype=torch.int64)
-        self.shadows.set(found, places)
-        return found
+
+        def as_fake(each: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = args[0].new_empty(each.shape, dtype=each.dtype)
+            self.shadows.set(found, each)
+            return found
+
+        return tree_map(as_fake, value)
 
     def _guess(self, func: Any, args: Any, err: Exception) -> Any:
         line = line_of_caller()

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <string>
 #include <utility>
 
 #include "bind/c/vramkit.h"
@@ -96,6 +97,7 @@ struct FakeHooks final : at::CUDAHooksInterface {
   long versionCuDNN() const override { return answers.cudnn_version; }
   long versionRuntimeCuDNN() const override { return answers.cudnn_version; }
   double batchnormMinEpsilonCuDNN() const override { return 1e-5; }
+  std::string showConfig() const override { return "  - CUDA Runtime of an estimate\n"; }
 
  private:
   static bool has_cudnn() { return answers.cudnn_version > 0; }

@@ -10,6 +10,7 @@ import torch
 from vramkit.estimate._ops._cub import UNIQUE_TILE, WIDE_SUM_TILE, radix_bytes, scan_bytes
 from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, scratch, size_of
 from vramkit.estimate._ops._reduce import Kernel, reduced_dims, staging
+from vramkit.estimate._target import Target
 
 # Up to so many indices the gradient is made without sorting (ATen/native/cuda/Embedding.cu).
 _UNSORTED = 3072
@@ -50,23 +51,38 @@ def _embedding_backward(call: Call) -> Plan:
 
 
 def _index_put(call: Call) -> Plan:
-    """Indices that nothing vouches for are compared with the size first."""
     indices = [index for index in call.args[1] if isinstance(index, torch.Tensor)]
     if not call.argument(3, "accumulate", False) or not indices:
         return []
+    unsafe = bool(call.argument(4, "unsafe", False))
+    return index_put_plan(call.target, call.args[0], call.args[1], unsafe)
+
+
+def index_put_plan(
+    target: Target, tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], unsafe: bool
+) -> Plan:
+    """Return what adding values at places takes.
+
+    Args:
+        target: The GPU.
+        tensor: What they are added to.
+        indices: The places in its first dimensions, None for all.
+        unsafe: Whether something vouches for the indices, so that they are not compared first.
+    """
+    found = [index for index in indices if index is not None]
     checks: list[Step] = []
-    if not call.argument(4, "unsafe", False):
-        for index in indices:
-            staged = staging(index, reduced_dims(index, None), call.target, Kernel(_INDEX))
+    if not unsafe:
+        for index in found:
+            staged = staging(index, reduced_dims(index, None), target, Kernel(_INDEX))
             extreme = [Take(_INDEX), *scratch(*staged), *scratch(1), Drop()]
             checks += [*extreme, *extreme]
-    count = torch.broadcast_shapes(*(index.shape for index in indices)).numel()
+    count = torch.broadcast_shapes(*(index.shape for index in found)).numel()
     of_indices = Take(_INDEX * count)
-    sorts = scratch(radix_bytes(count, bits=_index_bits(call.args[0], call.args[1])))
+    sorts = scratch(radix_bytes(count, bits=_index_bits(tensor, indices)))
     sorting: list[Step] = [of_indices, of_indices, of_indices, *sorts]
     # Places of the first indices, to which those of the others are added.
     places: list[Step] = [of_indices, of_indices, Drop()]
-    places += [of_indices, of_indices, Drop(2, below=1)] * (len(indices) - 1)
+    places += [of_indices, of_indices, Drop(2, below=1)] * (len(found) - 1)
     return [*checks, *places, *sorting, Drop(4)]
 
 
