@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.phases import changes_inside, one_a_step, trace_call
+from helpers.phases import changes_inside, trace_call
+from helpers.recorded_calls import CASES_A_TRACE, estimated
 from helpers.swept_operators import SWEPT
 
 from vramkit.errors import UntraceableError
 from vramkit.estimate import find_target
-from vramkit.estimate._trace import trace
 
 _RECORDED: dict[str, dict[str, list[int]]] = json.loads(
     Path(__file__).with_name("swept-operators-h200.json").read_text(encoding="utf-8")
@@ -31,7 +31,6 @@ _OTHER_WAY_BACK = ("prod", "put", "bce", "bce logits")
 _OTHER_ORDER = ("logcumsumexp", "pdist", "atan2")
 _UNKNOWN = ("affine grid", "fft", "fft2", "stft", "cdist 1", "cdist exact")
 _REFUSED = ("quantize",)
-_CASES_A_TRACE = 40
 
 
 def _name_of(case: str) -> str:
@@ -40,32 +39,8 @@ def _name_of(case: str) -> str:
 
 _COMPARED = [case for case in SWEPT if _name_of(case) not in (*_OTHER_WAY, *_UNKNOWN, *_REFUSED)]
 _PARTS = [
-    _COMPARED[begin : begin + _CASES_A_TRACE] for begin in range(0, len(_COMPARED), _CASES_A_TRACE)
+    _COMPARED[begin : begin + CASES_A_TRACE] for begin in range(0, len(_COMPARED), CASES_A_TRACE)
 ]
-
-
-def _phases(case: str) -> list[Callable[[], None]]:
-    """Inputs, the call, its gradient, and the backward pass, each of them a step."""
-    made: dict[str, Any] = {}
-
-    def inputs() -> None:
-        made["function"], made["inputs"] = SWEPT[case]()
-
-    def call() -> None:
-        made["result"] = made["function"](*made["inputs"])
-
-    def gradient() -> None:
-        made["gradient"] = torch.zeros_like(made["result"])
-
-    def backward() -> None:
-        made.pop("result").backward(made["gradient"])
-
-    def end() -> None:
-        made.clear()
-
-    if "bwd" not in _RECORDED[case]:
-        return [inputs, call, end]
-    return [inputs, call, gradient, backward, end]
 
 
 def test_every_call_is_recorded() -> None:
@@ -77,17 +52,9 @@ def test_every_call_is_recorded() -> None:
 
 @pytest.mark.parametrize("cases", _PARTS, ids=[part[0] for part in _PARTS])
 def test_calls_allocate_what_was_recorded(cases: list[str]) -> None:
-    phases = {case: _phases(case) for case in cases}
-    steps = sum(map(len, phases.values()))
-    every = [phase for case in cases for phase in phases[case]]
-    found = trace(lambda: one_a_step(*every), target=_H200, steps=steps)
-    assert found.unknown == ()
-    place = 0
-    for case in cases:
-        for way, step in (("fwd", place + 1), ("bwd", place + 3)):
-            if way in _RECORDED[case]:
-                _compare(case, way, changes_inside(found, step))
-        place += len(phases[case])
+    chosen = {case: SWEPT[case] for case in cases}
+    for case, way, sizes in estimated(chosen, _RECORDED, _H200):
+        _compare(case, way, sizes)
 
 
 def _compare(case: str, way: str, sizes: list[int]) -> None:

@@ -61,8 +61,12 @@ def index_put(runner: Runner, args: tuple[Any, ...], *, unsafe: bool = False) ->
         return NotImplemented
     indices, plan = found
     runner.run(_aten.index_put_.default, (tensor, indices, values, accumulates), {})
-    inside = index_put_plan(runner.target, tensor, indices, unsafe) if accumulates else []
-    runner.follow([*plan, *inside, *_dropped(plan)], (tensor,))
+    if accumulates:
+        put = tensor, indices, values
+        inside = index_put_plan(runner.target, put, unsafe=unsafe, kept=_left(plan))
+        runner.follow([*plan, *inside], (tensor,))
+    else:
+        runner.follow([*plan, *_dropped(plan)], (tensor,))
     return tensor
 
 
@@ -86,7 +90,10 @@ def _places(
     return found, plan
 
 
-def _dropped(plan: Plan) -> list[Step]:
+def _left(plan: Plan) -> int:
     taken = sum(isinstance(step, Take) for step in plan)
-    left = taken - sum(step.count for step in plan if isinstance(step, Drop))
-    return [Drop(left)] if left else []
+    return taken - sum(step.count for step in plan if isinstance(step, Drop))
+
+
+def _dropped(plan: Plan) -> list[Step]:
+    return [Drop(_left(plan))] if _left(plan) else []

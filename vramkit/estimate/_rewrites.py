@@ -126,6 +126,17 @@ def _index(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) ->
     return _known_masks.index(runner, args)
 
 
+def _in_rows(runner: Runner, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Gradients that are contiguous, whatever comes in."""
+    out = runner.run(func, args, kwargs)
+    single = isinstance(out, torch.Tensor)
+    first, *others = (out,) if single else out
+    if first is not None and not first.is_contiguous():
+        first = runner.run(_aten.new_empty.default, (first, first.shape), {})
+    runner.record(args, kwargs, (first, *others))
+    return first if single else (first, *others)
+
+
 def _pin(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, Any]) -> Any:
     return runner.run(_aten.clone.default, args[:1], {})
 
@@ -155,6 +166,14 @@ REWRITES: dict[str, Rewrite] = {
     "aten::sub.Tensor": _logits_gradient(_aten.sub_.Tensor),
     "aten::mul.Tensor": _logits_gradient(_aten.mul_.Tensor),
     "aten::div.Tensor": _logits_gradient(_aten.div_.Tensor),
+    **dict.fromkeys(
+        (
+            *("aten::mse_loss_backward", "aten::smooth_l1_loss_backward"),
+            *("aten::huber_loss_backward", "aten::_log_softmax_backward_data"),
+            *("aten::native_layer_norm_backward", "aten::_fused_rms_norm_backward"),
+        ),
+        _in_rows,
+    ),
     "aten::_pin_memory": _pin,
     "aten::is_pinned": _is_pinned,
     "aten::_pack_padded_sequence": _packed.pack,

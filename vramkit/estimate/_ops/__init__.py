@@ -4,6 +4,7 @@ from vramkit.estimate._ops import (
     _attention,
     _collectives,
     _convolution,
+    _copies,
     _cudnn_rnn,
     _distance,
     _embedding,
@@ -30,7 +31,7 @@ from vramkit.estimate._ops._unknown import is_unknown
 RULES: dict[str, Rule] = {
     name: rule
     for family in (
-        *(_attention, _collectives, _convolution, _cudnn_rnn, _distance, _embedding),
+        *(_attention, _collectives, _convolution, _copies, _cudnn_rnn, _distance, _embedding),
         *(
             _embedding_bag,
             _fold,

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
-from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Plan, Step, Take, scratch
+from vramkit.estimate._ops._copies import copies
+from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Plan, Step, Take, scratch, size_of
 from vramkit.estimate._target import Target
 
 _HALF = (torch.float16, torch.bfloat16)
 _SEEDS = 256
 _BLOCK = 64
+_ALIGNED = 8
 _LOCKS = 16
 
 
@@ -136,7 +138,11 @@ def _cudnn_backward(call: Call) -> Plan:
     size = q.numel() * 4 + batch * heads * length * 4 + _SEEDS
     if k.shape[1] != heads:
         size += batch * heads * k.shape[2] * (k.shape[3] + v.shape[3]) * q.element_size()
-    return [Give(0), Give(1), Give(2), *scratch(size)]
+    births: list[Step] = [Give(0), Give(1), Give(2)]
+    gradient, out = call.args[0], call.args[4]
+    if gradient.stride() == out.stride():
+        return [*births, *scratch(size)]
+    return [*births, Take(size_of(gradient)), *scratch(size), Drop()]
 
 
 def _efficient_forward(_: Call) -> Plan:
@@ -148,7 +154,10 @@ def _flash_backward(call: Call) -> Plan:
     batch, heads, length, width = q.shape
     rows = batch * heads * -(-length // 128) * 128
     padded = -(-width // 32) * 32
-    return [Give(0), Give(1), Give(2), *scratch(rows * 4, rows * padded * 4)]
+    births: list[Step] = [Give(0), Give(1), Give(2)]
+    work = scratch(rows * 4, rows * padded * 4)
+    copied = copies(call.args[0].transpose(1, 2), call.args[4].transpose(1, 2))
+    return [*copied, *births, *work, Drop(len(copied))] if copied else [*births, *work]
 
 
 def _efficient_backward(call: Call) -> Plan:
@@ -160,11 +169,12 @@ def _efficient_backward(call: Call) -> Plan:
     blocks = batch * heads * -(-length // _BLOCK)
     columns = -(-width // 128) * 128 if width > _BLOCK else _BLOCK
     workspace = blocks * (_BLOCK * columns * 4 + _LOCKS)
-    tail: list[Step] = [Take(workspace), Drop(below=1), Drop()]
+    copied = copies(call.args[0].transpose(1, 2))
+    tail: list[Step] = [Take(workspace), Drop(below=1), Drop(), *[Drop()] * len(copied)]
     if q.dtype in _HALF:
-        return [*given, Take(rows), *tail]
+        return [*copied, *given, Take(rows), *tail]
     sums: list[Step] = [Take(out.numel() * 4), Take(rows), Take(rows), Drop(2, below=1)]
-    return [*given, *sums, *tail]
+    return [*copied, *given, *sums, *tail]
 
 
 def _safe_softmax(call: Call) -> Plan:
@@ -177,8 +187,8 @@ def _safe_softmax(call: Call) -> Plan:
 def efficient_mask(mask: Any, q: Any, k: Any) -> Any:
     """Return the mask as the memory-efficient kernel takes it: aligned, and expanded."""
     width = mask.shape[-1]
-    if width % 16 or mask.storage_offset():
-        mask = torch.nn.functional.pad(mask, (0, 16 - width % 16))[..., :width]
+    if any(stride % _ALIGNED for stride in mask.stride()[:-1]):
+        mask = torch.nn.functional.pad(mask, (0, _ALIGNED - width % _ALIGNED))[..., :width]
     return mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 

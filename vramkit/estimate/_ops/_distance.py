@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Step, Take, size_of
+from vramkit.estimate._ops._plan import Call, Drop, Give, Keep, Plan, Step, Take, size_of
 
 
 def _euclidean(call: Call) -> Plan:
@@ -19,7 +19,8 @@ def _euclidean(call: Call) -> Plan:
         for x in (first, second)
     ]
     plan += [Take(size_of(first)), wide[0], Drop(2, below=4), Drop(1, below=1)]
-    return [*plan, wide[1], Drop(2, below=2), Give(0), Drop(2)]
+    product: list[Step] = [Give(0), Keep("cuBLAS", call.target.cublas_bytes)]
+    return [*plan, wide[1], Drop(2, below=2), *product, Drop(2)]
 
 
 def _pdist_backward(call: Call) -> Plan:

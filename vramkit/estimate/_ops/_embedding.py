@@ -15,9 +15,13 @@ from vramkit.estimate._target import Target
 # Up to so many indices the gradient is made without sorting (ATen/native/cuda/Embedding.cu).
 _UNSORTED = 3072
 _ROWS_PER_THREAD = 10
-# Tables of 2 and of 32 rows were recorded with two partial sums a segment, one of 512 with all.
-_FEW_ROWS = 32
+_BLOCKS_PER_SM, _MOST_THREADS, _WARP = 4, 1024, 32
+_HALF = (torch.float16, torch.bfloat16)
 _INDEX = 8
+
+
+# A tensor, the places of its elements, and the values that are put there.
+Put = tuple[torch.Tensor, Sequence[torch.Tensor | None], torch.Tensor]
 
 
 def _embedding(call: Call) -> Plan:
@@ -42,12 +46,23 @@ def _embedding_backward(call: Call) -> Plan:
     plan += scratch(of_indices, scan_bytes(count, UNIQUE_TILE))
     plan += [Take(_INDEX * segments), Take(_INDEX * segments)]
     plan += scratch(scan_bytes(segments, WIDE_SUM_TILE))
-    width = 2 if int(rows) <= _FEW_ROWS else int(gradient.shape[-1])
-    sums = partial * width * 4
-    plan += [Take(_INDEX), Take(_INDEX * partial), Take(sums)]
+    width = int(gradient.shape[-1])
+    sums = [Take(partial * width * 4)]
+    if _adds_atomically(call.target, segments, partial, width):
+        whole = [Take(int(rows) * width * 4)] if gradient.dtype in _HALF else []
+        sums = [Take(_INDEX * partial), *whole]
+    plan += [Take(_INDEX), Take(_INDEX * partial), *sums]
     taken = sum(isinstance(step, Take) for step in plan)
     dropped = sum(step.count for step in plan if isinstance(step, Drop))
     return [*plan, Drop(taken - dropped)]
+
+
+def _adds_atomically(target: Target, segments: int, partial: int, width: int) -> bool:
+    """Few long segments would leave multiprocessors idle if they were added up one by one."""
+    warped = -(-width // _WARP) * _WARP
+    blocks = -(-segments * warped // min(warped, _MOST_THREADS))
+    few = blocks < target.multi_processors * _BLOCKS_PER_SM and partial > 4 * blocks
+    return few and not torch.are_deterministic_algorithms_enabled()
 
 
 def _index_put(call: Call) -> Plan:
@@ -55,20 +70,19 @@ def _index_put(call: Call) -> Plan:
     if not call.argument(3, "accumulate", False) or not indices:
         return []
     unsafe = bool(call.argument(4, "unsafe", False))
-    return index_put_plan(call.target, call.args[0], call.args[1], unsafe)
+    return index_put_plan(call.target, call.args[:3], unsafe=unsafe)
 
 
-def index_put_plan(
-    target: Target, tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], unsafe: bool
-) -> Plan:
+def index_put_plan(target: Target, put: Put, *, unsafe: bool, kept: int = 0) -> Plan:
     """Return what adding values at places takes.
 
     Args:
         target: The GPU.
-        tensor: What they are added to.
-        indices: The places in its first dimensions, None for all.
+        put: What they are added to, the places in its first dimensions, None for all, and they.
         unsafe: Whether something vouches for the indices, so that they are not compared first.
+        kept: How many blocks that were taken before are dropped once the places are added.
     """
+    tensor, indices, _ = put
     found = [index for index in indices if index is not None]
     checks: list[Step] = []
     if not unsafe:
@@ -83,7 +97,19 @@ def index_put_plan(
     # Places of the first indices, to which those of the others are added.
     places: list[Step] = [of_indices, of_indices, Drop()]
     places += [of_indices, of_indices, Drop(2, below=1)] * (len(found) - 1)
-    return [*checks, *places, *sorting, Drop(4)]
+    places += [Drop(kept, below=1)] if kept else []
+    values = _whole_values(put)
+    copied = [] if values.is_contiguous() else [Take(size_of(values))]
+    return [*checks, *places, *copied, *sorting, Drop(4 + len(copied))]
+
+
+def _whole_values(put: Put) -> torch.Tensor:
+    tensor, indices, values = put
+    found = [place for place, index in enumerate(indices) if index is not None]
+    shape = torch.broadcast_shapes(*(index.shape for index in indices if index is not None))
+    others = [n for place, n in enumerate(tensor.shape) if place not in found]
+    before = found[0] if found[-1] - found[0] == len(found) - 1 else 0
+    return values.expand(*others[:before], *shape, *others[before:])
 
 
 def _index_bits(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> int:

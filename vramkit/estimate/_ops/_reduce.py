@@ -197,6 +197,9 @@ def _reduction(call: Call) -> Plan:
     result = call.outputs[0]
     kernel = Kernel(_accumulator_bytes(result))
     staged = scratch(*staging(tensor, reduced, call.target, kernel))
+    if call.name in ("aten::max", "aten::min") and not tensor.is_contiguous():
+        staged = scratch(*staging(tensor.contiguous(), reduced, call.target, kernel))
+        return [Give(0), Take(size_of(tensor)), *staged, Drop()]
     if tensor.dtype == result.dtype or _reads_as_fp32(tensor, result):
         return staged
     # Other inputs are converted first, such as a mask that is counted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vramkit.estimate._ops._copies import copies
 from vramkit.estimate._ops._cub import (
     EXCLUSIVE_TILE,
     HALF_SUM_TILE,
@@ -51,7 +52,8 @@ def _scan(call: Call) -> Plan:
     whole = x.dim() > 0 and x.numel() == x.shape[dim] and x.is_contiguous()
     scan = scanning(x.numel(), result.element_size()) if whole else []
     if x.dtype == result.dtype:
-        return [Give(0), *scan]
+        copied = copies(x)
+        return [Give(0), *copied, *scan, *([Drop()] if copied else [])]
     return [Give(0), Take(size_of(result)), *scan, Drop()]
 
 

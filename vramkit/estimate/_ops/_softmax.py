@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from vramkit.estimate._ops._plan import Call, Plan, scratch, size_of
+import torch
+from torch._prims_common import compute_elementwise_output_strides
+
+from vramkit.estimate._ops._plan import Call, Drop, Give, Plan, Take, scratch, size_of
 
 
 def _backward(call: Call) -> Plan:
-    return scratch(size_of(call.args[0]))
+    """The kernel takes a contiguous product, which may get the gradient's strides."""
+    gradient, output = call.args[:2]
+    product = Take(size_of(gradient))
+    strides = compute_elementwise_output_strides(gradient, output)
+    if torch.empty_strided(gradient.shape, strides, device="meta").is_contiguous():
+        return scratch(product.size_bytes)
+    return [Give(0), product, product, Drop(2)]
 
 
 RULES = {"aten::_softmax_backward_data": _backward}
