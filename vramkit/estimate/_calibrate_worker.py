@@ -118,8 +118,11 @@ def measure_convolution(name: str) -> list[int]:
     import torch
 
     found = parse_signature(name)
-    layout = torch.channels_last if found["channels_last"] else torch.contiguous_format
     dtype = getattr(torch, found["dtype"])
+
+    layout = torch.contiguous_format
+    if found["channels_last"]:
+        layout = torch.channels_last_3d if len(found["x"]) == 5 else torch.channels_last
 
     def made(shape: list[int]) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device="cuda").contiguous(memory_format=layout)

@@ -33,6 +33,7 @@ from vramkit.estimate._ops import RULES, Call, Drop, Give, Host, Keep, Plan, Tak
 from vramkit.estimate._recorder import Block, Kind, Phase, Recorder
 from vramkit.estimate._rewrites import REWRITES
 from vramkit.estimate._shadow import Shadows, follows_from_finite
+from vramkit.estimate._strides import as_on_device
 from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
@@ -206,7 +207,7 @@ class Tracer(TorchDispatchMode):
             return known
         before = self.shadows.keep(func, args, kwargs)
         try:
-            out = func(*args, **kwargs)
+            out = as_on_device(func, args, func(*args, **kwargs))
         except _REFUSED as err:
             return self._guess(func, args, err)
         self.shadows.follow(func, args, kwargs, out, before)

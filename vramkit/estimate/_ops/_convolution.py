@@ -11,21 +11,21 @@ import math
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 
+from vramkit.estimate._ops._copies import copies
 from vramkit.estimate._ops._plan import (
     Call,
     Drop,
     Give,
     Plan,
     Step,
-    Take,
-    is_channels_last,
     scratch,
     size_of,
 )
 from vramkit.estimate._ops._reduce import staging
 
-_NHWC = torch.channels_last
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 # Bytes of workspaces that almost every channels-last engine asks for, and of an engine's state.
 _SMALL_WORKSPACE = 131
@@ -39,11 +39,25 @@ _MOST_SPLIT_WEIGHTS = 1 << 18
 def signature(x: torch.Tensor, w: torch.Tensor, call: Call) -> str:
     """Return the name under which a convolution's workspaces are kept."""
     stride, padding, dilation, transposed, more, groups = _geometry(call)
-    layout = "nhwc" if is_channels_last(x) or is_channels_last(w) else "nchw"
+    layout = "nhwc" if _is_nhwc(x) or _is_nhwc(w) else "nchw"
     sizes = "x".join(map(str, x.shape)), "x".join(map(str, w.shape))
     numbers = ",".join(str(n) for part in (stride, padding, dilation) for n in part)
     name = f"{sizes[0]} {sizes[1]} {numbers} {groups} {str(x.dtype)[6:]} {layout}"
     return f"{name} transposed {','.join(map(str, more))}" if transposed else name
+
+
+def _is_nhwc(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor lets cuDNN's channels-last engines run, gaps or not."""
+    if tensor.dim() not in _CHANNELS_LAST or tensor.is_contiguous():
+        return False
+    return suggest_memory_format(tensor) is _CHANNELS_LAST[tensor.dim()]
+
+
+def _copies(x: torch.Tensor, w: torch.Tensor, *tensors: torch.Tensor) -> list[Step]:
+    """Return the copies of tensors in the format that a convolution runs in."""
+    nhwc = _is_nhwc(x) or _is_nhwc(w)
+    kind = _CHANNELS_LAST[x.dim()] if nhwc else torch.contiguous_format
+    return copies(*tensors, taken=lambda each: each.is_contiguous(memory_format=kind))
 
 
 def _geometry(call: Call) -> tuple[Any, ...]:
@@ -59,7 +73,7 @@ def _workspace(kind: str, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, cal
     known = call.target.convolutions.get(name)
     if known is not None:
         return known[places[kind]]
-    nhwc = is_channels_last(x) or is_channels_last(w) or is_channels_last(y)
+    nhwc = _is_nhwc(x) or _is_nhwc(w) or _is_nhwc(y)
     if groups > 1 and x.shape[1] == groups:
         size = _depthwise_workspace(kind, x, w, nhwc=nhwc)
     elif nhwc:
@@ -117,37 +131,32 @@ def _padded(tensor: torch.Tensor) -> int:
 
 def _forward(call: Call) -> Plan:
     x, w = call.args[:2]
-    workspace = scratch(_workspace("forward", x, w, call.outputs[0], call))
-    plan: list[Step] = [Give(0), *_with_weight(x, w, workspace)]
-    return [Take(size_of(x)), *plan, Drop()] if _is_copied(x, w) else plan
-
-
-def _is_copied(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Tell whether an input that is not channels-last is copied for a weight that is."""
-    return x.dim() == 4 and is_channels_last(w) and not x.is_contiguous(memory_format=_NHWC)
+    workspace = _with_weight(x, w, scratch(_workspace("forward", x, w, call.outputs[0], call)))
+    copied = _copies(x, w, x)
+    return [*copied, Give(0), *workspace, *[Drop()] * len(copied)]
 
 
 def _with_weight(x: torch.Tensor, w: torch.Tensor, workspace: Plan) -> Plan:
-    """A weight that is not channels-last is copied for an input that is."""
-    if w.dim() != 4 or not is_channels_last(x) or w.is_contiguous(memory_format=_NHWC):
-        return workspace
-    return [Take(size_of(w)), *workspace, Drop()]
+    """The weight is copied, too, where it is not in the format."""
+    copied = _copies(x, w, w)
+    return [*copied, *workspace, Drop()] if copied else workspace
 
 
 def _backward(call: Call) -> Plan:
     dy, x, w = call.args[:3]
-    nhwc = is_channels_last(x) or is_channels_last(w)
-    # A gradient that comes in the other layout is copied first.
-    copies = nhwc and not is_channels_last(dy) and math.prod(dy.shape[2:]) > 1
-    plan: list[Step] = [Take(size_of(dy))] if copies else []
-    for place, kind in enumerate(("input", "weight")):
+    copied = _copies(x, w, dy)
+    plan: list[Step] = [*copied]
+    order = [(0, "input"), (1, "weight")]
+    if _geometry(call)[-1] == x.shape[1] > 1 and not (_is_nhwc(x) or _is_nhwc(w)):
+        order.reverse()  # PyTorch's own kernels of depthwise convolutions
+    for place, kind in order:
         if call.outputs[place] is not None:
             workspace: Plan = scratch(_workspace(kind, x, w, dy, call))
             workspace = _with_weight(x, w, workspace) if kind == "input" else workspace
             plan += [Give(place), *workspace]
-    plan += [Drop()] if copies else []
-    if call.outputs[1] is not None and _is_copied(x, w):
-        plan = [Take(size_of(x)), *plan, Drop()]
+    plan += [Drop()] * len(copied)
+    inputs = _copies(x, w, x) if call.outputs[1] is not None else []
+    plan = [*inputs, *plan, *[Drop()] * len(inputs)]
     if call.outputs[2] is not None:
         others = set(range(dy.dim())) - {1}
         plan += [Give(2), *scratch(*staging(dy, others, call.target))]
