@@ -68,3 +68,17 @@ def test_where_none_serves_the_step_is_refused() -> None:
         vramkit.estimate(step=_attention([_FLASH], torch.float32))
     found = vramkit.estimate(step=_attention([_FLASH, _MATH], torch.float32), steps=1)
     assert found.attention == {"math": 1}
+
+
+def test_masks_whose_columns_lie_apart_need_plain_products() -> None:
+    def make_step() -> Callable[[], object]:
+        parts = torch.empty(3, 2, 4, 64, 64, dtype=torch.bfloat16, device="cuda")
+        bias = torch.empty(64, 64, 4, dtype=torch.bfloat16, device="cuda").permute(2, 0, 1)
+
+        def step() -> object:
+            scaled_dot_product_attention(*parts, attn_mask=bias.contiguous())
+            return scaled_dot_product_attention(*parts, attn_mask=bias)
+
+        return step
+
+    assert vramkit.estimate(step=make_step, steps=1).attention == {"cudnn": 1, "math": 1}

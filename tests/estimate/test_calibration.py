@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from vramkit.errors import CalibrationError, InvalidArgumentError, UnsupportedDe
 from vramkit.estimate import _calibrate, calibrate, estimate, find_target
 from vramkit.estimate._calibrate_worker import between, dropped_at_once, parse_signature
 from vramkit.estimate._calibration import read_calibration, write_calibration
+from vramkit.estimate._targets import shipped_file
 from vramkit.estimate.config import Parallel, Training, estimate_training, read_model
 
 _SIGNATURE = "2x8x9x9 16x8x3x3 1,1,1,1,1,1 1 float32 nchw"
@@ -109,17 +111,16 @@ def test_measured_communicators_replace_assumed_ones(
     assert found.amount("communicators") == 500 + 2 * 100 + 40
 
 
-def test_what_is_shipped_has_the_same_format() -> None:
-    from vramkit.estimate._targets import _H100_FILE
-
-    assert read_calibration(_H100_FILE) == find_target("h100")
-    assert len(find_target("h100").convolutions) > 50
+@pytest.mark.parametrize("name", ["h100", "h200"])
+def test_what_is_shipped_has_the_same_format(name: str) -> None:
+    own, found = read_calibration(shipped_file(name)), find_target(name)
+    assert len(own.convolutions) > 50
+    assert own == dataclasses.replace(found, convolutions=own.convolutions)
+    assert found.convolutions.items() >= own.convolutions.items()
 
 
 def _whole(file: Path, **changes: Any) -> Path:
-    from vramkit.estimate._targets import _H100_FILE
-
-    values = {**json.loads(_H100_FILE.read_text(encoding="utf-8")), **changes}
+    values = {**json.loads(shipped_file("h100").read_text(encoding="utf-8")), **changes}
     file.write_text(json.dumps(values), encoding="utf-8")
     return file
 

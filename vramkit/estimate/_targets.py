@@ -21,9 +21,9 @@ _SMALL_WORKSPACE = 2 * 4096 * _KIB + 8 * 16 * _KIB
 
 
 _ASSUMED = (
-    "Only the H100 has been measured. For this GPU the number of multiprocessors is NVIDIA's, the "
-    "total memory is what PyTorch reports on such cards; convolution workspaces are assumed to be "
-    "like those of the H100, and the memory outside PyTorch's allocator to be 450 MiB to 1.6 GiB."
+    "Only the H100 and the H200 have been measured. For this GPU the number of multiprocessors is "
+    "NVIDIA's, the total memory is what PyTorch reports on such cards; convolution workspaces are "
+    "computed, and the memory outside PyTorch's allocator is assumed to be 450 MiB to 1.6 GiB."
 )
 
 
@@ -50,19 +50,32 @@ def _assumed(
         outside_high_bytes=1_600 * _MIB,
         cublas_bytes=_LARGE_WORKSPACE if large else _SMALL_WORKSPACE,
         assumed=_ASSUMED,
-        convolutions=_H100.convolutions if capability[0] == 9 else {},
     )
 
 
-# Measured, in the format of ``vramkit calibrate``.
-_H100_FILE = Path(__file__).parent / "_data" / "h100.json"
-_H100 = target_of(json.loads(_H100_FILE.read_text(encoding="utf-8")), str(_H100_FILE))
+def shipped_file(name: str) -> Path:
+    """Return the file of a GPU that was measured, in the format of ``vramkit calibrate``."""
+    return Path(__file__).parent / "_data" / f"{name}.json"
+
+
+def _measured(name: str) -> Target:
+    file = shipped_file(name)
+    return target_of(json.loads(file.read_text(encoding="utf-8")), str(file))
+
+
+def _with_convolutions(found: Target, others: Target) -> Target:
+    """A GPU with the workspaces of another one of its generation where it has none of its own."""
+    return replace(found, convolutions={**others.convolutions, **found.convolutions})
+
+
+_H100 = _measured("h100")
+_H200 = _with_convolutions(_measured("h200"), _H100)
 
 _ALL = (
     _H100,
+    _H200,
     _assumed("a100-40gb", "NVIDIA A100-SXM4-40GB", (8, 0), 108, 39.39, 40),
     _assumed("a100-80gb", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 79.25, 40),
-    _assumed("h200", "NVIDIA H200", (9, 0), 132, 139.8, 50),
     _assumed("b200", "NVIDIA B200", (10, 0), 148, 178.3, 126),
     _assumed("l4", "NVIDIA L4", (8, 9), 58, 22.03, 48),
     _assumed("l40s", "NVIDIA L40S", (8, 9), 142, 44.4, 96),
@@ -123,11 +136,9 @@ def find_target(target: str | os.PathLike[str] | Target) -> Target:
 
 
 def _calibrated(path: Path) -> Target:
-    """A calibrated GPU; what was measured on an H100 helps its generation with convolutions."""
+    """A calibrated GPU; what was measured before helps its generation with convolutions."""
     found = read_calibration(path)
-    if found.capability[0] != _H100.capability[0]:
-        return found
-    return replace(found, convolutions={**_H100.convolutions, **found.convolutions})
+    return _with_convolutions(found, _H200) if found.capability[0] == 9 else found
 
 
 def _plain(name: str) -> str:

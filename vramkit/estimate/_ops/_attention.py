@@ -96,7 +96,7 @@ def _cudnn_serves(target: Target, call: Attention) -> bool:
     fits = width % 8 == 0 and value_width % 8 == 0 and width <= 256 and value_width <= 256
     if not fits or q.dtype not in _HALF or k.shape[2] <= 1:
         return False
-    if call.mask is not None and call.mask.requires_grad:
+    if call.mask is not None and (call.mask.requires_grad or call.mask.stride(-1) != 1):
         return False
     return not (call.dropout and q.shape[2] == 1)
 
