@@ -150,3 +150,41 @@ def test_other_results_of_data_stay_unknown() -> None:
 
     with pytest.raises(UntraceableError, match=r"branches on|reads a value"):
         sizes(step)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 8), (4, 4, 4)])
+def test_a_guessed_mask_chooses_all_forward_and_backward(shape: tuple[int, ...]) -> None:
+    def make_step(choose: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Any]:
+        weight = torch.randn(shape, device="cuda", requires_grad=True)
+        return lambda: choose(weight * 2).sum().backward()
+
+    def by_mask(x: torch.Tensor) -> torch.Tensor:
+        return x[x > 0]
+
+    def by_known_mask(x: torch.Tensor) -> torch.Tensor:
+        return x[torch.ones(shape, dtype=torch.bool, device="cuda")]
+
+    guessed, known = (
+        trace(lambda chosen=chosen: make_step(chosen), target=_H100, steps=2, guess="allow")
+        for chosen in (by_mask, by_known_mask)
+    )
+    assert [block.size_bytes for block in guessed.blocks] == [
+        block.size_bytes for block in known.blocks
+    ]
+    assert {where.partition(" at ")[0] for where in guessed.guesses} == {
+        "aten::index.Tensor",
+        "aten::index_put",
+    }
+
+
+def test_a_guessed_mask_beside_other_indices_and_as_a_target() -> None:
+    def step() -> None:
+        x = torch.randn(2, 4, 4, device="cuda")
+        assert x[:, x[0] > 0].shape == (2, 16)
+        x[x > 0] = x[x > 0] * 2
+        x.index_put_((x[0] > 0,), torch.ones((), device="cuda"), accumulate=True)
+
+    found = trace(lambda: step, target=_H100, steps=1, guess="allow")
+    assert 4 * 2 * 16 in {block.size_bytes for block in found.blocks}
+    with pytest.raises(UntraceableError, match="whose size depends on the data"):
+        trace(lambda: step, target=_H100, steps=1)

@@ -61,7 +61,7 @@ _OF_SYNC_BATCH_NORM = ("aten::batch_norm_stats", "aten::batch_norm_elemt")
 def guess(func: Any, args: Any) -> Any:
     """Return a result that needs no less memory than the real one, or NotImplemented.
 
-    A condition holds, a number is one, and every element is selected.
+    A condition holds, a number is one, and every element is selected: masks choose by ``nonzero``.
     """
     if func is _aten._local_scalar_dense.default:
         dtype = args[0].dtype
@@ -71,18 +71,7 @@ def guess(func: Any, args: Any) -> Any:
     if func is _aten.nonzero.default:
         tensor = args[0]
         return tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.int64)
-    if func is _aten.masked_select.default:
-        shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
-        return args[0].new_empty(shape.numel())
-    if func is _aten.index.Tensor and _is_one_mask(args[1]):
-        mask = args[1][0]
-        return args[0].new_empty((mask.numel(), *args[0].shape[mask.dim() :]))
     return NotImplemented
-
-
-def _is_one_mask(indices: Any) -> bool:
-    first = indices[0] if len(indices) == 1 else None
-    return isinstance(first, torch.Tensor) and first.dtype in (torch.bool, torch.uint8)
 
 
 def refusal(func: Any, line: str, err: Exception, may_guess: bool) -> str:

@@ -1,7 +1,8 @@
-"""Indexing by masks whose values are known: as by the places that these choose.
+"""Indexing by masks: as by the places that these choose.
 
-PyTorch looks for the places, too, before it reads or writes them. A mask that depends on data is
-refused elsewhere, as the size of what it chooses is not known.
+PyTorch looks for the places, too, before it reads or writes them. A mask that depends on data
+chooses all places where guesses are allowed; elsewhere it is refused, as the size of what it
+chooses is not known.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vramkit.estimate._shadow import Shadows
 from vramkit.estimate._target import Target
 
 _aten = torch.ops.aten
+_OF_MASKS = (torch.bool, torch.uint8)
 
 
 class Runner(Protocol):
@@ -25,6 +27,7 @@ class Runner(Protocol):
 
     shadows: Shadows
     target: Target
+    may_guess: bool
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run it, without the births of its results."""
@@ -34,7 +37,7 @@ class Runner(Protocol):
 
 
 def index(runner: Runner, args: tuple[Any, ...]) -> Any:
-    """Run ``index``, or return NotImplemented where no mask is known."""
+    """Run ``index``, or return NotImplemented where it has no masks, or one that is not known."""
     found = _places(runner, args[1])
     if found is None:
         return NotImplemented
@@ -52,7 +55,7 @@ def masked_select(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, A
 
 
 def index_put(runner: Runner, args: tuple[Any, ...], *, unsafe: bool = False) -> Any:
-    """Run ``index_put_``, or return NotImplemented where no mask is known."""
+    """Run ``index_put_``, or return NotImplemented as ``index`` does, and where a mask is filled."""
     tensor, indices, values, *rest = args
     accumulates = bool(rest and rest[0])
     fills = values.numel() == 1 and not accumulates
@@ -74,13 +77,14 @@ def _places(
     runner: Runner, indices: Sequence[torch.Tensor | None]
 ) -> tuple[list[torch.Tensor | None], Plan] | None:
     """Return the indices without masks, and what finding their places takes and keeps."""
-    masks = [each for each in indices if each is not None and each.dtype == torch.bool]
-    if not masks or any(runner.shadows.of(mask) is None for mask in masks):
+    masks = [each for each in indices if each is not None and each.dtype in _OF_MASKS]
+    known = runner.may_guess or all(runner.shadows.of(mask) is not None for mask in masks)
+    if not masks or not known:
         return None
     found: list[torch.Tensor | None] = []
     plan: list[Step] = []
     for each in indices:
-        if each is None or each.dtype != torch.bool:
+        if each is None or each.dtype not in _OF_MASKS:
             found.append(each)
             continue
         places = runner.run(_aten.nonzero.default, (each,), {})

@@ -30,10 +30,12 @@ class Runner(Protocol):
     Attributes:
         shadows: Values that are known without data.
         target: The GPU.
+        may_guess: Whether results that depend on data may be guessed.
     """
 
     shadows: Shadows
     target: Target
+    may_guess: bool
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run it, without the births of its results."""

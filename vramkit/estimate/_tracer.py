@@ -287,7 +287,7 @@ class Tracer(TorchDispatchMode):
         guessed = _guesses.guess(func, args) if self.may_guess else NotImplemented
         if guessed is NotImplemented:
             raise UntraceableError(_guesses.refusal(func, line, err, self.may_guess)) from err
-        self.guesses[f"{func.name()} at {line}"] += 1
+        self.guesses[f"{self._operator} at {line}"] += 1
         return guessed
 
     def _record(self, args: Any, kwargs: Any, out: Any) -> None:
