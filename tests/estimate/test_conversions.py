@@ -366,3 +366,23 @@ def test_whose_files_are_changed() -> None:
         code = getattr(foreign, "__code__", None) or foreign.__call__.__code__
         assert not is_own(code.co_filename)
     assert not is_own("<frozen importlib._bootstrap>")
+
+
+def test_models_and_losses_of_functions_read_their_numbers() -> None:
+    seen: list[float] = []
+
+    class Logging(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(float(x.sum()))
+            return x * 2
+
+    def loss(output: torch.Tensor) -> torch.Tensor:
+        found = output.mean()
+        seen.append(float(found))
+        return found
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Logging())
+    found = estimate(model, torch.empty(2, 8), loss=loss, steps=1)
+    assert len(seen) == 2
+    assert all(map(isnan, seen))
+    assert found.guesses == {}

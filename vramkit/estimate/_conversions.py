@@ -42,6 +42,7 @@ _FOREIGN = tuple(
 _WRAPPERS = (
     *(property, staticmethod, classmethod, MethodType, functools.partial, functools.partialmethod),
     *(functools.cached_property, functools.singledispatchmethod, functools._lru_cache_wrapper),
+    torch.nn.Module,
 )
 _CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, frozenset)
 # Of containers with more members, nothing is looked at: they are data.
@@ -158,7 +159,7 @@ def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
     """Functions in modules of the program, and those that these and ``start`` refer to."""
     seen: dict[int, Any] = {}
     # The nearest first, as there may be more objects than can be asked in a short time.
-    todo = deque([start, *sys.modules.values()])
+    todo = deque([start, *_held_by(start), *sys.modules.values()])
     while todo and len(seen) < _MOST_OBJECTS:
         each = todo.popleft()
         if id(each) in seen:
@@ -167,6 +168,11 @@ def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
         if type(each) is FunctionType and is_own(each.__code__.co_filename):
             yield each
         todo += _inside(each)
+
+
+def _held_by(start: Callable[..., Any]) -> list[Any]:
+    """Model, loss and others of a recipe, whose own class is vramkit's."""
+    return list(getattr(getattr(start, "__self__", None), "__dict__", {}).values())
 
 
 def _inside(each: Any) -> list[Any]:

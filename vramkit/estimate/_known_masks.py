@@ -55,7 +55,7 @@ def masked_select(runner: Runner, _: Any, args: tuple[Any, ...], __: dict[str, A
 
 
 def index_put(runner: Runner, args: tuple[Any, ...], *, unsafe: bool = False) -> Any:
-    """Run ``index_put_``, or return NotImplemented as ``index`` does, and where a mask is filled."""
+    """Run ``index_put_``, or return NotImplemented as ``index`` does, and where it fills."""
     tensor, indices, values, *rest = args
     accumulates = bool(rest and rest[0])
     fills = values.numel() == 1 and not accumulates
