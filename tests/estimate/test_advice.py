@@ -110,3 +110,23 @@ def test_a_batch_that_is_too_small_for_the_model_is_no_answer() -> None:
     none = found.advice("1MiB")
     assert none.largest_batch == 0
     assert none.failed[-1].startswith("a batch of 1 (ValueError: Expected more than 1 value")
+
+
+def test_values_that_steer_a_model_stay_known_in_a_smaller_batch() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4096, 4096)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            chosen: torch.Tensor = x[mask.bool()] if not mask.all() else x
+            return torch.nn.functional.gelu(self.layer(chosen))
+
+    mask = torch.tensor([1, 0]).repeat(1024)
+    found = vramkit.estimate(
+        Model(), {"x": torch.empty(2048, 4096), "mask": mask}, optimizer="sgd", steps=1
+    )
+    advice = found.advice(found.device_bytes - 30 * _MIB)
+    assert not advice.failed
+    assert "halve the batch to 1,024" in {each.change for each in advice.proposals if each.fits}
+    assert advice.largest_batch

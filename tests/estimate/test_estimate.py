@@ -201,8 +201,23 @@ def test_wrong_arguments_are_refused() -> None:
         vramkit.estimate(_layers(), step=lambda: lambda: None)
     with pytest.raises(InvalidArgumentError, match="optimizer 'lion' is unknown; known are adam"):
         vramkit.estimate(_layers(), torch.empty(1), optimizer="lion")
-    with pytest.raises(ArgumentTypeError, match="a function that returns int"):
+    with pytest.raises(ArgumentTypeError, match=r"a function that returns int; .* as step="):
         vramkit.estimate(lambda: 3, torch.empty(1))
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        (lambda _: None, "NoneType"),
+        (lambda output: output.sum().item(), "a number"),
+        (lambda output: int(output.sum()), "a number"),
+        (lambda _: 1.0, "a number"),
+        (lambda output: (output.sum(), output), "tuple"),
+    ],
+)
+def test_a_loss_that_is_no_tensor_is_refused(loss: Callable[[Any], Any], kind: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=f"loss must return a tensor, .* got {kind}; "):
+        vramkit.estimate(_layers(16), torch.empty(8, 16), loss=loss)
 
 
 def test_labels_on_the_cpu_are_refused_with_what_to_do() -> None:
@@ -232,6 +247,29 @@ def test_an_optimizer_updates_the_parameters_that_it_has() -> None:
     all_of_them = vramkit.estimate(model, sample, optimizer=torch.optim.Adam(model.parameters()))
     state = (found.peak.by_kind["optimizer state"], all_of_them.peak.by_kind["optimizer state"])
     assert state == (2 * 4 * (1024 + 1) * 1024, 4 * 2 * 4 * (1024 + 1) * 1024)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adafactor],
+)
+def test_an_optimizer_counts_as_its_class_does(kind: type[torch.optim.Optimizer]) -> None:
+    model, sample = _layers(16), torch.empty(8, 16)
+    own, by_class = (
+        vramkit.estimate(model, sample, optimizer=each)
+        for each in (kind(model.parameters()), kind)  # type: ignore[call-arg]
+    )
+    assert own.peak_requested_bytes == by_class.peak_requested_bytes
+
+
+def test_an_optimizer_with_any_options_keeps_its_defaults() -> None:
+    class Own(torch.optim.SGD):
+        def __init__(self, params: Any, **options: Any) -> None:
+            super().__init__(params, **options)
+
+    model, sample = _layers(), torch.empty(8, 1024)
+    found = vramkit.estimate(model, sample, optimizer=Own(model.parameters(), lr=0.1, momentum=0.9))
+    assert found.peak.by_kind["optimizer state"] == 4 * 4 * (1024 + 1) * 1024
 
 
 def test_the_groups_of_an_optimizer_keep_their_options() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -73,7 +74,7 @@ def optimizer_factory(
         if optimizer not in _BY_NAME:
             raise InvalidArgumentError(
                 f"optimizer {optimizer!r} is unknown; known are {', '.join(_BY_NAME)}, or pass a "
-                "function of the parameters"
+                "function of the parameters, such as torch.optim.Adafactor"
             )
         return _BY_NAME[optimizer]
     if isinstance(optimizer, torch.optim.Optimizer):
@@ -89,7 +90,7 @@ def optimizer_factory(
 def _like(optimizer: torch.optim.Optimizer, model: object) -> Factory:
     """Make optimizers of the same class whose groups hold the same places among the parameters."""
     kind: Any = type(optimizer)
-    defaults = dict(optimizer.defaults)
+    defaults = _arguments_of(kind, optimizer.defaults)
     known = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
     places = {id(parameter): place for place, parameter in enumerate(known)}
     groups = []
@@ -109,3 +110,11 @@ def _like(optimizer: torch.optim.Optimizer, model: object) -> Factory:
         return made
 
     return make
+
+
+def _arguments_of(kind: type, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that can be passed: AdamW's have one that only Adam takes."""
+    taken = inspect.signature(kind).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
+        return dict(defaults)
+    return {name: value for name, value in defaults.items() if name in taken}

@@ -16,6 +16,7 @@ from vramkit.errors import ArgumentTypeError, InvalidArgumentError
 from vramkit.estimate._attribution import line_of_error
 from vramkit.estimate._fake_device import patched
 from vramkit.estimate._optimizers import Factory
+from vramkit.estimate._readings import Reading
 from vramkit.estimate._samples import check_called_without
 
 _MOST_SHADOWED = 1 << 16
@@ -91,10 +92,11 @@ class Recipe:
         shape = list(leaf.shape)
         if self.batch is not None and shape and shape[0] == self.sample_batch:
             shape[0] = self.batch
-        same = shape == list(leaf.shape)
+        within = not shape or shape[0] <= leaf.shape[0]
         small = leaf.numel() <= _MOST_SHADOWED and leaf.device.type == "cpu"
-        if same and small and not leaf.is_floating_point():  # such values may steer the model
-            return torch.tensor(leaf.tolist(), dtype=leaf.dtype, device="cuda")
+        if within and small and not leaf.is_floating_point():  # such values may steer the model
+            values = leaf[: shape[0]] if shape else leaf
+            return torch.tensor(values.tolist(), dtype=leaf.dtype, device="cuda")
         placed = torch.empty(
             shape, dtype=leaf.dtype, device="cuda", memory_format=self._format(leaf)
         )
@@ -128,7 +130,7 @@ class Recipe:
 def _called_on_device(loss: Callable[[Any], torch.Tensor], output: Any) -> torch.Tensor:
     """Labels that the function brings stay where they are; a real output may be there too."""
     try:
-        return loss(output)
+        found: object = loss(output)
     except RuntimeError as err:
         if _MIXED_DEVICES not in str(err):
             raise
@@ -137,6 +139,13 @@ def _called_on_device(loss: Callable[[Any], torch.Tensor], output: Any) -> torch
             "which is on 'cuda' here, wherever the model was; move them inside the loss, as in "
             "F.cross_entropy(o, y.to(o.device))"
         ) from err
+    if isinstance(found, torch.Tensor):
+        return found
+    kind = "a number" if isinstance(found, Reading | int | float) else type(found).__name__
+    raise ArgumentTypeError(
+        f"loss must return a tensor, whose backward() is called, got {kind}; return the loss "
+        "itself, without item() or float()"
+    )
 
 
 def checkpoint_blocks(model: torch.nn.Module) -> int:
@@ -176,7 +185,7 @@ def _on_device(model: torch.nn.Module | Callable[[], torch.nn.Module]) -> torch.
     if not isinstance(made, torch.nn.Module):
         raise ArgumentTypeError(
             "model must be a module or a function that returns one, got a function that returns "
-            f"{type(made).__name__}"
+            f"{type(made).__name__}; a function that returns a step is passed as step="
         )
     return made.to("cuda")
 
