@@ -359,6 +359,7 @@ def test_collections_share_tables() -> None:
         ({"optimizer": "sgd", "lr": -1.0}, InvalidArgumentError, "lr must be finite and not"),
         ({"optimizer": "sgd", "lr": "x"}, ArgumentTypeError, "lr must be a number, got 'x'"),
         ({"optimizer": "sgd", "dtype": torch.float64}, InvalidArgumentError, "dtype must be"),
+        ({"optimizer": "sgd", "dtype": "int8"}, InvalidArgumentError, "dtype must .* got 'int8'"),
         ({"optimizer": "sgd", "placement": "disk"}, InvalidArgumentError, "placement must be"),
         ({"optimizer": "sgd", "when_full": "drop"}, InvalidArgumentError, "when_full must be"),
         ({"optimizer": "sgd", "when_full": "error"}, InvalidArgumentError, "grows without a"),

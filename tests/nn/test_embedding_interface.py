@@ -113,6 +113,7 @@ def table_mark(dump: dict[str, torch.Tensor]) -> int:
     ("since", "error", "text"),
     [
         (-3, InvalidArgumentError, "since must be an earlier dump, its mark, or -1.*got -3"),
+        (9, InvalidArgumentError, "since is the mark 9, and the table is at .*dump of all rows"),
         (1 << 64, InvalidArgumentError, "a mark is at most 4294967295"),
         (1.0, ArgumentTypeError, r"an earlier dump or int\(dump\['counters'\]\[1\]\), got float"),
         ({"keys": torch.ones(1)}, InvalidArgumentError, "a dump without 'counters'; it has"),
@@ -121,6 +122,11 @@ def table_mark(dump: dict[str, torch.Tensor]) -> int:
 def test_marks_that_are_none(since: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         _table().changes(since)
+
+
+def test_what_is_no_dump_is_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"what changes\(\) returned, got NoneType"):
+        _table().apply_changes(None)  # type: ignore[arg-type]
 
 
 def test_changes_of_another_width() -> None:

@@ -348,7 +348,7 @@ class EmbeddingModule(nn.Module):
         Raises:
             ArgumentTypeError: ``since`` is neither a dump nor an integer.
             InvalidArgumentError: The module has no fused optimizer, the dump has no mark, or
-                ``since`` is less than -1.
+                ``since`` is less than -1 or a mark that the table has not reached.
 
         Example:
             >>> import torch, vramkit
@@ -369,10 +369,15 @@ class EmbeddingModule(nn.Module):
         or later: from dumps or a state dict of it, with no training, loading or reset in between.
 
         Raises:
+            ArgumentTypeError: ``changes`` is no dump.
             InvalidArgumentError: The dump does not fit the table, or does not follow its state.
             TableFullError: The budget holds fewer rows.
         """
         table = self._fused("apply_changes()")
+        if not isinstance(changes, Mapping):
+            raise ArgumentTypeError(
+                f"changes must be what changes() returned, got {type(changes).__name__}"
+            )
         self._replace(table, with_changes(table, changes))
 
     def _save_to_state_dict(

@@ -44,8 +44,18 @@ def state_of(table: Table) -> dict[str, Tensor]:
 
 
 def changes_of(table: Table, since: int) -> dict[str, Tensor]:
-    """Return the rows changed after a clock, that clock, and the keys of all rows."""
+    """Return the rows changed after a clock, that clock, and the keys of all rows.
+
+    Raises:
+        InvalidArgumentError: The table has not reached this clock.
+    """
     dump = table.dump(since, with_present=True)
+    reached = int(dump.counters[1])
+    if since > reached:
+        raise InvalidArgumentError(
+            f"since is the mark {since:,}, and the table is at {reached:,}: the mark is of another "
+            "table, or of a later state of this one; take a dump of all rows, changes()"
+        )
     marks = {"present": dump.present, "since": torch.tensor(since, device="cpu")}
     return _state(table, dump) | marks
 

@@ -164,7 +164,7 @@ def table_config(
     kind = torch.get_default_dtype() if dtype is None else dtype
     if kind not in ROW_TYPES:
         raise InvalidArgumentError(
-            f"dtype must be float32, bfloat16, float16 or int8 for a fused table, got {kind}"
+            f"dtype must be float32, bfloat16, float16 or int8 for a fused table, got {kind!r}"
         )
     config = TableConfig(
         rows=rows,
