@@ -184,3 +184,10 @@ def test_a_budget_of_another_gpu_is_told(program: Path, capsys: pytest.CaptureFi
     assert "fits the budget. The budget is the memory of rtx4090; all" in capsys.readouterr().out
     assert main(["estimate", "--config", "llama-3.2-1b", "--budget", "rtx4090"]) == 0
     assert "- The budget is the memory of rtx4090; all" in capsys.readouterr().out
+
+
+def test_bad_usage_is_told_in_three_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "train.py:make_step", "--steps", "0"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "usage: vramkit estimate [-h] [options] FILE:FUNCTION"
+    assert told[2:] == ["vramkit estimate: argument --steps: must be at least 1, got 0"]

@@ -24,10 +24,15 @@ _TRACED: dict[str, Any] = {"steps": 3, "guess": "refuse", "alloc_conf": "", "wor
 _FILES = ("timeline", "events")
 
 
+# Without the fifty options, so that a message about one of them can be found below.
+_USAGE = "%(prog)s [-h] [options] FILE:FUNCTION\n       %(prog)s [-h] [options] --config FILE|NAME"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``vramkit estimate``."""
     from vramkit.estimate.config import _command
 
+    parser.usage = _USAGE
     parser.add_argument(
         "step",
         nargs="?",
