@@ -97,6 +97,11 @@ def test_the_table_and_its_html(trained: Estimate) -> None:
     assert page.count("<table>") == 4
 
 
+def test_few_parameters_are_counted_exactly() -> None:
+    found = vramkit.estimate(_layers(16), torch.empty(8, 16), steps=1)
+    assert str(found).startswith("1 step on NVIDIA H100 80GB HBM3, 1,088 parameters\n")
+
+
 def test_json_holds_the_figures(trained: Estimate) -> None:
     report = json.loads(trained.json())
     assert report["device_bytes"] == trained.device_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,15 @@ def test_another_thread_of_the_step_is_refused() -> None:
     for steps in (1, 2):
         with pytest.raises(UntraceableError, match="computes in a thread of its own"):
             traced(make_step, steps)
+
+
+def test_a_thread_that_makes_tensors_is_refused() -> None:
+    def step() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(torch.ones, 8, device="cuda").result()
+
+    with pytest.raises(UntraceableError, match=r"on 'cuda' where .* thread that runs the step"):
+        traced(lambda: step)
 
 
 def test_a_step_that_does_not_run_is_refused() -> None:

@@ -44,6 +44,10 @@ _EXPLAINED = {
         "makes a nested tensor, or another one whose size depends on the data",
         "use padded tensors in the estimated step",
     ),
+    "with arguments from the 'CUDA' backend": (
+        "puts a tensor on 'cuda' where the trace does not see it, as in a thread of its own",
+        "compute in the thread that runs the step",
+    ),
     "Backend doesn't support create a new Stream": (
         "makes a torch.Stream, which is not simulated",
         "use torch.cuda.Stream in the estimated step",

@@ -24,11 +24,11 @@ Row = tuple[str, int, str]
 
 def title(estimate: Estimate) -> str:
     """Return what was estimated, in a line."""
-    millions = estimate.parameters / 1e6
-    return (
-        f"{counted(estimate.steps, 'step')} on {estimate.target.title}, "
-        f"{millions:,.1f} M parameters"
+    number = estimate.parameters
+    parameters = (
+        f"{number / 1e6:,.1f} M parameters" if number >= 10**5 else counted(number, "parameter")
     )
+    return f"{counted(estimate.steps, 'step')} on {estimate.target.title}, {parameters}"
 
 
 def to_text(estimate: Estimate) -> str:
