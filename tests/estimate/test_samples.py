@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vramkit
-from vramkit.errors import ArgumentTypeError
+from vramkit.errors import ArgumentTypeError, UntraceableError
 
 
 class _Own(torch.nn.Module):
@@ -52,3 +52,15 @@ def test_tuples_are_positional_and_dicts_keyword_arguments() -> None:
     positional = vramkit.estimate(model, x)
     by_name = vramkit.estimate(model, {"input1": x[0], "input2": x[1]})
     assert positional.peak_requested_bytes == by_name.peak_requested_bytes > 0
+
+
+def test_values_of_a_large_mask_are_known() -> None:
+    class Masked(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return x * 2 if mask.all() else x
+
+    mask = torch.ones(32, 8192, dtype=torch.long)
+    found = vramkit.estimate(Masked(), {"x": torch.empty(4), "mask": mask}, steps=1)
+    assert found.guesses == {}
+    with pytest.raises(UntraceableError, match="reads a value that depends on the data"):
+        vramkit.estimate(Masked(), {"x": torch.empty(4), "mask": mask.repeat(8, 1)}, steps=1)

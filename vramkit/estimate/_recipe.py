@@ -18,8 +18,8 @@ from vramkit.estimate._fake_device import patched
 from vramkit.estimate._optimizers import Factory
 from vramkit.estimate._readings import Reading
 from vramkit.estimate._samples import check_called_without
+from vramkit.estimate._shadow import MOST_WHOLE
 
-_MOST_SHADOWED = 1 << 16
 _MIXED_DEVICES = "Expected all tensors to be on the same device"
 
 
@@ -93,7 +93,7 @@ class Recipe:
         if self.batch is not None and shape and shape[0] == self.sample_batch:
             shape[0] = self.batch
         within = not shape or shape[0] <= leaf.shape[0]
-        small = leaf.numel() <= _MOST_SHADOWED and leaf.device.type == "cpu"
+        small = leaf.numel() <= MOST_WHOLE and leaf.device.type == "cpu"
         if within and small and not leaf.is_floating_point():  # such values may steer the model
             values = leaf[: shape[0]] if shape else leaf
             return torch.tensor(values.tolist(), dtype=leaf.dtype, device="cuda")

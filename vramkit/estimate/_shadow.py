@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 _aten = torch.ops.aten
 
 # Elements up to which values are computed: of numbers, and of integers and truths, as in masks.
-_MOST_ELEMENTS, _MOST_WHOLE = 1 << 16, 1 << 20
+_MOST_ELEMENTS, MOST_WHOLE = 1 << 16, 1 << 20
 _NAME = "_vramkit_shadow"
 # Elements of a tensor of truths up to which all() and any() of it are computed.
 _MOST_TRUTHS = 1 << 26
@@ -230,7 +230,7 @@ class Shadows:
 
 def _most_elements(tensor: torch.Tensor) -> int:
     numbers = tensor.is_floating_point() or tensor.is_complex()
-    return _MOST_ELEMENTS if numbers else _MOST_WHOLE
+    return _MOST_ELEMENTS if numbers else MOST_WHOLE
 
 
 def _any_of_shape(tensor: torch.Tensor) -> torch.Tensor:
