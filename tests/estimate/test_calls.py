@@ -139,3 +139,17 @@ def test_other_threads_write_what_they_save(tmp_path: Path) -> None:
 
     trace(lambda: step, target=find_target("h100"), steps=1)
     assert torch.load(tmp_path / "other.pt") == {"epoch": 3}
+
+
+def test_other_errors_of_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def step() -> None:
+        thread = threading.Thread(target=int, args=("x",))
+        thread.start()
+        thread.join()
+        torch.ones(8, device="cuda")
+
+    trace(lambda: step, target=find_target("h100"), steps=1)
+    assert [each.exc_type for each in told] == [ValueError]

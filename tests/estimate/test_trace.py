@@ -355,13 +355,20 @@ def test_another_thread_of_the_step_is_refused() -> None:
             traced(make_step, steps)
 
 
-def test_a_thread_that_makes_tensors_is_refused() -> None:
-    def step() -> None:
+def test_a_thread_that_makes_tensors_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    def in_a_pool() -> None:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(torch.ones, 8, device="cuda").result()
 
-    with pytest.raises(UntraceableError, match=r"on 'cuda' where .* thread that runs the step"):
-        traced(lambda: step)
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=lambda: torch.ones(8, device="cuda"))
+        thread.start()
+        thread.join()
+
+    for step in (in_a_pool, in_a_thread):
+        with pytest.raises(UntraceableError, match=r"on 'cuda' where .* thread that runs the step"):
+            traced(lambda step=step: step)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_step_that_does_not_run_is_refused() -> None:

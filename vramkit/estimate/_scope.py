@@ -23,6 +23,7 @@ from vramkit.estimate._compilers import dynamo_undisturbed, scripts_know
 from vramkit.estimate._conversions import conversions_read
 from vramkit.estimate._fake_device import exchanged, fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
+from vramkit.estimate._guesses import refusal_of
 from vramkit.estimate._recurrent import flatten_parameters
 from vramkit.estimate._rewrites import operators_of_cuda
 from vramkit.estimate._settings import settings_kept
@@ -69,6 +70,7 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
         # The exception tells it; the log would print the whole stack besides.
         scope.enter_context(patched(fake_tensor.log, disabled=True))
         scope.enter_context(patched(FakeTensor, __torch_dispatch__=_only_here(tracer)))
+        scope.enter_context(patched(threading, excepthook=_hook_of_threads(tracer)))
         scope.enter_context(torch.random.fork_rng(devices=()))
         scope.enter_context(torch.autograd.set_multithreading_enabled(False))
         scope.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -160,6 +162,21 @@ def _only_here(tracer: Tracer) -> Any:
         return real(func, types, args, kwargs or {})
 
     return classmethod(dispatch)
+
+
+def _hook_of_threads(tracer: Tracer) -> Callable[[threading.ExceptHookArgs], None]:
+    """Threads that make tensors on the GPU, which no fake sees, end with an error of PyTorch's."""
+    real = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        err = args.exc_value
+        reason = refusal_of(err) if isinstance(err, NotImplementedError) else None
+        if reason is None:
+            real(args)
+        else:
+            tracer.refuse(UntraceableError(reason))
+
+    return hook
 
 
 @contextlib.contextmanager
