@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,22 @@ def test_a_shape_is_no_sample(shape: Any) -> None:
 def test_arrays_are_no_samples(sample: Any) -> None:
     with pytest.raises(ArgumentTypeError, match=r"NumPy array; .* torch\.from_numpy\(array\)"):
         vramkit.estimate(torch.nn.Linear(3, 3), sample)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_numbers_are_no_tensors(kind: type[Any]) -> None:
+    sample = kind({"input": [[1, 2, 3], [4, 5, 6]]})
+    with pytest.raises(ArgumentTypeError, match=r"lists of numbers .* return_tensors='pt'"):
+        vramkit.estimate(torch.nn.Embedding(8, 3), sample)
+
+
+def test_another_mapping_holds_keyword_arguments_too() -> None:
+    model, sample = torch.nn.Linear(4, 4), {"input": torch.empty(8, 4)}
+    found = vramkit.estimate(model, UserDict(sample), optimizer="sgd")
+    by_name = vramkit.estimate(model, sample, optimizer="sgd")
+    assert found.peak_requested_bytes == by_name.peak_requested_bytes
+    changed = found.advice(found.device_bytes + 1)
+    assert not changed.failed
 
 
 def test_tuples_are_positional_and_dicts_keyword_arguments() -> None:

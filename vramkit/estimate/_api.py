@@ -29,7 +29,7 @@ from vramkit.estimate._peak import find_peak
 from vramkit.estimate._ranks import is_all_to_all
 from vramkit.estimate._recipe import Recipe
 from vramkit.estimate._recorder import Trace
-from vramkit.estimate._samples import check_sample
+from vramkit.estimate._samples import checked_sample
 from vramkit.estimate._target import Target
 from vramkit.estimate._targets import find_target
 from vramkit.estimate._trace import Guess, Progress, trace
@@ -176,7 +176,6 @@ def _check_tracing(steps: object, alloc_conf: object, progress: object) -> None:
 
 
 def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
-    check_sample(sample)
     optimizer, loss = options.get("optimizer"), options.get("loss")
     train, autocast = options.get("train"), options.get("autocast")
     if loss is not None and not callable(loss):
@@ -187,7 +186,7 @@ def _recipe(model: Any, sample: Any, options: ModelOptions) -> Recipe:
         raise _wrong("autocast", autocast, "a dtype such as torch.bfloat16")
     return Recipe(
         model=_checked_model(model),
-        sample=sample,
+        sample=checked_sample(sample),
         optimizer=optimizer_factory(optimizer, model) if optimizer is not None else None,
         loss=loss,
         trains=(optimizer is not None or loss is not None) if train is None else train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,25 +13,37 @@ from torch.utils._pytree import tree_leaves
 from vramkit.errors import ArgumentTypeError
 
 
-def check_sample(sample: Any) -> None:
-    """Refuse shapes and NumPy arrays.
+def checked_sample(sample: Any) -> Any:
+    """Refuse shapes, NumPy arrays and lists of numbers.
 
     Args:
         sample: What was given as ``sample_input``.
 
+    Returns:
+        The same; a dict for another mapping, such as the batch that a tokenizer returns.
+
     Raises:
-        ArgumentTypeError: It is a shape, or holds an array.
+        ArgumentTypeError: It is a shape, holds an array, or lists of numbers in place of tensors.
     """
+    sample = dict(sample) if isinstance(sample, Mapping) else sample
     if isinstance(sample, tuple | list) and sample and all(type(each) is int for each in sample):
         shape = ", ".join(map(str, sample))
         raise ArgumentTypeError(
             f"sample_input is a {type(sample).__name__} of integers, ({shape}); if it is the shape "
             f"of the input, pass torch.empty({shape}), as a tuple holds positional arguments"
         )
-    if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(sample)):
+    leaves = tree_leaves(sample)
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
         raise ArgumentTypeError(
             "sample_input holds a NumPy array; pass tensors, such as torch.from_numpy(array)"
         )
+    parts = sample.values() if isinstance(sample, dict) else ()
+    if any(isinstance(each, list) for each in parts) and all(type(leaf) is int for leaf in leaves):
+        raise ArgumentTypeError(
+            "sample_input holds lists of numbers and no tensor; pass tensors, as a tokenizer "
+            "returns them with return_tensors='pt'"
+        )
+    return sample
 
 
 def check_called_without(model: torch.nn.Module) -> None:
