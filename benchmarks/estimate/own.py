@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +15,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.estimate.own_second import SECOND
-
-Step = Callable[[], Any]
-MakeStep = Callable[[], Step]
+from benchmarks.estimate.training import MakeStep, Step, functions, training
 
 _BF16 = torch.bfloat16
-
-
-def _training(
-    loss_of: Callable[[], Tensor],
-    optimizer: torch.optim.Optimizer,
-    *,
-    autocast: bool = False,
-    clip: bool = False,
-) -> Step:
-    """One step: loss, backward, clipping, update."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-
-    def step() -> None:
-        with torch.autocast("cuda", _BF16, enabled=autocast):
-            loss = loss_of()
-        loss.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def _mlp(*widths: int) -> nn.Sequential:
@@ -101,7 +75,7 @@ def recommender() -> Step:
         item = functional.normalize(towers[1](items(wanted)), dim=-1)
         return functional.cross_entropy(user @ item.t() / 0.05, target)
 
-    return _training(loss_of, torch.optim.SGD(parameters, 0.1, momentum=0.9))
+    return training(loss_of, torch.optim.SGD(parameters, 0.1, momentum=0.9))
 
 
 def dlrm() -> Step:
@@ -121,7 +95,7 @@ def dlrm() -> Step:
         logits = top(torch.cat([x, pairs], 1)).squeeze(1)
         return functional.binary_cross_entropy_with_logits(logits, clicks)
 
-    return _training(loss_of, torch.optim.Adagrad(parameters, 0.01))
+    return training(loss_of, torch.optim.Adagrad(parameters, 0.01))
 
 
 class _Residual(nn.Module):
@@ -178,7 +152,7 @@ def diffusion() -> Step:
         share = at[:, None, None, None]
         return functional.mse_loss(model(share * images + (1 - share) * noise, at), noise)
 
-    return _training(loss_of, torch.optim.AdamW(model.parameters(), 1e-4), autocast=True, clip=True)
+    return training(loss_of, torch.optim.AdamW(model.parameters(), 1e-4), autocast=_BF16, clip=1.0)
 
 
 class Conformer(nn.Module):
@@ -220,7 +194,7 @@ def speech() -> Step:
     def loss_of() -> Tensor:
         return functional.cross_entropy(model(frames).flatten(0, 1), labels.flatten())
 
-    return _training(loss_of, torch.optim.AdamW(model.parameters(), 1e-4), autocast=True)
+    return training(loss_of, torch.optim.AdamW(model.parameters(), 1e-4), autocast=_BF16)
 
 
 class GraphLayer(nn.Module):
@@ -252,7 +226,7 @@ def graph() -> Step:
         return functional.cross_entropy(head(x), labels)
 
     parameters = [*layers.parameters(), *head.parameters()]
-    return _training(loss_of, torch.optim.Adam(parameters, 1e-3))
+    return training(loss_of, torch.optim.Adam(parameters, 1e-3))
 
 
 class Cell(nn.Module):
@@ -286,7 +260,7 @@ def recurrent() -> Step:
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     parameters = [*words.parameters(), *cells.parameters(), *head.parameters()]
-    return _training(loss_of, torch.optim.RMSprop(parameters, 1e-3), clip=True)
+    return training(loss_of, torch.optim.RMSprop(parameters, 1e-3), clip=1.0)
 
 
 class Adapted(nn.Module):
@@ -321,7 +295,7 @@ def lora() -> Step:
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     trained = [each for each in model.parameters() if each.requires_grad]
-    return _training(loss_of, torch.optim.AdamW(trained, 1e-4, fused=True))
+    return training(loss_of, torch.optim.AdamW(trained, 1e-4, fused=True))
 
 
 def decode() -> Step:
@@ -361,7 +335,7 @@ def vit() -> Step:
 
     parameters = [*patches.parameters(), *blocks.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, 1e-4, fused=True)
-    return _training(loss_of, optimizer, autocast=True, clip=True)
+    return training(loss_of, optimizer, autocast=_BF16, clip=1.0)
 
 
 def vae() -> Step:
@@ -385,7 +359,7 @@ def vae() -> Step:
         return functional.mse_loss(made, images, reduction="sum") / 128 + divergence
 
     parameters = [*encoder.parameters(), *first.parameters(), *decoder.parameters()]
-    return _training(loss_of, torch.optim.Adam(parameters, 1e-3))
+    return training(loss_of, torch.optim.Adam(parameters, 1e-3))
 
 
 def accumulated() -> Step:
@@ -415,12 +389,9 @@ def accumulated() -> Step:
 
 
 OWN: dict[str, MakeStep] = {
-    **{
-        make.__name__: make
-        for make in (
-            *(recommender, dlrm, diffusion, speech, graph, recurrent, lora, decode, vit, vae),
-            accumulated,
-        )
-    },
+    **functions(
+        *(recommender, dlrm, diffusion, speech, graph, recurrent, lora, decode, vit, vae),
+        accumulated,
+    ),
     **SECOND,
 }

@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks._shared.provenance import ROOT
+from benchmarks.estimate.training import MakeStep
 
 COLUMNS = ("requested", "allocated", "reserved")
 _STEPS = 3
@@ -28,15 +30,21 @@ _PREDICT = ("-m", _MODULE, "predict")
 def predict(name: str, target: str) -> dict[str, Any]:
     """Estimate a model."""
     from benchmarks.estimate.own import OWN
+
+    return {"model": name, **predicted(OWN[name], target)}
+
+
+def predicted(make: MakeStep, target: str, **options: Any) -> dict[str, Any]:
+    """Estimate a step with further options of ``estimate``."""
     from vramkit.estimate import estimate
 
     begin = time.perf_counter()
-    found = estimate(step=OWN[name], target=target, steps=_STEPS)
+    found = estimate(step=make, target=target, steps=_STEPS, **options)
     return {
-        "model": name,
         "requested": found.peak_requested_bytes,
         "allocated": found.peak_allocated_bytes,
         "reserved": found.reserved_bytes["native"],
+        "device": found.device_bytes,
         "unmeasured": list(found.trace.unmeasured),
         "seconds": round(time.perf_counter() - begin, 2),
     }
@@ -52,18 +60,18 @@ def measure(name: str) -> dict[str, Any]:
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    torch.manual_seed(0)
     before = torch.cuda.memory_allocated()
-    step = OWN[name]()
-    for _ in range(_STEPS):
-        step()
-    return {"model": name, **peaks(), "left_bytes": before}
+    return {"model": name, **peaks(OWN[name]), "left_bytes": before}
 
 
-def peaks() -> dict[str, int]:
-    """Return the most bytes that PyTorch's allocator has counted, after all that is queued."""
+def peaks(make: MakeStep) -> dict[str, int]:
+    """Build a step and run it; returns the most bytes that PyTorch's allocator has counted."""
     import torch
 
+    torch.manual_seed(0)
+    step = make()
+    for _ in range(_STEPS):
+        step()
     torch.cuda.synchronize()
     stats = torch.cuda.memory_stats()
     return {column: stats[f"{column}_bytes.all.peak"] for column in COLUMNS}
@@ -108,26 +116,32 @@ def compare(folder: Path, names: list[str] | None = None) -> list[dict[str, Any]
         For each model ``predicted`` for the GPU by its name, ``calibrated`` with this GPU's
         convolutions measured, and ``measured``.
     """
-    from vramkit.estimate import calibrate
-
     chosen, target = names or [], nearest_target()
-    predicted = {each["model"]: each for each in run(*_PREDICT, "--target", target, *chosen)}
-    signatures = {name: None for each in predicted.values() for name in each["unmeasured"]}
-    file = folder / "gpu.json"
-    calibrate(file, convolutions=signatures, nccl=False, repeats=1)
-    again = [name for name, each in predicted.items() if each["unmeasured"]]
+    plain = {each["model"]: each for each in run(*_PREDICT, "--target", target, *chosen)}
+    file = calibrated_file(folder, plain.values())
+    again = [name for name, each in plain.items() if each["unmeasured"]]
     lines = run(*_PREDICT, "--target", str(file), *again) if again else []
-    calibrated = {**predicted, **{each["model"]: each for each in lines}}
+    calibrated = {**plain, **{each["model"]: each for each in lines}}
     measured = {each["model"]: each for each in run("-m", _MODULE, "measure", *chosen)}
     return [
         {
             "model": name,
-            "predicted": predicted[name],
+            "predicted": plain[name],
             "calibrated": calibrated[name],
             "measured": measured[name],
         }
-        for name in predicted
+        for name in plain
     ]
+
+
+def calibrated_file(folder: Path, estimates: Iterable[dict[str, Any]]) -> Path:
+    """Measure this GPU with the convolutions that estimates know by a formula only."""
+    from vramkit.estimate import calibrate
+
+    file = folder / "gpu.json"
+    signatures = {name: None for each in estimates for name in each["unmeasured"]}
+    calibrate(file, convolutions=signatures, nccl=False, repeats=1)
+    return file
 
 
 def error(found: dict[str, Any], column: str, kind: str = "calibrated") -> float:

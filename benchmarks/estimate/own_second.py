@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Step = Callable[[], Any]
-MakeStep = Callable[[], Step]
+from benchmarks.estimate.training import MakeStep, Step, functions
 
 _BF16 = torch.bfloat16
 
@@ -232,6 +231,4 @@ def adversarial() -> Step:
     return step
 
 
-SECOND: dict[str, MakeStep] = {
-    make.__name__: make for make in (state_space, translator, mixture, cells, mixer, adversarial)
-}
+SECOND: dict[str, MakeStep] = functions(state_space, translator, mixture, cells, mixer, adversarial)

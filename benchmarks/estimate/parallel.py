@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.estimate.own import Block
-
-Step = Callable[[], Any]
+from benchmarks.estimate.training import MakeStep, Step, functions
 
 
 class Decoder(nn.Module):
@@ -95,7 +93,6 @@ def fully_sharded_kept() -> Step:
     return _sharded(reshard_after_forward=False)
 
 
-PARALLEL: dict[str, Callable[[], Step]] = {
-    each.__name__: each
-    for each in (data_parallel, data_parallel_views, fully_sharded, fully_sharded_kept)
-}
+PARALLEL: dict[str, MakeStep] = functions(
+    data_parallel, data_parallel_views, fully_sharded, fully_sharded_kept
+)

@@ -16,23 +16,14 @@ from typing import Any
 from benchmarks.estimate import own_run
 
 COLUMNS = (*own_run.COLUMNS, "device")
-_STEPS = 3
 _MODULE = "benchmarks.estimate.parallel_run"
 
 
 def predict(name: str, ranks: int, target: str) -> dict[str, Any]:
     """Estimate a step as rank 0 of ``ranks``."""
     from benchmarks.estimate.parallel import PARALLEL
-    from vramkit.estimate import estimate
 
-    found = estimate(step=PARALLEL[name], target=target, steps=_STEPS, world_size=ranks)
-    return {
-        "step": name,
-        "requested": found.peak_requested_bytes,
-        "allocated": found.peak_allocated_bytes,
-        "reserved": found.reserved_bytes["native"],
-        "device": found.device_bytes,
-    }
+    return {"step": name, **own_run.predicted(PARALLEL[name], target, world_size=ranks)}
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -42,11 +33,8 @@ def measure(name: str) -> dict[str, Any]:
 
     from benchmarks.estimate.parallel import PARALLEL
 
-    torch.manual_seed(0)
-    step = PARALLEL[name]()
-    for _ in range(_STEPS):
-        step()
-    found = {"step": name, "rank": dist.get_rank(), **own_run.peaks()}
+    sizes = own_run.peaks(PARALLEL[name])
+    found = {"step": name, "rank": dist.get_rank(), **sizes}
     free, total = torch.cuda.mem_get_info()
     dist.destroy_process_group()
     return {**found, "device": total - free}
