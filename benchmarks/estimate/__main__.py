@@ -7,8 +7,10 @@ another version's models may run other operators.
 
 ``--peers`` prints what other estimators say of the same steps. ``--own`` needs a GPU instead: it
 runs the models of ``own.py`` on it and compares these, after the workspaces of their convolutions
-were measured (``vramkit calibrate``). ``--parallel`` needs at least two GPUs: it runs the steps of
-``parallel.py`` with a rank on each, after NCCL was measured.
+were measured (``vramkit calibrate``). ``--others`` does the same with the models of ``others.py``,
+each in processes of its own; it also needs torchvision, peft and torch_geometric, and names what it
+skips. ``--parallel`` needs at least two GPUs: it runs the steps of ``parallel.py`` with a rank on
+each, after NCCL was measured.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks._shared.harness import Recorder, Row, summarize
+from benchmarks._shared.harness import Recorder, Row, Setting, summarize
 from benchmarks._shared.provenance import gpu_provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,33 +119,65 @@ def compare_own(names: list[str], *, record: bool, commit: str | None) -> int:
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to compare with")
         return 75
-    recorder = None
-    if record:
-        recorder = Recorder(record=True, allow_dirty=False, origin=gpu_provenance(commit))
-    percent = (*(f"{key} %" for key in own_run.COLUMNS), "allocated %, not calibrated")
-    print(f"| model | {' | '.join(percent)} |\n|---" + "|---:" * len(percent) + "|")
+    recorder = _gpu_recorder(record, commit)
+    _print_calibrated_header()
     with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
         found = own_run.compare(Path(folder), names)
     for each in found:
-        errors = [own_run.error(each, key) for key in own_run.COLUMNS]
-        errors.append(own_run.error(each, "allocated", "predicted"))
-        print(f"| {each['model']} | {' | '.join(f'{value:+.3f}' for value in errors)} |")
-        if recorder is not None:
-            record_own(recorder, each)
+        _report_calibrated("own", each, recorder, {})
     return 0
 
 
-def record_own(recorder: Recorder, found: dict[str, Any]) -> None:
-    """Add the rows of one model: calibrated and not, beside what was measured."""
+def compare_others(names: list[str], *, record: bool, commit: str | None) -> int:
+    """Compare the models of ``others.py`` on this machine's GPU; returns 75 without one."""
+    import torch
+
+    from benchmarks.estimate import others_run
+
+    if not torch.cuda.is_available():
+        print("no CUDA device: nothing to compare with")
+        return 75
+    recorder = _gpu_recorder(record, commit)
+    _print_calibrated_header()
+    with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
+        for each in others_run.compare(Path(folder), names):
+            if "skipped" in each:
+                print(f"| {each['model']} | {each['skipped']} | | | |", flush=True)
+            else:
+                _report_calibrated("others", each, recorder, {"guess": each["guess"]})
+    return 0
+
+
+def _gpu_recorder(record: bool, commit: str | None) -> Recorder | None:
+    if not record:
+        return None
+    return Recorder(record=True, allow_dirty=False, origin=gpu_provenance(commit))
+
+
+def _print_calibrated_header() -> None:
     from benchmarks.estimate import own_run
 
-    for kind in ("calibrated", "predicted"):
+    percent = (*(f"{key} %" for key in own_run.COLUMNS), "allocated %, not calibrated")
+    print(f"| model | {' | '.join(percent)} |\n|---" + "|---:" * len(percent) + "|", flush=True)
+
+
+def _report_calibrated(
+    kind: str, found: dict[str, Any], recorder: Recorder | None, settings: dict[str, Setting]
+) -> None:
+    """Print the errors of one model and add its rows: calibrated and not, beside the measured."""
+    from benchmarks.estimate import own_run
+
+    errors = [own_run.error(found, key) for key in own_run.COLUMNS]
+    errors.append(own_run.error(found, "allocated", "predicted"))
+    cells = " | ".join(f"{value:+.3f}" for value in errors)
+    print(f"| {found['model']} | {cells} |", flush=True)
+    if recorder is None:
+        return
+    for part in ("calibrated", "predicted"):
         for key in own_run.COLUMNS:
-            own, measured = (summarize([float(found[part][key])]) for part in (kind, "measured"))
-            name = f"own {found['model']}"
-            settings = {"calibrated": kind == "calibrated"}
-            row = Row("estimate", name, f"{key}_bytes", "B", own, settings, "measured", measured)
-            recorder.add(row)
+            own, measured = (summarize([float(found[each][key])]) for each in (part, "measured"))
+            row = (own, {"calibrated": part == "calibrated", **settings}, "measured", measured)
+            recorder.add(Row("estimate", f"{kind} {found['model']}", f"{key}_bytes", "B", *row))
 
 
 def compare_parallel(names: list[str], *, record: bool, commit: str | None) -> int:
@@ -156,9 +190,7 @@ def compare_parallel(names: list[str], *, record: bool, commit: str | None) -> i
     if ranks < 2:
         print(f"{ranks} CUDA devices: two are needed")
         return 75
-    recorder = None
-    if record:
-        recorder = Recorder(record=True, allow_dirty=False, origin=gpu_provenance(commit))
+    recorder = _gpu_recorder(record, commit)
     print(f"| step of {ranks} ranks | {' | '.join(f'{key} %' for key in parallel_run.COLUMNS)} |")
     print("|---" + "|---:" * len(parallel_run.COLUMNS) + "|")
     with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
@@ -187,14 +219,20 @@ def main() -> int:
     parser.add_argument("--truth", type=Path, default=ROOT.parent / "shared" / "estimate")
     parser.add_argument("--peers", action="store_true", help="ask other estimators instead")
     parser.add_argument("--own", action="store_true", help="run the models of own.py on a GPU")
+    parser.add_argument("--others", action="store_true", help="run the models of others.py")
     parser.add_argument(
         "--parallel", action="store_true", help="run the steps of parallel.py on all GPUs"
     )
     parser.add_argument("--commit", help="label of the commit, where there is no repository")
     arguments = parser.parse_args()
-    if arguments.own or arguments.parallel:
-        compare = compare_own if arguments.own else compare_parallel
-        return compare(arguments.models, record=arguments.record, commit=arguments.commit)
+    on_gpus = {
+        compare_own: arguments.own,
+        compare_others: arguments.others,
+        compare_parallel: arguments.parallel,
+    }
+    for compare, chosen in on_gpus.items():
+        if chosen:
+            return compare(arguments.models, record=arguments.record, commit=arguments.commit)
     if not (arguments.truth / "truth-h100.jsonl").is_file():
         print(f"no truth-h100.jsonl in {arguments.truth}: nothing to compare with")
         return 75
