@@ -387,8 +387,9 @@ class _SoftActorCritic:
         normal = torch.distributions.Normal(mean, spread.clamp(-5, 2).exp())
         drawn = normal.rsample()
         actions = drawn.tanh()
-        density = normal.log_prob(drawn) - torch.log(1 - actions.pow(2) + 1e-6)
-        return actions, density.sum(-1, keepdim=True)
+        return actions, (normal.log_prob(drawn) - torch.log(1 - actions.pow(2) + 1e-6)).sum(
+            -1, keepdim=True
+        )
 
     def follow(self) -> None:
         """Move the targets a little towards the critics."""
