@@ -43,3 +43,29 @@ def test_scripts_that_a_step_compiles() -> None:
 
     assert vramkit.estimate(step=make_step).peak_requested_bytes == 3 * 256 * 4
     assert _scripted()(torch.ones(1)).item() == 4
+
+
+def _fuses() -> tuple[bool, bool]:
+    return torch._C._jit_can_fuse_on_gpu(), torch._C._jit_texpr_fuser_enabled()
+
+
+def _sharpened(x: torch.Tensor) -> torch.Tensor:
+    return (x * 1.5 + 2.0).relu() * x.sigmoid()
+
+
+def test_scripts_are_not_fused_for_the_pretended_gpu() -> None:
+    before, within, scripted = _fuses(), [], torch.jit.script(_sharpened)
+
+    def make_step() -> Step:
+        x = torch.randn(64, 64, device="cuda", requires_grad=True)
+
+        def step() -> None:
+            within.append(_fuses())
+            scripted(x).sum().backward()
+
+        return step
+
+    found = vramkit.estimate(step=make_step, steps=4)
+    assert within == [(False, False)] * 4
+    assert _fuses() == before
+    assert found.peak.by_kind["gradients"] == 4 * 64 * 64

@@ -33,6 +33,19 @@ def dynamo_undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def scripts_unfused() -> Iterator[None]:
+    """TorchScript runs operator by operator: its fuser would compile for the pretended GPU."""
+    on_gpu, fuses = torch._C._jit_can_fuse_on_gpu(), torch._C._jit_texpr_fuser_enabled()
+    torch._C._jit_override_can_fuse_on_gpu(False)
+    torch._C._jit_set_texpr_fuser_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_override_can_fuse_on_gpu(on_gpu)
+        torch._C._jit_set_texpr_fuser_enabled(fuses)
+
+
+@contextlib.contextmanager
 def scripts_know(exchanged: Mapping[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
     """Let ``torch.jit.script`` take functions for those in whose places they stand.
 

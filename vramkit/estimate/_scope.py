@@ -19,7 +19,7 @@ from vramkit.errors import UntraceableError
 from vramkit.estimate._attribution import line_of_caller
 from vramkit.estimate._branches import branches_decided
 from vramkit.estimate._calls import calls_of_programs
-from vramkit.estimate._compilers import dynamo_undisturbed, scripts_know
+from vramkit.estimate._compilers import dynamo_undisturbed, scripts_know, scripts_unfused
 from vramkit.estimate._conversions import conversions_read
 from vramkit.estimate._fake_device import exchanged, fake_device, patched
 from vramkit.estimate._fake_methods import holds_readings, methods_of_fakes, without_readings
@@ -47,6 +47,7 @@ def tracing(tracer: Tracer, target: Target, start: Callable[..., Any]) -> Iterat
     with contextlib.ExitStack() as scope:
         scope.enter_context(settings_kept())
         scope.enter_context(dynamo_undisturbed())
+        scope.enter_context(scripts_unfused())
         scope.enter_context(fake_device(target))
         scope.callback(tracer.restore_outside)
         scope.enter_context(calls_of_programs())
