@@ -68,4 +68,6 @@ def test_scripts_are_not_fused_for_the_pretended_gpu() -> None:
     found = vramkit.estimate(step=make_step, steps=4)
     assert within == [(False, False)] * 4
     assert _fuses() == before
-    assert found.peak.by_kind["gradients"] == 4 * 64 * 64
+    assert 4 * 64 * 64 in [
+        each.size_bytes for each in found.trace.blocks if each.kind == "gradients"
+    ]
