@@ -57,11 +57,11 @@ def test_scripts_are_not_fused_for_the_pretended_gpu() -> None:
     before, within, scripted = _fuses(), [], torch.jit.script(_sharpened)
 
     def make_step() -> Step:
-        x = torch.randn(64, 64, device="cuda", requires_grad=True)
+        layer, x = torch.nn.Linear(64, 64, device="cuda"), torch.randn(8, 64, device="cuda")
 
         def step() -> None:
             within.append(_fuses())
-            scripted(x).sum().backward()
+            scripted(layer(x)).sum().backward()
 
         return step
 
