@@ -158,16 +158,18 @@ _BUILTIN = type(len)
 def _own_functions(start: Callable[..., Any]) -> Iterator[FunctionType]:
     """Functions in modules of the program, and those that these and ``start`` refer to."""
     seen: dict[int, Any] = {}
-    # The nearest first, as there may be more objects than can be asked in a short time.
-    todo = deque([start, *_held_by(start), *sys.modules.values()])
-    while todo and len(seen) < _MOST_OBJECTS:
-        each = todo.popleft()
-        if id(each) in seen:
-            continue
-        seen[id(each)] = each
-        if type(each) is FunctionType and is_own(each.__code__.co_filename):
-            yield each
-        todo += _inside(each)
+    # The nearest first, as there may be more objects than can be asked in a short time: half of the
+    # time is for what the program's beginning refers to.
+    for share, roots in ((2, [start, *_held_by(start)]), (1, sys.modules.values())):
+        todo = deque(roots)
+        while todo and len(seen) < _MOST_OBJECTS // share:
+            each = todo.popleft()
+            if id(each) in seen:
+                continue
+            seen[id(each)] = each
+            if type(each) is FunctionType and is_own(each.__code__.co_filename):
+                yield each
+            todo += _inside(each)
 
 
 def _held_by(start: Callable[..., Any]) -> list[Any]:

@@ -72,6 +72,8 @@ def trace(
         try:
             found = _run(tracer, make_step, steps, progress)
             return replace(found, world_size=groups.world_size, groups=groups.count)
+        except UntraceableError:
+            raise  # it says what to do, and may quote PyTorch
         except (RuntimeError, ValueError, AssertionError) as err:
             reason = _guesses.refusal_of(err)
             if reason is None:
