@@ -168,6 +168,12 @@ def test_losses_and_inputs() -> None:
         vramkit.estimate(torch.nn.ReLU(), torch.empty(8), train=True)
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_an_optimizer_needs_gradients(off: Callable[[], Any]) -> None:
+    with off(), pytest.raises(InvalidArgumentError, match="gradients are switched off where"):
+        vramkit.estimate(torch.nn.Linear(8, 8), torch.empty(2, 8), optimizer="adamw", steps=1)
+
+
 def test_the_model_is_untouched() -> None:
     model = _layers()
     before = {name: value.clone() for name, value in model.state_dict().items()}

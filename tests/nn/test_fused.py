@@ -180,6 +180,8 @@ def test_files_of_something_else_are_errors(content: bytes, error: str, tmp_path
 def test_what_is_no_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="cannot be read"):
         _selection.set_kernel_choice("measured", file=tmp_path)
+    with pytest.raises(InvalidArgumentError, match=r"the folder of file=.* does not exist"):
+        _selection.set_kernel_choice("measured", file=tmp_path / "missing" / "choices.jsonl")
     with pytest.raises(ArgumentTypeError, match="file must be a path, got int"):
         _selection.set_kernel_choice("measured", file=3)  # type: ignore[arg-type]
 

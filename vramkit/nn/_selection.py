@@ -85,7 +85,8 @@ def set_kernel_choice(mode: Mode, *, file: str | os.PathLike[str] | None = None)
             same at once. They count on the same device with the same versions of PyTorch and cuDNN.
 
     Raises:
-        InvalidArgumentError: ``mode`` is unknown, or ``file`` holds something else.
+        InvalidArgumentError: ``mode`` is unknown, or ``file`` holds something else, or its folder
+            does not exist.
         ArgumentTypeError: ``file`` is no path.
 
     Example:
@@ -98,6 +99,10 @@ def set_kernel_choice(mode: Mode, *, file: str | os.PathLike[str] | None = None)
     if not isinstance(file, str | os.PathLike | None):
         raise ArgumentTypeError(f"file must be a path, got {type(file).__name__}")
     path = None if file is None else Path(file)
+    if path is not None and not path.parent.is_dir():
+        raise InvalidArgumentError(
+            f"the folder of file={str(path)!r} does not exist; make it first"
+        )
     stored = {} if path is None else _read(path)
     with _State.lock:
         _State.mode, _State.file = mode, path
