@@ -80,14 +80,17 @@ class Request:
         """
         make_step = self.make_step or (self.recipe.make_step if self.recipe else None)
         assert make_step is not None
-        traced = trace(
-            make_step,
-            target=self.target,
-            steps=self.steps,
-            guess=self.guess,
-            progress=self.progress,
-            world_size=self.world_size,
-        )
+        # A model is trained also where gradients are switched off around the call.
+        trains = self.recipe is not None and self.recipe.trains
+        with torch.inference_mode(mode=torch.is_inference_mode_enabled() and not trains):
+            traced = trace(
+                make_step,
+                target=self.target,
+                steps=self.steps,
+                guess=self.guess,
+                progress=self.progress,
+                world_size=self.world_size,
+            )
         found = evaluate(traced, self)
         if found.peak_requested_bytes == 0:
             raise EmptyStepError(

@@ -121,11 +121,6 @@ class Recipe:
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
                 return leaf.sum()
-        if not torch.is_grad_enabled():
-            raise InvalidArgumentError(
-                "gradients are switched off where estimate() is called, so the optimizer has none; "
-                "call it outside torch.no_grad() and torch.inference_mode(), or without optimizer="
-            )
         raise InvalidArgumentError(
             f"the model returns {type(output).__name__} without a loss and without a tensor that "
             "needs a gradient; pass loss=, a function of the output"
