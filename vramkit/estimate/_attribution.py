@@ -132,12 +132,15 @@ def line_of_error(err: BaseException) -> str:
     return found
 
 
+def calling_frame() -> FrameType | None:
+    """Return the innermost frame outside torch and vramkit."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
 def line_of_caller() -> str:
     """Return the innermost line outside torch and vramkit, as ``file:number``."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not is_library(name):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
+    frame = calling_frame()
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -27,7 +27,7 @@ from torch.optim import _adafactor, lbfgs
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from vramkit.estimate import _readings
-from vramkit.estimate._attribution import is_library, line_of_caller
+from vramkit.estimate._attribution import calling_frame, is_library, line_of_caller
 from vramkit.estimate._fake_device import patched
 from vramkit.units import counted, format_mib
 
@@ -111,7 +111,7 @@ def answer_of_generation(name: str, out: Any) -> tuple[bool, str] | None:
     kind = name.removeprefix("aten::")
     if kind not in _ASKED or out.dtype != torch.bool:
         return None
-    frame = _calling_frame()
+    frame = calling_frame()
     if frame is None:
         return None
     file, function = frame.f_code.co_filename, frame.f_code.co_name
@@ -125,15 +125,8 @@ def answer_of_generation(name: str, out: Any) -> tuple[bool, str] | None:
 
 def _is_called_by(file: str) -> bool:
     """Tell whether the code outside torch and vramkit that runs is in a file that ends so."""
-    frame = _calling_frame()
+    frame = calling_frame()
     return frame is not None and frame.f_code.co_filename.endswith(file)
-
-
-def _calling_frame() -> FrameType | None:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and is_library(frame.f_code.co_filename):
-        frame = frame.f_back
-    return frame
 
 
 def _frame_in(*files: str) -> FrameType | None:

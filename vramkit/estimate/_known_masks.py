@@ -43,7 +43,7 @@ def index(runner: Runner, args: tuple[Any, ...]) -> Any:
         return NotImplemented
     indices, plan = found
     out = runner.run(_aten.index.Tensor, (args[0], indices), {})
-    runner.follow([*plan, Give(0), *_dropped(plan)], (out,))
+    runner.follow([*plan, Give(0), Drop(_left(plan))], (out,))
     return out
 
 
@@ -69,7 +69,7 @@ def index_put(runner: Runner, args: tuple[Any, ...], *, unsafe: bool = False) ->
         inside = index_put_plan(runner.target, put, unsafe=unsafe, kept=_left(plan))
         runner.follow([*plan, *inside], (tensor,))
     else:
-        runner.follow([*plan, *_dropped(plan)], (tensor,))
+        runner.follow([*plan, Drop(_left(plan))], (tensor,))
     return tensor
 
 
@@ -97,7 +97,3 @@ def _places(
 def _left(plan: Plan) -> int:
     taken = sum(isinstance(step, Take) for step in plan)
     return taken - sum(step.count for step in plan if isinstance(step, Drop))
-
-
-def _dropped(plan: Plan) -> list[Step]:
-    return [Drop(_left(plan))] if _left(plan) else []

@@ -39,7 +39,7 @@ from vramkit.estimate._target import Target
 _aten = torch.ops.aten
 _READS = (_aten._local_scalar_dense.default, _aten.is_nonzero.default)
 _SIZED_BY_DATA = (
-    *(_aten.nonzero.default, _aten.masked_select.default, _aten.repeat_interleave.Tensor),
+    *(_aten.nonzero.default, _aten.repeat_interleave.Tensor),
     *(_aten._unique2.default, _aten.unique_dim.default, _aten.unique_consecutive.default),
 )
 _ON_HOST = -1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vramkit.estimate._ops._copies import copies
-from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Plan, Step, Take, scratch, size_of
+from vramkit.estimate._ops._plan import Call, Drop, Give, Host, Plan, Step, Take, scratch
 from vramkit.estimate._target import Target
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -138,11 +138,9 @@ def _cudnn_backward(call: Call) -> Plan:
     size = q.numel() * 4 + batch * heads * length * 4 + _SEEDS
     if k.shape[1] != heads:
         size += batch * heads * k.shape[2] * (k.shape[3] + v.shape[3]) * q.element_size()
-    births: list[Step] = [Give(0), Give(1), Give(2)]
-    gradient, out = call.args[0], call.args[4]
-    if gradient.stride() == out.stride():
-        return [*births, *scratch(size)]
-    return [*births, Take(size_of(gradient)), *scratch(size), Drop()]
+    out = call.args[4]
+    copied = copies(call.args[0], taken=lambda each: each.stride() == out.stride())
+    return [Give(0), Give(1), Give(2), *copied, *scratch(size), Drop(len(copied))]
 
 
 def _efficient_forward(_: Call) -> Plan:
@@ -154,10 +152,9 @@ def _flash_backward(call: Call) -> Plan:
     batch, heads, length, width = q.shape
     rows = batch * heads * -(-length // 128) * 128
     padded = -(-width // 32) * 32
-    births: list[Step] = [Give(0), Give(1), Give(2)]
     work = scratch(rows * 4, rows * padded * 4)
     copied = copies(call.args[0].transpose(1, 2), call.args[4].transpose(1, 2))
-    return [*copied, *births, *work, Drop(len(copied))] if copied else [*births, *work]
+    return [*copied, Give(0), Give(1), Give(2), *work, Drop(len(copied))]
 
 
 def _efficient_backward(call: Call) -> Plan:
@@ -170,7 +167,7 @@ def _efficient_backward(call: Call) -> Plan:
     columns = -(-width // 128) * 128 if width > _BLOCK else _BLOCK
     workspace = blocks * (_BLOCK * columns * 4 + _LOCKS)
     copied = copies(call.args[0].transpose(1, 2))
-    tail: list[Step] = [Take(workspace), Drop(below=1), Drop(), *[Drop()] * len(copied)]
+    tail: list[Step] = [Take(workspace), Drop(below=1), Drop(1 + len(copied))]
     if q.dtype in _HALF:
         return [*copied, *given, Take(rows), *tail]
     sums: list[Step] = [Take(out.numel() * 4), Take(rows), Take(rows), Drop(2, below=1)]

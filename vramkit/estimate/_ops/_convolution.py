@@ -133,13 +133,13 @@ def _forward(call: Call) -> Plan:
     x, w = call.args[:2]
     workspace = _with_weight(x, w, scratch(_workspace("forward", x, w, call.outputs[0], call)))
     copied = _copies(x, w, x)
-    return [*copied, Give(0), *workspace, *[Drop()] * len(copied)]
+    return [*copied, Give(0), *workspace, Drop(len(copied))]
 
 
 def _with_weight(x: torch.Tensor, w: torch.Tensor, workspace: Plan) -> Plan:
     """The weight is copied, too, where it is not in the format."""
     copied = _copies(x, w, w)
-    return [*copied, *workspace, Drop()] if copied else workspace
+    return [*copied, *workspace, Drop(len(copied))]
 
 
 def _backward(call: Call) -> Plan:
@@ -154,9 +154,9 @@ def _backward(call: Call) -> Plan:
             workspace: Plan = scratch(_workspace(kind, x, w, dy, call))
             workspace = _with_weight(x, w, workspace) if kind == "input" else workspace
             plan += [Give(place), *workspace]
-    plan += [Drop()] * len(copied)
+    plan.append(Drop(len(copied)))
     inputs = _copies(x, w, x) if call.outputs[1] is not None else []
-    plan = [*inputs, *plan, *[Drop()] * len(inputs)]
+    plan = [*inputs, *plan, Drop(len(inputs))]
     if call.outputs[2] is not None:
         others = set(range(dy.dim())) - {1}
         plan += [Give(2), *scratch(*staging(dy, others, call.target))]

@@ -52,54 +52,50 @@ def _births(call: Call) -> list[Step]:
     return [Give(place) for place, output in enumerate(call.outputs) if output is not None]
 
 
+def _and(call: Call, taken: list[Step]) -> Plan:
+    """The results come first, then blocks that the kernel takes or writes in their place."""
+    return [*_births(call), *taken, Drop(len(taken))]
+
+
 def _after(*places: int, taken: _Taken = is_plain) -> Rule:
-    """The results come first, then copies of the arguments at some places."""
+    """Arguments at some places are copied."""
+    return lambda call: _and(call, copies(*(call.args[place] for place in places), taken=taken))
+
+
+def _in_format_of_input(places: int) -> Rule:
+    """So many of the arguments, of which the second is the input, are copied in its format."""
 
     def rule(call: Call) -> Plan:
-        taking = copies(*(call.args[place] for place in places), taken=taken)
-        return [*_births(call), *taking, Drop(len(taking))] if taking else []
+        kind = suggest_memory_format(call.args[1])
+        return _and(
+            call,
+            copies(*call.args[:places], taken=lambda each: each.is_contiguous(memory_format=kind)),
+        )
 
     return rule
-
-
-def _as_inputs(call: Call) -> Plan:
-    """The gradient, and the input, in the format of the input."""
-    kind = suggest_memory_format(call.args[1])
-    taken = copies(*call.args[:2], taken=lambda each: each.is_contiguous(memory_format=kind))
-    return [*_births(call), *taken, Drop(len(taken))] if taken else []
-
-
-def _gradient_as_input(call: Call) -> Plan:
-    kind = suggest_memory_format(call.args[1])
-    taken = copies(call.args[0], taken=lambda each: each.is_contiguous(memory_format=kind))
-    return [*_births(call), *taken, Drop()] if taken else []
 
 
 def _before(place: int, taken: _Taken) -> Rule:
     def rule(call: Call) -> Plan:
         taking = copies(call.args[place], taken=taken)
-        return [*taking, *_births(call), Drop()] if taking else []
+        return [*taking, *_births(call), Drop(len(taking))]
 
     return rule
 
 
 def _written(call: Call) -> Plan:
     """Results that are channels-last are written elsewhere first."""
-    elsewhere = [Take(size_of(output)) for output in call.outputs if not output.is_contiguous()]
-    taking = [*elsewhere, *copies(call.args[0])]
-    return [*_births(call), *taking, Drop(len(taking))] if taking else []
+    return _and(call, copies(*call.outputs, call.args[0]))
 
 
 def _written_back(call: Call) -> Plan:
-    result = call.outputs[0]
-    taking = [*copies(call.args[0], call.args[2]), *copies(result)]
-    return [*_births(call), *taking, Drop(len(taking))] if taking else []
+    return _and(call, copies(call.args[0], call.args[2], call.outputs[0]))
 
 
 def _normalised(call: Call) -> Plan:
     """The input's copy is made before the factors."""
     copied = copies(call.args[0])
-    return [Give(0), *copied, Give(1), Drop()] if copied else []
+    return [Give(0), *copied, Give(1), Drop(len(copied))]
 
 
 def _roll(call: Call) -> Plan:
@@ -109,7 +105,7 @@ def _roll(call: Call) -> Plan:
     if not between:
         return _after(0)(call)
     first = copies(x)
-    plan: list[Step] = [Take(size_of(x)), *first, *([Drop()] if first else [])]
+    plan: list[Step] = [Take(size_of(x)), *first, Drop(len(first))]
     return [*plan, *[Take(size_of(x))] * (between - 1), Give(0), Drop(between)]
 
 
@@ -142,9 +138,10 @@ RULES: dict[str, Rule] = {
         _after(0, taken=is_in_own_format),
     ),
     **dict.fromkeys(
-        ("aten::max_pool2d_with_indices_backward", "aten::avg_pool2d_backward"), _as_inputs
+        ("aten::max_pool2d_with_indices_backward", "aten::avg_pool2d_backward"),
+        _in_format_of_input(2),
     ),
-    "aten::_adaptive_avg_pool2d_backward": _gradient_as_input,
+    "aten::_adaptive_avg_pool2d_backward": _in_format_of_input(1),
     "aten::adaptive_max_pool2d_backward": _written_back,
     "aten::_fused_rms_norm": _normalised,
     "aten::_fused_rms_norm_backward": _after(0, 1),

@@ -26,7 +26,7 @@ def _product(call: Call) -> Plan:
     plan: list[Step] = [Give(0), *copied, Keep("cuBLAS", call.target.cublas_bytes)]
     if call.target.cublas_lt_bytes and _goes_to_lt(call):
         plan.append(Keep("cuBLASLt", call.target.cublas_lt_bytes))
-    return [*plan, Drop(len(copied))] if copied else plan
+    return [*plan, Drop(len(copied))]
 
 
 def _is_matrix(argument: Any, dimensions: int) -> bool:

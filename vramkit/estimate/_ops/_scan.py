@@ -53,7 +53,7 @@ def _scan(call: Call) -> Plan:
     scan = scanning(x.numel(), result.element_size()) if whole else []
     if x.dtype == result.dtype:
         copied = copies(x)
-        return [Give(0), *copied, *scan, *([Drop()] if copied else [])]
+        return [Give(0), *copied, *scan, Drop(len(copied))]
     return [Give(0), Take(size_of(result)), *scan, Drop()]
 
 
