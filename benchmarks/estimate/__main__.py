@@ -21,6 +21,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,27 +113,27 @@ def compare_peers(
 
 def compare_own(names: list[str], *, record: bool, commit: str | None) -> int:
     """Compare the models of ``own.py`` on this machine's GPU; returns 75 where there is none."""
-    import torch
-
     from benchmarks.estimate import own_run
 
-    if not torch.cuda.is_available():
-        print("no CUDA device: nothing to compare with")
-        return 75
-    recorder = _gpu_recorder(record, commit)
-    _print_calibrated_header()
-    with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
-        found = own_run.compare(Path(folder), names)
-    for each in found:
-        _report_calibrated("own", each, recorder, {})
-    return 0
+    return _compare_calibrated("own", own_run.compare, names, record=record, commit=commit)
 
 
 def compare_others(names: list[str], *, record: bool, commit: str | None) -> int:
     """Compare the models of ``others.py`` on this machine's GPU; returns 75 without one."""
-    import torch
-
     from benchmarks.estimate import others_run
+
+    return _compare_calibrated("others", others_run.compare, names, record=record, commit=commit)
+
+
+def _compare_calibrated(
+    kind: str,
+    compare: Callable[[Path, list[str]], Iterable[dict[str, Any]]],
+    names: list[str],
+    *,
+    record: bool,
+    commit: str | None,
+) -> int:
+    import torch
 
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to compare with")
@@ -140,11 +141,12 @@ def compare_others(names: list[str], *, record: bool, commit: str | None) -> int
     recorder = _gpu_recorder(record, commit)
     _print_calibrated_header()
     with tempfile.TemporaryDirectory(prefix="vramkit-") as folder:
-        for each in others_run.compare(Path(folder), names):
+        for each in compare(Path(folder), names):
             if "skipped" in each:
                 print(f"| {each['model']} | {each['skipped']} | | | |", flush=True)
-            else:
-                _report_calibrated("others", each, recorder, {"guess": each["guess"]})
+                continue
+            settings = {"guess": each["guess"]} if "guess" in each else {}
+            _report_calibrated(kind, each, recorder, settings)
     return 0
 
 
